@@ -1,0 +1,100 @@
+// Weighted sum of T rows: out[k] = beta out[k] + sum_t w_t x_t[k], accumulated in the accumulator's type in the order
+// of the tasks and rounded once. Reads every row once and writes `out` once: (T + 1) elements of traffic each.
+
+constexpr int kTogether = 8;  // rows of one pass over the accumulators
+
+// acc = (fresh ? 0 : acc) + sum_i w_i x_i
+template <class A, int kRows, bool kFresh>
+MTLKERNELS_NOINLINE void add_weighted(const A* const* rows, const A* weights, int64_t n, A* __restrict acc) {
+  const A* x[kRows];
+  A w[kRows];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) x[i] = rows[i], w[i] = weights[i];
+#pragma GCC ivdep
+  for (int64_t k = 0; k < n; ++k) {
+    A sum = kFresh ? w[0] * x[0][k] : acc[k] + w[0] * x[0][k];
+#pragma GCC unroll 8
+    for (int i = 1; i < kRows; ++i) sum += w[i] * x[i][k];
+    acc[k] = sum;
+  }
+}
+
+template <class A, bool kFresh>
+void add_weighted(const A* const* rows, const A* weights, int64_t count, int64_t n, A* acc) {
+  switch (count) {
+    case 1: return add_weighted<A, 1, kFresh>(rows, weights, n, acc);
+    case 2: return add_weighted<A, 2, kFresh>(rows, weights, n, acc);
+    case 3: return add_weighted<A, 3, kFresh>(rows, weights, n, acc);
+    case 4: return add_weighted<A, 4, kFresh>(rows, weights, n, acc);
+    case 5: return add_weighted<A, 5, kFresh>(rows, weights, n, acc);
+    case 6: return add_weighted<A, 6, kFresh>(rows, weights, n, acc);
+    case 7: return add_weighted<A, 7, kFresh>(rows, weights, n, acc);
+    case 8: return add_weighted<A, 8, kFresh>(rows, weights, n, acc);
+  }
+}
+
+// Copies whole aligned vectors past the cache (no read of the line before it is written), the rest as usual.
+inline void store_streaming(const char* from, int64_t bytes, char* to) {
+  int64_t k = 0;
+#if MTLKERNELS_X86_LEVEL == 512
+  k = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(to) & 63);
+  std::memcpy(to, from, k);
+  for (; k + 64 <= bytes; k += 64)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + k), _mm512_loadu_si512(from + k));
+#elif MTLKERNELS_X86_LEVEL == 2
+  k = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(to) & 31);
+  std::memcpy(to, from, k);
+  for (; k + 32 <= bytes; k += 32)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + k),
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + k)));
+#endif
+  std::memcpy(to + k, from + k, bytes - k);
+}
+
+template <class S>
+void store_run(const accumulator_t<S>* acc, int64_t n, S* out, bool stream) {
+  const void* from = acc;
+  alignas(64) S narrowed[std::is_same_v<S, accumulator_t<S>> ? 1 : kChunk<accumulator_t<S>>];
+  if constexpr (!std::is_same_v<S, accumulator_t<S>>) {
+    narrow_run(acc, n, narrowed);
+    from = narrowed;
+  }
+  const int64_t bytes = n * static_cast<int64_t>(sizeof(S));
+  if (stream) {
+    store_streaming(static_cast<const char*>(from), bytes, reinterpret_cast<char*>(out));
+  } else {
+    std::memcpy(out, from, bytes);
+  }
+}
+
+template <class S>
+void combine(const void* const* rows, const double* weights, int64_t tasks, int64_t length, void* out_memory,
+             double beta, bool stream) {
+  using A = accumulator_t<S>;
+  S* const out = static_cast<S*>(out_memory);
+  alignas(64) A acc[kChunk<A>];
+  alignas(64) A stage[kTogether][std::is_same_v<S, A> ? 1 : kChunk<A>];
+  for (int64_t begin = 0; begin < length; begin += kChunk<A>) {
+    const int64_t n = std::min(kChunk<A>, length - begin);
+    bool fresh = beta == 0;
+    if (!fresh) {
+      const A* old = widened(out + begin, n, stage[0]);
+      for (int64_t k = 0; k < n; ++k) acc[k] = static_cast<A>(beta) * old[k];
+    }
+    for (int64_t first = 0; first < tasks; first += kTogether) {
+      const int64_t count = std::min<int64_t>(kTogether, tasks - first);
+      const A* x[kTogether];
+      A w[kTogether];
+      for (int64_t i = 0; i < count; ++i) {
+        x[i] = widened(static_cast<const S*>(rows[first + i]) + begin, n, stage[i]);
+        w[i] = static_cast<A>(weights[first + i]);
+      }
+      fresh ? add_weighted<A, true>(x, w, count, n, acc) : add_weighted<A, false>(x, w, count, n, acc);
+      fresh = false;
+    }
+    store_run<S>(acc, n, out + begin, stream);
+  }
+#if MTLKERNELS_X86_LEVEL > 0
+  if (stream) _mm_sfence();
+#endif
+}

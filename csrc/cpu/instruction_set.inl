@@ -1,0 +1,22 @@
+// One instruction set's kernels: the body of kernels_*.cpp, which define the set's name, vector width and level.
+
+namespace mtlkernels::cpu {
+namespace MTLKERNELS_SET {
+namespace {
+
+#include "simd.inl"
+
+#include "gram.inl"
+
+#include "combine.inl"
+
+constexpr Kernels kTable = {MTLKERNELS_SET_NAME,
+                            {gram<float>, gram<double>, gram<BFloat16>, gram<Float16>},
+                            {combine<float>, combine<double>, combine<BFloat16>, combine<Float16>}};
+
+}  // namespace
+}  // namespace MTLKERNELS_SET
+
+const Kernels& MTLKERNELS_SET_FUNCTION() { return MTLKERNELS_SET::kTable; }
+
+}  // namespace mtlkernels::cpu

@@ -1,0 +1,41 @@
+// The CPU kernels over raw pointers, one table for each instruction set, and the choice between them.
+//
+// A "row" is one task's run of `length` consecutive elements. Rows need no alignment beyond their element's.
+#pragma once
+
+#include <cstdint>
+
+namespace mtlkernels::cpu {
+
+enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+constexpr int kNumDTypes = 4;
+
+constexpr int64_t element_size(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
+// partial[pair_index(i, j)] += <row_i, row_j>, i >= j. `scratch` is gram_scratch_bytes(tasks) of 64-byte aligned memory.
+using GramFn = void (*)(const void* const* rows, int64_t tasks, int64_t length, double* partial, void* scratch);
+
+// out = beta * out + sum_t weights[t] * row_t; `out` is not read where beta is 0. `stream` stores past the cache.
+using CombineFn = void (*)(const void* const* rows, const double* weights, int64_t tasks, int64_t length, void* out,
+                           double beta, bool stream);
+
+struct Kernels {
+  const char* name;
+  GramFn gram[kNumDTypes];
+  CombineFn combine[kNumDTypes];
+};
+
+int64_t gram_scratch_bytes(int64_t tasks);
+
+const Kernels& baseline_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+#endif
+
+// The widest set this processor has; ATEN_CPU_CAPABILITY (default, avx2, avx512) lowers it, as it does for torch.
+const Kernels& kernels();
+
+}  // namespace mtlkernels::cpu

@@ -1,0 +1,35 @@
+// The order in which PCGrad's tasks visit each other: for each task a uniform permutation of the others, from a
+// counter-based generator. The same numbers on every device, rank and run; the counter is the only state.
+#pragma once
+
+#include "lanes.h"
+
+namespace mtlkernels {
+
+// SplitMix64 (Steele, Lea, Flood 2014): the counter's successor and the mix of its bits.
+MTLKERNELS_HOST_DEVICE inline uint64_t splitmix64(uint64_t x) {
+  x += 0x9e3779b97f4a7c15ull;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return x ^ (x >> 31);
+}
+
+// order: (T, T - 1). Row i shuffles the others (Fisher and Yates), the draw for place p being number i T + p of the step.
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE void visiting_order(const Lanes& lanes, uint64_t seed, uint64_t step, int tasks, int64_t* order) {
+  const uint64_t stream = splitmix64(splitmix64(seed) + step);
+  for (int i = lanes.lane; i < tasks; i += lanes.lanes) {
+    int64_t* row = order + static_cast<int64_t>(i) * (tasks - 1);
+    for (int p = 0; p + 1 < tasks; ++p) row[p] = p < i ? p : p + 1;
+    for (int p = tasks - 2; p > 0; --p) {
+      const uint64_t draw = splitmix64(stream + static_cast<uint64_t>(i) * tasks + p) >> 1;
+      const int other = static_cast<int>(draw % static_cast<uint64_t>(p + 1));
+      const int64_t kept = row[p];
+      row[p] = row[other];
+      row[other] = kept;
+    }
+  }
+  lanes.sync();
+}
+
+}  // namespace mtlkernels

@@ -1,0 +1,38 @@
+"""python -m mtlkernels info | demo"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import mtlkernels
+
+
+def info() -> None:
+    """Prints the build's facts, and who serves each op on each device and why not the others."""
+    for key, value in mtlkernels.build_info().items():
+        print(f"{key:24} {value}")
+    for device, ops in mtlkernels.backends().items():
+        print(f"\n{device}")
+        for op, entry in ops.items():
+            absent = f"  ({entry['unavailable']})" if "unavailable" in entry else ""
+            print(f"  {op:16} {entry['serves']}{absent}")
+            for backend, reason in entry["others"].items():
+                print(f"    not {backend}: {reason}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m mtlkernels", description=mtlkernels.__doc__)
+    parser.add_argument("command", choices=["info", "demo"], help="what to do")
+    command = parser.parse_args(arguments[:1]).command
+    if command == "demo":
+        from mtlkernels.demo import main as demo
+
+        return demo(arguments[1:])
+    info()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

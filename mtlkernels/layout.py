@@ -1,0 +1,194 @@
+"""Raw gradients in, canonical gradients out; a flat direction in, aligned .grad views out.
+
+The only place that meets what autograd hands out: expanded, transposed, overlapping, shared,
+absent. A canonical gradient is dense in the strides of its parameter and seen as one contiguous
+run of memory; what is dense already is used in place, never written to. Parameters are grouped by
+dtype and device: one call of an op takes one group, Gram matrices of groups add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mtlkernels.ops import flat_offsets
+
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+TaskGrads = Sequence[Sequence[Tensor | None]]
+
+
+@dataclass
+class Group:
+    """The parameters of one dtype and device, and their canonical gradients."""
+
+    params: list[int] = field(default_factory=list)  # positions in the caller's list
+    shapes: list[torch.Size] = field(default_factory=list)
+    strides: list[tuple[int, ...]] = field(default_factory=list)
+    rows: list[list[Tensor]] = field(default_factory=list)  # T lists
+    offsets: list[int] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the gradients are."""
+        return self.rows[0][0].device
+
+    @property
+    def grads(self) -> list[Tensor]:
+        """The task-major gradient list that the ops take."""
+        return [grad for row in self.rows for grad in row]
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """The parameters' views of a flat direction, in their own shapes and strides."""
+        places = zip(self.shapes, self.strides, self.offsets, strict=False)
+        return [flat.as_strided(shape, stride, at) for shape, stride, at in places]
+
+    def flat_behind(self, views: Sequence[Tensor | None]) -> Tensor | None:
+        """The flat vector that P tensors are this group's views of, or None where they are not."""
+        first = views[0]
+        if first is None:
+            return None
+        storage = first.untyped_storage().data_ptr()
+        start = first.storage_offset()
+        for view, shape, stride, at in zip(
+            views, self.shapes, self.strides, self.offsets, strict=False
+        ):
+            if (
+                view is None
+                or view.shape != shape
+                or view.stride() != stride
+                or view.storage_offset() != start + at
+                or view.untyped_storage().data_ptr() != storage
+            ):
+                return None
+        length = self.offsets[-1]
+        if first.untyped_storage().nbytes() < (start + length) * first.element_size():
+            return None
+        return first.as_strided((length,), (1,), start)
+
+
+def group_gradients(task_grads: TaskGrads, params: Sequence[Tensor] | None = None) -> list[Group]:
+    """Canonical gradients of T tasks for P parameters, grouped by dtype and device.
+
+    Args:
+        task_grads: T lists of P tensors or None, None being an absent gradient.
+        params: P parameters whose shapes and strides the direction takes; without them those of
+            each parameter's first gradient.
+
+    Returns:
+        Groups in the order of their first parameter. A parameter that no task reaches is in none.
+
+    Raises:
+        ValueError: lengths, shapes, dtypes or devices do not fit together.
+        TypeError: a gradient is sparse, complex or not floating-point.
+    """
+    check_lengths(task_grads, params)
+    groups: dict[tuple[torch.dtype, torch.device], Group] = {}
+    for p in range(len(task_grads[0])):
+        grads = [row[p] for row in task_grads]
+        present = [grad for grad in grads if grad is not None]
+        if not present:
+            continue
+        model = present[0] if params is None else params[p]
+        for t, grad in enumerate(grads):
+            if grad is not None:
+                _check(grad, model, present[0], t, p)
+        key = (present[0].dtype, present[0].device)
+        if key not in groups:
+            groups[key] = Group(rows=[[] for _ in grads])
+        group = groups[key]
+        strides = model.stride() if model.is_contiguous() else dense_strides(model)
+        in_order = model.is_contiguous() or is_row_major(model.shape, strides)
+        absent = present[0].new_empty(0)
+        group.params.append(p)
+        group.shapes.append(model.shape)
+        group.strides.append(strides)
+        for row, grad in zip(group.rows, grads, strict=True):
+            row.append(absent if grad is None else canonical(grad, strides, in_order))
+    for group in groups.values():
+        group.offsets = flat_offsets([shape.numel() for shape in group.shapes])
+    return list(groups.values())
+
+
+def canonical(grad: Tensor, strides: tuple[int, ...], in_order: bool) -> Tensor:
+    """The gradient as a contiguous run of memory in the order of `strides`; a copy only if needed.
+
+    in_order: `strides` is row-major, so that a contiguous gradient is canonical as it is.
+    """
+    if in_order:
+        return grad if grad.is_contiguous() else grad.contiguous()
+    if not same_strides(grad, strides):
+        grad = torch.empty_strided(
+            grad.shape, strides, dtype=grad.dtype, device=grad.device
+        ).copy_(grad)
+    return grad.as_strided((grad.numel(),), (1,))
+
+
+def dense_strides(tensor: Tensor) -> tuple[int, ...]:
+    """The tensor's own strides where it fills its memory without overlap, else row-major ones."""
+    expected = 1
+    for size, stride in sorted(
+        ((n, s) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n != 1),
+        key=lambda pair: pair[1],
+    ):
+        if stride != expected:
+            return row_major(tensor.shape)
+        expected *= size
+    return tensor.stride()
+
+
+def row_major(shape: torch.Size) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def is_row_major(shape: torch.Size, strides: tuple[int, ...]) -> bool:
+    """Whether the strides order the elements as a contiguous tensor does."""
+    expected = row_major(shape)
+    return all(n == 1 or s == e for n, s, e in zip(shape, strides, expected, strict=True))
+
+
+def same_strides(tensor: Tensor, strides: tuple[int, ...]) -> bool:
+    """Whether the tensor has these strides wherever a dimension has more than one element."""
+    own = zip(tensor.shape, tensor.stride(), strides, strict=True)
+    return all(n == 1 or have == want for n, have, want in own)
+
+
+def check_lengths(task_grads: TaskGrads, params: Sequence[Tensor] | None) -> None:
+    """Raises ValueError unless there is a gradient or None for each task and parameter."""
+    if len(task_grads) == 0 or isinstance(task_grads, Tensor):
+        raise ValueError("task_grads must be T lists of P tensors (or None), one list a task")
+    expected = len(task_grads[0]) if params is None else len(params)
+    for t, row in enumerate(task_grads):
+        if isinstance(row, Tensor) or len(row) != expected:
+            have = "a tensor" if isinstance(row, Tensor) else f"{len(row)} gradients"
+            raise ValueError(
+                f"task {t} has {have} for {expected} parameters: give one gradient, or None, "
+                "for each parameter"
+            )
+
+
+def _check(grad: Tensor, model: Tensor, first: Tensor, t: int, p: int) -> None:
+    name = f"the gradient of task {t} for parameter {p}"
+    if grad.layout != torch.strided:
+        raise TypeError(f"{name} is sparse: use dense gradients (Embedding(sparse=False))")
+    if grad.is_complex():
+        raise TypeError(f"{name} is complex: balance torch.view_as_real of it instead")
+    if grad.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} is {grad.dtype}: expected float32, float64, bfloat16 or float16")
+    if grad.dtype != first.dtype:
+        raise ValueError(
+            f"{name} is {grad.dtype} where an earlier task's is {first.dtype}: "
+            "a parameter's gradients must share one dtype"
+        )
+    if grad.device != first.device:
+        raise ValueError(f"{name} is on {grad.device} where an earlier task's is on {first.device}")
+    if grad.shape != model.shape:
+        raise ValueError(f"{name} has shape {tuple(grad.shape)}, not {tuple(model.shape)}")

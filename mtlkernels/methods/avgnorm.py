@@ -1,0 +1,53 @@
+"""AvgNorm: every task's gradient at the same length."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import GramMethod
+
+
+class AvgNorm(GramMethod):
+    """Loss scaling by gradient norms (Guo et al., arXiv 2509.23915): w_i = S / ||g_i||.
+
+    The direction is the plain sum of the unit gradients at length S a task; no solver, no state.
+    A task whose gradient is zero gets weight 0 and does not count in S. Degree 1 in the gradients,
+    0 for a constant S.
+
+    Args:
+        scale: S. "sum", the norm of the summed gradients, is the paper's rule as far as it is known;
+            it vanishes where the gradients cancel. "max", "mean", "rms", "median" (of an even number
+            the mean of the middle two) and "min" are statistics of the norms: "rms" is NTKMTL with
+            one sample a task, "max" is DB-MTL without its average and logarithm. A positive number
+            is S itself.
+
+    The paper measures the norms on the last layer of the shared backbone; here they are those of
+    the Gram matrix given, by default over all shared parameters.
+    """
+
+    def __init__(
+        self,
+        scale: Literal["sum", "max", "mean", "rms", "median", "min"] | float = "sum",
+    ) -> None:
+        super().__init__()
+        if isinstance(scale, str):
+            names = [s.name.lower() for s in ops.NormScale if s != ops.NormScale.CONSTANT]
+            if scale not in names:
+                raise ValueError(f"scale={scale!r}: choose {', '.join(names)}, or a positive number")
+            self._scale, self._constant = ops.NormScale[scale.upper()], 1.0
+        elif math.isfinite(scale) and scale > 0:
+            self._scale, self._constant = ops.NormScale.CONSTANT, float(scale)
+        else:
+            raise ValueError(f"scale={scale}: a constant must be finite and positive")
+        self.scale = scale
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        weights, self.status = ops.avgnorm(gram, int(self._scale), self._constant)
+        return weights
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale!r}"

@@ -1,0 +1,61 @@
+"""PCGrad: project each gradient out of the way of those it conflicts with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import GramMethod
+
+
+class PCGrad(GramMethod):
+    """Gradient surgery (Yu et al., arXiv 2001.06782).
+
+    Task i starts from v = g_i, visits the other tasks j in random order, and where v . g_j < 0 takes
+    v <- v - (v . g_j / ||g_j||^2) g_j with the original g_j. The direction is the sum of the v_i.
+    Computed from K alone: O(T^3) scalar work, nothing as long as a gradient. Exact, without epsilon:
+    a zero gradient is never projected on and gets weight 0. Degree 1 in the gradients.
+
+    Args:
+        reduction: "sum", as in the paper and most code, or "mean", over the tasks whose gradient is
+            not zero (the WeiChengTseng port always averages; pytorch_optimizer does by default).
+        seed: of the visiting orders. They are a function of the seed and of the number of calls
+            alone, the same on every device and every rank; both are in `state_dict`.
+
+    Known implementations differ in the order (the TensorFlow original does not shuffle, SamsungLabs
+    uses one order for all rows, ConFIG none), in visiting j = i as well, which is not a no-op for
+    three tasks or more, and in epsilons of the denominator. `order` reproduces any fixed order.
+    """
+
+    state: Tensor
+
+    def __init__(self, reduction: Literal["sum", "mean"] = "sum", *, seed: int = 0) -> None:
+        super().__init__()
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f'reduction={reduction!r}: choose "sum" or "mean"')
+        self.reduction = reduction
+        self.register_buffer("state", torch.tensor([seed, 0], dtype=torch.int64))
+
+    def forward(
+        self, gram: Tensor, losses: Tensor | None = None, order: Tensor | None = None
+    ) -> Tensor:
+        """Weights for one step.
+
+        Args:
+            gram: (T, T) float64.
+            losses: not used.
+            order: (T, T-1) int64, row i the other tasks as task i visits them; drawn where None.
+        """
+        if order is None:
+            if self.state.device != gram.device:
+                self.state = self.state.to(gram.device)
+            order = ops.visiting_order(self.state, len(gram))
+            self.state[1].add_(1)
+        weights, self.status = ops.pcgrad(gram, order, self.reduction == "mean")
+        return weights
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"

@@ -1,0 +1,153 @@
+"""MTLOptimizer: the drop-in. A person's own optimizer gets one more method, `backward(losses)`.
+
+Wrapping mixes a class in front of the optimizer's own, on the very object: groups, state, hooks and
+schedulers stay one thing, and `step` is the one it had. Only `backward` and what is needed to save
+and copy a method's state are new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlkernels.backprop import backward
+from mtlkernels.collect import Losses
+from mtlkernels.methods import GramMethod, get_method
+from mtlkernels.report import Report
+
+_PREFIX = "mtl."  # marks the method's tensors in the first parameter group of a state dict
+
+
+@dataclass
+class _Balancing:
+    """What wrapping adds to an optimizer, in one object that is never replaced."""
+
+    method: GramMethod
+    shared: list[Tensor] | None
+    weight_heads: bool
+
+
+class MTLOptimizer(torch.optim.Optimizer):
+    """Balances several losses in front of an optimizer's own step.
+
+        optimizer = MTLOptimizer(torch.optim.AdamW(model.parameters(), lr=1e-3), PCGrad())
+        optimizer.zero_grad()
+        report = optimizer.backward({"seg": seg_loss, "depth": depth_loss})
+        optimizer.step()
+
+    The result is `base` itself, now also an `MTLOptimizer`: `isinstance(optimizer, AdamW)` holds,
+    and schedulers, hooks and references made before keep working. `backward` writes .grad and
+    nothing else, so clipping, GradScaler and schedulers go where they always went.
+
+    Args:
+        base: any torch optimizer.
+        method: a Gram method, or the name of one (`get_method`).
+        shared: the parameters to balance; without it those that at least two losses reach.
+        weight_heads: multiply the gradients of parameters that are not shared by the tasks' weights
+            too; by default a head gets its own loss's gradient.
+
+    Raises:
+        TypeError: base is not an optimizer, or method is neither a Gram method nor a name.
+        ValueError: base is wrapped already, or no method has that name.
+    """
+
+    _mtl: _Balancing
+
+    def __new__(
+        cls,
+        base: Any = None,
+        method: GramMethod | str | None = None,
+        *,
+        shared: Sequence[Tensor] | None = None,
+        weight_heads: bool = False,
+    ) -> MTLOptimizer:
+        if cls is not MTLOptimizer:  # a copy is being made: its state arrives by __setstate__
+            return super().__new__(cls)
+        if not isinstance(base, torch.optim.Optimizer):
+            raise TypeError(
+                f"base is a {type(base).__name__}: give a torch optimizer, "
+                "for example torch.optim.AdamW(model.parameters())"
+            )
+        if isinstance(base, MTLOptimizer):
+            raise ValueError("this optimizer is wrapped already: one MTLOptimizer is enough")
+        if isinstance(method, str):
+            method = get_method(method)
+        if not isinstance(method, GramMethod):
+            raise TypeError(
+                f"method is a {type(method).__name__}: give a Gram method, for example "
+                'mtlkernels.PCGrad(), or its name, "pcgrad"'
+            )
+        chosen = None if shared is None else list(shared)
+        base._mtl = _Balancing(method, chosen, weight_heads)  # type: ignore[attr-defined]
+        base.__class__ = _wrapped_class(type(base))
+        return base
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `base` has been initialised by its own class, and stays as it is."""
+
+    @property
+    def method(self) -> GramMethod:
+        """The method that balances."""
+        return self._mtl.method
+
+    def backward(self, losses: Losses, *, retain_graph: bool = False) -> Report:
+        """Adds the method's direction to the parameters' .grad; see `mtlkernels.backward`.
+
+        Args:
+            losses: T scalar losses: a mapping from names, a sequence or a 1-D tensor.
+            retain_graph: keep the graph, for another backward through it.
+
+        Returns:
+            This step's report, on the device.
+
+        Raises:
+            TypeError, ValueError: as `mtlkernels.backward`; nothing has been written then.
+        """
+        params = [p for group in self.param_groups for p in group["params"]]
+        return backward(
+            losses,
+            params,
+            self._mtl.method,
+            shared=self._mtl.shared,
+            weight_heads=self._mtl.weight_heads,
+            retain_graph=retain_graph,
+        )
+
+    pc_backward = backward
+    """The name the PCGrad ports use."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's own state dict; the method's tensors stand in its first group."""
+        state = super().state_dict()
+        for key, value in self._mtl.method.state_dict().items():
+            state["param_groups"][0][_PREFIX + key] = value
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores both. One saved before wrapping leaves the method's state as it is."""
+        groups = [dict(group) for group in state_dict["param_groups"]]
+        kept = {key: groups[0].pop(key) for key in list(groups[0]) if key.startswith(_PREFIX)}
+        super().load_state_dict({**state_dict, "param_groups": groups})
+        if kept:
+            self._mtl.method.load_state_dict({k[len(_PREFIX) :]: v for k, v in kept.items()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_mtl": self._mtl}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _new_wrapped, (type(self).__mro__[2],), self.__getstate__()
+
+
+@cache
+def _wrapped_class(base: type[torch.optim.Optimizer]) -> type[MTLOptimizer]:
+    return type("MTL" + base.__name__, (MTLOptimizer, base), {"__module__": __name__})
+
+
+def _new_wrapped(base: type[torch.optim.Optimizer]) -> MTLOptimizer:
+    wrapped = _wrapped_class(base)
+    return wrapped.__new__(wrapped)
