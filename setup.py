@@ -1,7 +1,8 @@
 """Builds the native library; everything else about the package is in pyproject.toml.
 
-`mtlkernels._C` needs a C++20 compiler. MTLKERNELS_NO_EXT=1 leaves it out and gives a pure Python package.
-Install with `pip install --no-build-isolation .`, so that the build sees the torch that will run it.
+`mtlkernels._C` needs a C++20 compiler. MTLKERNELS_NO_EXT=1 leaves it out and gives a pure Python
+package. Install with `pip install --no-build-isolation .`, so that the build sees the torch that
+will run it.
 """
 
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-# The oldest LibTorch whose stable ABI the binary asks for: it then runs on that version and every later one.
+# The oldest LibTorch whose stable ABI the binary asks for: it runs on that version and later ones.
 STABLE_ABI_TARGET = "0x020a000000000000"  # 2.10
 
 
@@ -32,10 +33,14 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
         from torch.utils import cpp_extension
     except ImportError as error:
         raise SystemExit(
-            f"mtlkernels: {error.name} is needed to build the extension. Install torch, pybind11 and "
-            "ninja first and build with --no-build-isolation, or set MTLKERNELS_NO_EXT=1."
+            f"mtlkernels: {error.name} is needed to build the extension. Install torch, pybind11 "
+            "and ninja first and build with --no-build-isolation, or set MTLKERNELS_NO_EXT=1."
         ) from error
-    sources = ["csrc/module.cpp", "csrc/ops_cpu.cpp", *map(str, sorted(Path("csrc/cpu").glob("*.cpp")))]
+    sources = [
+        "csrc/module.cpp",
+        "csrc/ops_cpu.cpp",
+        *map(str, sorted(Path("csrc/cpu").glob("*.cpp"))),
+    ]
     cpu = Extension(
         "mtlkernels._C",
         sources=sources,

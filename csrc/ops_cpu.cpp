@@ -182,15 +182,18 @@ Tensor task_status(Tensor gram) {
   return problem.status;
 }
 
-Tensor visiting_order(Tensor state, int64_t num_tasks) {
-  STD_TORCH_CHECK(state.dim() == 1 && state.numel() == 2 && state.scalar_type() == ScalarType::Long && state.is_contiguous(),
-                  "state must be an int64 vector (seed, step)");
+uint64_t read_word(const Tensor& scalar) {
+  STD_TORCH_CHECK(scalar.is_cpu() && scalar.numel() == 1 && scalar.scalar_type() == ScalarType::Long,
+                  "seed and step must be int64 scalars");
+  return static_cast<uint64_t>(*static_cast<const int64_t*>(scalar.const_data_ptr()));
+}
+
+Tensor visiting_order(Tensor seed, Tensor step, int64_t num_tasks) {
   STD_TORCH_CHECK(num_tasks >= 1 && num_tasks <= mtl::kMaxTasks, "num_tasks must lie in 1 .. ", mtl::kMaxTasks);
   const int64_t shape[] = {num_tasks, num_tasks - 1};
-  Tensor order = torch::stable::new_empty(state, {shape, 2});
-  const auto* words = static_cast<const int64_t*>(state.const_data_ptr());
-  mtl::visiting_order(mtl::HostLane{}, static_cast<uint64_t>(words[0]), static_cast<uint64_t>(words[1]),
-                      static_cast<int>(num_tasks), static_cast<int64_t*>(order.mutable_data_ptr()));
+  Tensor order = torch::stable::new_empty(seed, {shape, 2});
+  mtl::visiting_order(mtl::HostLane{}, read_word(seed), read_word(step), static_cast<int>(num_tasks),
+                      static_cast<int64_t*>(order.mutable_data_ptr()));
   return order;
 }
 

@@ -7,6 +7,7 @@ or native forces one, and the import fails with every reason where it cannot ser
 
 from __future__ import annotations
 
+import importlib
 import os
 from types import ModuleType
 from typing import Any
@@ -24,14 +25,13 @@ _reasons: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {}}
 def _load_native() -> ModuleType | None:
     """Imports the C++ library, which registers the CPU kernels; or notes why not."""
     try:
-        from mtlkernels import _C
+        return importlib.import_module("mtlkernels._C")
     except ImportError as error:
         _reasons["cpu"]["native"] = (
             f"mtlkernels._C cannot be imported ({error}): build it with "
             "`pip install --no-build-isolation .` and a C++20 compiler"
         )
         return None
-    return _C  # type: ignore[no-any-return]
 
 
 def _serve_reference() -> None:

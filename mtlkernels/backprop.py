@@ -22,7 +22,7 @@ def backward(
     weight_heads: bool = False,
     retain_graph: bool = False,
 ) -> Report:
-    """Adds a method's update direction to the parameters' .grad, as `loss.backward()` adds a gradient.
+    """Adds a method's update direction to the parameters' .grad, as `loss.backward()` adds its own.
 
     Shared parameters, those that at least two losses reach, get the method's direction. The others,
     the heads, get the plain sum of the gradients that reach them, which for one loss is its own. A

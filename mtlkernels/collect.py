@@ -26,13 +26,11 @@ def named_losses(losses: Losses) -> tuple[tuple[str, ...], list[Tensor]]:
                 f"a tensor of losses must be 1-D with one entry a task, got shape "
                 f"{tuple(losses.shape)}"
             )
-        names, values = range(len(losses)), list(losses.unbind())
-    elif isinstance(losses, Mapping):
-        names, values = losses.keys(), list(losses.values())
+        losses = losses.unbind()
+    if isinstance(losses, Mapping):
+        tasks, values = tuple(map(str, losses)), list(losses.values())
     else:
-        values = list(losses)
-        names = range(len(values))
-    tasks = tuple(str(name) for name in names)
+        tasks, values = tuple(map(str, range(len(losses)))), list(losses)
     if not tasks:
         raise ValueError("no losses: give at least one")
     seen: dict[int, str] = {}

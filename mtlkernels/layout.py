@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mtlkernels.ops import flat_offsets
-
-FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from mtlkernels.ops import FLOAT_DTYPES, flat_offsets
 
 TaskGrads = Sequence[Sequence[Tensor | None]]
 
@@ -121,9 +119,9 @@ def canonical(grad: Tensor, strides: tuple[int, ...], in_order: bool) -> Tensor:
     if in_order:
         return grad if grad.is_contiguous() else grad.contiguous()
     if not same_strides(grad, strides):
-        grad = torch.empty_strided(
-            grad.shape, strides, dtype=grad.dtype, device=grad.device
-        ).copy_(grad)
+        grad = torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=grad.device).copy_(
+            grad
+        )
     return grad.as_strided((grad.numel(),), (1,))
 
 

@@ -22,13 +22,14 @@ from torch import Tensor
 from mtlkernels import reference
 
 MAX_NATIVE_TASKS = 64
+FLOAT_DTYPES = reference.FLOAT_DTYPES
 
 SCHEMAS = {
     "gram": "(Tensor[] grads, int num_tasks) -> Tensor",
     "combine": "(Tensor[] grads, Tensor weights) -> Tensor",
     "combine_out": "(Tensor[] grads, Tensor weights, Tensor(a!) out, float beta) -> ()",
     "task_status": "(Tensor gram) -> Tensor",
-    "visiting_order": "(Tensor state, int num_tasks) -> Tensor",
+    "visiting_order": "(Tensor seed, Tensor step, int num_tasks) -> Tensor",
     "pcgrad": "(Tensor gram, Tensor order, bool mean) -> (Tensor, Tensor)",
     "cagrad": "(Tensor gram, float c, int rescale, bool sum) -> (Tensor, Tensor)",
     "avgnorm": "(Tensor gram, int scale, float constant) -> (Tensor, Tensor)",
@@ -69,7 +70,7 @@ def gram(grads: Sequence[Tensor], num_tasks: int) -> Tensor:
         ValueError: the list is empty.
         RuntimeError: its length is not a multiple of T, or dtypes, devices or shapes do not match.
     """
-    return _gram(_as_list(grads), num_tasks)
+    return _call(_gram, _as_list(grads), num_tasks)
 
 
 def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:
     Raises:
         ValueError, RuntimeError: as `gram`.
     """
-    return _combine(_as_list(grads), weights)
+    return _call(_combine, _as_list(grads), weights)
 
 
 def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: float = 0.0) -> None:
@@ -119,6 +120,17 @@ def flat_offsets(numels: Sequence[int]) -> list[int]:
     return reference.flat_offsets(numels)
 
 
+def _call(op: Callable[..., Any], *args: object) -> Any:
+    """Calls a functional op, past the autograd kernel where no gradient is recorded.
+
+    That kernel is Python; it costs more than a small model's whole Gram matrix.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
 def _as_list(grads: Sequence[Tensor]) -> list[Tensor]:
     if len(grads) == 0:
         raise ValueError("the gradient list is empty: pass T * P tensors, task by task")
@@ -130,22 +142,21 @@ def _as_list(grads: Sequence[Tensor]) -> list[Tensor]:
 
 def task_status(gram: Tensor) -> Tensor:
     """What K says of each task's gradient: (T) int64 flags, see `mtlkernels.Status`."""
-    return _native_or_reference(_task_status, reference.task_status, gram.shape[0])(gram)
+    return _solve(_task_status, reference.task_status, gram.shape[0], gram)
 
 
-def visiting_order(state: Tensor, num_tasks: int) -> Tensor:
+def visiting_order(seed: Tensor, step: Tensor, num_tasks: int) -> Tensor:
     """PCGrad's random visiting order of one step.
 
     Args:
-        state: (2) int64, a seed and a step counter. The draw is a function of them alone: the same
-            on every device and every rank.
+        seed, step: int64 scalars. The draw is a function of them alone: the same on every device
+            and every rank.
         num_tasks: T.
 
     Returns:
         (T, T-1) int64: row i is a permutation of the other tasks.
     """
-    serve = _native_or_reference(_visiting_order, reference.visiting_order, num_tasks)
-    return serve(state, num_tasks)
+    return _solve(_visiting_order, reference.visiting_order, num_tasks, seed, step, num_tasks)
 
 
 def pcgrad(gram: Tensor, order: Tensor, mean: bool = False) -> tuple[Tensor, Tensor]:
@@ -159,8 +170,7 @@ def pcgrad(gram: Tensor, order: Tensor, mean: bool = False) -> tuple[Tensor, Ten
     Returns:
         weights (T) float64 and status (T) int64.
     """
-    serve = _native_or_reference(_pcgrad, reference.pcgrad, gram.shape[0])
-    return serve(gram, order, mean)
+    return _solve(_pcgrad, reference.pcgrad, gram.shape[0], gram, order, mean)
 
 
 class Rescale(IntEnum):
@@ -172,7 +182,10 @@ class Rescale(IntEnum):
 
 
 def cagrad(
-    gram: Tensor, c: float, rescale: int = Rescale.NONE, sum: bool = False  # noqa: A002
+    gram: Tensor,
+    c: float,
+    rescale: int = Rescale.NONE,
+    sum: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """CAGrad's weights (arXiv 2110.14048), exact. Degree 0 in the gradients' scale.
 
@@ -185,8 +198,7 @@ def cagrad(
     Returns:
         weights (T) float64 and status (T) int64.
     """
-    serve = _native_or_reference(_cagrad, reference.cagrad, gram.shape[0])
-    return serve(gram, c, rescale, sum)
+    return _solve(_cagrad, reference.cagrad, gram.shape[0], gram, c, rescale, sum)
 
 
 class NormScale(IntEnum):
@@ -214,22 +226,19 @@ def avgnorm(gram: Tensor, scale: int, constant: float = 1.0) -> tuple[Tensor, Te
     Returns:
         weights (T) float64 and status (T) int64.
     """
-    serve = _native_or_reference(_avgnorm, reference.avgnorm, gram.shape[0])
-    return serve(gram, scale, constant)
+    return _solve(_avgnorm, reference.avgnorm, gram.shape[0], gram, scale, constant)
 
 
-def _native_or_reference(
-    op: Callable[..., Any], plain: Callable[..., Any], num_tasks: int
-) -> Callable[..., Any]:
+def _solve(op: Callable[..., Any], plain: Callable[..., Any], num_tasks: int, *args: object) -> Any:
     """Native solvers hold their problem in on-chip memory; above their size torch serves."""
     if num_tasks <= MAX_NATIVE_TASKS:
-        return op
+        return _call(op, *args)
     warnings.warn(
         f"{num_tasks} tasks are more than the {MAX_NATIVE_TASKS} that native solvers take: "
         "the plain torch solver serves, more slowly",
         stacklevel=3,
     )
-    return plain
+    return plain(*args)
 
 
 # ---------------------------------------------------------------------------- fake kernels
@@ -259,8 +268,8 @@ def _(gram: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("mtlkernels::visiting_order", lib=LIBRARY)
-def _(state: Tensor, num_tasks: int) -> Tensor:
-    return state.new_empty((num_tasks, num_tasks - 1))
+def _(seed: Tensor, step: Tensor, num_tasks: int) -> Tensor:
+    return seed.new_empty((num_tasks, num_tasks - 1))
 
 
 def _fake_solver(gram: Tensor, *_: object) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -85,7 +84,7 @@ class MTLOptimizer(torch.optim.Optimizer):
         chosen = None if shared is None else list(shared)
         base._mtl = _Balancing(method, chosen, weight_heads)  # type: ignore[attr-defined]
         base.__class__ = _wrapped_class(type(base))
-        return base
+        return base  # type: ignore[return-value]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: `base` has been initialised by its own class, and stays as it is."""
@@ -143,9 +142,14 @@ class MTLOptimizer(torch.optim.Optimizer):
         return _new_wrapped, (type(self).__mro__[2],), self.__getstate__()
 
 
-@cache
+_classes: dict[type[torch.optim.Optimizer], type[MTLOptimizer]] = {}
+
+
 def _wrapped_class(base: type[torch.optim.Optimizer]) -> type[MTLOptimizer]:
-    return type("MTL" + base.__name__, (MTLOptimizer, base), {"__module__": __name__})
+    if base not in _classes:
+        name = "MTL" + base.__name__
+        _classes[base] = type(name, (MTLOptimizer, base), {"__module__": __name__})
+    return _classes[base]
 
 
 def _new_wrapped(base: type[torch.optim.Optimizer]) -> MTLOptimizer:

@@ -28,5 +28,7 @@ def get_method(name: str, **options: Any) -> GramMethod:
     """
     found = METHODS.get(name.lower().replace("-", "").replace("_", ""))
     if found is None:
-        raise ValueError(f"no method is called {name!r}: choose one of {', '.join(sorted(METHODS))}")
+        raise ValueError(
+            f"no method is called {name!r}: choose one of {', '.join(sorted(METHODS))}"
+        )
     return found(**options)

@@ -19,11 +19,11 @@ class AvgNorm(GramMethod):
     0 for a constant S.
 
     Args:
-        scale: S. "sum", the norm of the summed gradients, is the paper's rule as far as it is known;
-            it vanishes where the gradients cancel. "max", "mean", "rms", "median" (of an even number
-            the mean of the middle two) and "min" are statistics of the norms: "rms" is NTKMTL with
-            one sample a task, "max" is DB-MTL without its average and logarithm. A positive number
-            is S itself.
+        scale: S. "sum", the norm of the summed gradients, is the paper's rule as far as it is
+            known; it vanishes where the gradients cancel. "max", "mean", "rms", "median" (of an
+            even number the mean of the middle two) and "min" are statistics of the norms: "rms" is
+            NTKMTL with one sample a task, "max" is DB-MTL without its average and logarithm. A
+            positive number is S itself.
 
     The paper measures the norms on the last layer of the shared backbone; here they are those of
     the Gram matrix given, by default over all shared parameters.
@@ -37,7 +37,9 @@ class AvgNorm(GramMethod):
         if isinstance(scale, str):
             names = [s.name.lower() for s in ops.NormScale if s != ops.NormScale.CONSTANT]
             if scale not in names:
-                raise ValueError(f"scale={scale!r}: choose {', '.join(names)}, or a positive number")
+                raise ValueError(
+                    f"scale={scale!r}: choose {', '.join(names)}, or a positive number"
+                )
             self._scale, self._constant = ops.NormScale[scale.upper()], 1.0
         elif math.isfinite(scale) and scale > 0:
             self._scale, self._constant = ops.NormScale.CONSTANT, float(scale)

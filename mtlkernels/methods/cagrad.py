@@ -23,8 +23,9 @@ class CAGrad(GramMethod):
     Args:
         c: at least 0; 0 gives the mean. The paper's runs use 0.4 on NYUv2 and Cityscapes, 0.9 on
             MT10, 0.5 on MT50; LibMTL's default is 0.5.
-        rescale: 0 leaves d as it is, which is the paper's algorithm and the default here; 1 divides
-            by 1 + c^2, which the published dense-prediction code, nash-mtl and LibMTL do; 2 by 1 + c.
+        rescale: 0 leaves d as it is, which is the paper's algorithm and the default here; 1
+            divides by 1 + c^2, as the published dense-prediction code, nash-mtl and LibMTL do; 2
+            divides by 1 + c.
         reduction: "mean", the paper's, or "sum", T times that, which the published code writes.
     """
 

@@ -14,10 +14,10 @@ from mtlkernels.methods.base import GramMethod
 class PCGrad(GramMethod):
     """Gradient surgery (Yu et al., arXiv 2001.06782).
 
-    Task i starts from v = g_i, visits the other tasks j in random order, and where v . g_j < 0 takes
-    v <- v - (v . g_j / ||g_j||^2) g_j with the original g_j. The direction is the sum of the v_i.
-    Computed from K alone: O(T^3) scalar work, nothing as long as a gradient. Exact, without epsilon:
-    a zero gradient is never projected on and gets weight 0. Degree 1 in the gradients.
+    Task i starts from v = g_i, visits the other tasks j in random order, and where v . g_j < 0
+    takes v <- v - (v . g_j / ||g_j||^2) g_j with the original g_j. The direction is the sum of the
+    v_i. Computed from K alone: O(T^3) scalar work, nothing as long as a gradient. Exact, without
+    epsilon: a zero gradient is never projected on and gets weight 0. Degree 1 in the gradients.
 
     Args:
         reduction: "sum", as in the paper and most code, or "mean", over the tasks whose gradient is
@@ -30,14 +30,16 @@ class PCGrad(GramMethod):
     three tasks or more, and in epsilons of the denominator. `order` reproduces any fixed order.
     """
 
-    state: Tensor
+    seed: Tensor
+    step: Tensor
 
     def __init__(self, reduction: Literal["sum", "mean"] = "sum", *, seed: int = 0) -> None:
         super().__init__()
         if reduction not in ("sum", "mean"):
             raise ValueError(f'reduction={reduction!r}: choose "sum" or "mean"')
         self.reduction = reduction
-        self.register_buffer("state", torch.tensor([seed, 0], dtype=torch.int64))
+        self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
+        self.register_buffer("step", torch.tensor(0, dtype=torch.int64))
 
     def forward(
         self, gram: Tensor, losses: Tensor | None = None, order: Tensor | None = None
@@ -50,10 +52,10 @@ class PCGrad(GramMethod):
             order: (T, T-1) int64, row i the other tasks as task i visits them; drawn where None.
         """
         if order is None:
-            if self.state.device != gram.device:
-                self.state = self.state.to(gram.device)
-            order = ops.visiting_order(self.state, len(gram))
-            self.state[1].add_(1)
+            if self.step.device != gram.device:
+                self.to(gram.device)
+            order = ops.visiting_order(self.seed, self.step, len(gram))
+            self.step.add_(1)
         weights, self.status = ops.pcgrad(gram, order, self.reduction == "mean")
         return weights
 

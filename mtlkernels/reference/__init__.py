@@ -1,0 +1,47 @@
+"""Every op in plain torch: the specification of the kernels, and what serves where they do not.
+
+Runs on any device and for any number of tasks. Meant to be read; the arithmetic is float64 wherever
+the kernels promise more than float32.
+"""
+
+from mtlkernels.reference.cagrad import cagrad
+from mtlkernels.reference.lists import (
+    FLOAT_DTYPES,
+    check_list,
+    combine,
+    combine_out,
+    flat_offsets,
+    gram,
+    list_offsets,
+)
+from mtlkernels.reference.weights import (
+    NO_CONVERGENCE,
+    NON_FINITE,
+    STATIONARY,
+    ZERO_GRADIENT,
+    avgnorm,
+    check_gram,
+    pcgrad,
+    task_status,
+    visiting_order,
+)
+
+__all__ = [
+    "FLOAT_DTYPES",
+    "NON_FINITE",
+    "NO_CONVERGENCE",
+    "STATIONARY",
+    "ZERO_GRADIENT",
+    "avgnorm",
+    "cagrad",
+    "check_gram",
+    "check_list",
+    "combine",
+    "combine_out",
+    "flat_offsets",
+    "gram",
+    "list_offsets",
+    "pcgrad",
+    "task_status",
+    "visiting_order",
+]

@@ -1,0 +1,102 @@
+"""The active-set walk over x >= 0 and its problems, in plain torch (csrc/solvers/active_set.h).
+
+A minimiser maps a support and its Cholesky factor to the best point of the support's span, or to a
+direction along which the objective falls for ever. A slack maps x to the value of each optimality
+condition and to the size of the terms it is the difference of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Minimiser = Callable[[Tensor, Tensor], tuple[Tensor, bool]]
+Slack = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def active_set(K: Tensor, x: Tensor, minimise: Minimiser, slack: Slack) -> tuple[Tensor, bool]:
+    support = (x > 0).nonzero().flatten()
+    added = -1
+    for _ in range(8 * len(K) + 16):
+        x, support, moved = _descend(K, x.clone(), support, added, minimise)
+        if not moved:
+            return x, True
+        value, size = slack(x)
+        share = torch.where((x > 0) | (size == 0), 0.0, value / size)
+        if share.min() >= -1e-13:
+            return x, True
+        added = int(share.argmin())
+        support = torch.cat([support, torch.tensor([added])])
+    return x, False
+
+
+def _descend(
+    K: Tensor, x: Tensor, support: Tensor, added: int, minimise: Minimiser
+) -> tuple[Tensor, Tensor, bool]:
+    """Towards the minimiser over the support, dropping what would become negative on the way."""
+    while len(support):
+        target, bounded = minimise(support, _cholesky(K[support][:, support]))
+        change = target - x[support] if bounded else target
+        ratio = torch.where((target < 0), -x[support] / change, torch.inf)
+        blocking = int(ratio.argmin())
+        if not ratio[blocking] < (1.0 if bounded else torch.inf):
+            x[support] = target if bounded else x[support]
+            return x, support[x[support] > 0], bounded
+        step = ratio[blocking]
+        x[support] = (x[support] + step * change).clamp_min(0)
+        x[support[blocking]] = 0.0
+        stuck = bool(support[blocking] == added) and bool(step == 0)
+        support = support[x[support] > 0]
+        if stuck:
+            return x, support, False
+    return x, support, True
+
+
+def _cholesky(A: Tensor) -> Tensor:
+    """The lower factor; a pivot that rounding has eaten is 4e-15 of its diagonal."""
+    L = A.tril()
+    for j in range(len(A)):
+        column = L[j:, j] - L[j:, :j] @ L[j, :j]
+        root = column[0].clamp_min(4e-15 * float(A[j, j])).sqrt()
+        L[j:, j] = column / root
+        L[j, j] = root
+    return L
+
+
+def simplex_minimiser(K: Tensor, b: Tensor, k: float) -> Minimiser:
+    def minimise(support: Tensor, L: Tensor) -> tuple[Tensor, bool]:
+        bs = b[support]
+        y, z = torch.cholesky_solve(torch.stack([torch.ones_like(bs), bs], 1), L).unbind(1)
+        q = z.sum() / y.sum() * y - z
+        room = k * k + q @ bs
+        if room <= 0:
+            return q, False
+        return y / y.sum() + (1 / (y.sum() * room)).sqrt() * q, True
+
+    return minimise
+
+
+def simplex_slack(K: Tensor, b: Tensor, k: float) -> Slack:
+    def slack(w: Tensor) -> tuple[Tensor, Tensor]:
+        mu = (w @ K @ w).clamp_min(0).sqrt() / k
+        condition = mu * b + K @ w
+        nu = w @ condition
+        return condition - nu, (mu * b).abs() + nu.abs() + K.abs() @ w
+
+    return slack
+
+
+def cone_minimiser(K: Tensor, b: Tensor) -> Minimiser:
+    def minimise(support: Tensor, L: Tensor) -> tuple[Tensor, bool]:
+        return torch.cholesky_solve(-b[support][:, None], L)[:, 0], True
+
+    return minimise
+
+
+def cone_slack(K: Tensor, b: Tensor) -> Slack:
+    def slack(v: Tensor) -> tuple[Tensor, Tensor]:
+        return K @ v + b, b.abs() + K.abs() @ v
+
+    return slack

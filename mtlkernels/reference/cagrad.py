@@ -1,0 +1,60 @@
+"""CAGrad's problem on the simplex, in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtlkernels.reference.active_set import (
+    active_set,
+    cone_minimiser,
+    cone_slack,
+    simplex_minimiser,
+    simplex_slack,
+)
+from mtlkernels.reference.weights import NO_CONVERGENCE, NON_FINITE, STATIONARY, finish, task_status
+
+
+def cagrad(gram: Tensor, c: float, rescale: int, sum: bool) -> tuple[Tensor, Tensor]:
+    """CAGrad's weights 1/T + k w / ||g_w||, where w solves the dual problem
+
+        min over the simplex of  b^T w + k sqrt(w^T K w),   b = K 1 / T,   k = c ||g0||,
+
+    or, where zero lies in the hull of the gradients, 1/T + v with G^T (1/T + v) the projection of
+    g0 onto the directions that conflict with no task (see csrc/solvers/cagrad.h). The active set
+    branches on the host: on a device this reads K back.
+    """
+    status = task_status(gram)
+    takes_part = (status == 0).cpu()
+    weights = torch.zeros(len(gram), dtype=torch.float64)
+    if not bool((status & NON_FINITE).any()) and bool(takes_part.any()):
+        active, flags = _cagrad_weights(gram.cpu()[takes_part][:, takes_part], c)
+        divisor = {0: 1.0, 1: 1 + c * c, 2: 1 + c}[rescale]
+        weights[takes_part] = active * ((len(active) if sum else 1) / divisor)
+        status = status | flags
+    return finish(weights.to(gram.device), status)
+
+
+def _cagrad_weights(K: Tensor, c: float) -> tuple[Tensor, int]:
+    """Weights and flags for tasks that all have a gradient."""
+    n = len(K)
+    K = K / K.diagonal().max()
+    b = K.sum(dim=1) / n
+    k = c * float(b.mean().clamp_min(0).sqrt())
+    mean = torch.full_like(b, 1 / n)
+    if k == 0:
+        return mean, 0
+    start = torch.zeros_like(b)
+    start[(b + k * K.diagonal().sqrt()).argmin()] = 1.0
+    w, converged = active_set(K, start, simplex_minimiser(K, b, k), simplex_slack(K, b, k))
+    flags = 0 if converged else NO_CONVERGENCE
+    if w @ K @ w <= 1e-14 * (w @ K.diagonal()):
+        v, converged = active_set(K, torch.zeros_like(b), cone_minimiser(K, b), cone_slack(K, b))
+        flags |= 0 if converged else NO_CONVERGENCE
+        if (v @ K @ v).clamp_min(0).sqrt() <= k * (1 + 1e-9):
+            return mean + v, flags | STATIONARY
+        w, converged = active_set(
+            K, v / v.sum(), simplex_minimiser(K, b, k), simplex_slack(K, b, k)
+        )
+        flags |= 0 if converged else NO_CONVERGENCE
+    return mean + k * w / (w @ K @ w).sqrt(), flags

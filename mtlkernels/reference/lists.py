@@ -1,0 +1,119 @@
+"""Gram matrix and weighted sum over gradient lists, in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ALIGN = 16  # elements; every parameter's place in a flat direction starts at a multiple of it
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_list(grads: Sequence[Tensor], num_tasks: int) -> list[Tensor | None]:
+    """Checks a task-major list of T * P gradients; returns one present gradient a parameter.
+
+    A tensor of zero elements is an absent gradient. Where all are absent the entry is None.
+    """
+    if num_tasks < 1 or len(grads) == 0 or len(grads) % num_tasks:
+        raise RuntimeError(
+            f"expected a task-major list of num_tasks * P gradients, got {len(grads)} gradients "
+            f"for {num_tasks} tasks"
+        )
+    if grads[0].dtype not in FLOAT_DTYPES:
+        raise RuntimeError("gradients must be float32, float64, bfloat16 or float16")
+    params = len(grads) // num_tasks
+    models: list[Tensor | None] = [None] * params
+    for i, grad in enumerate(grads):
+        name = f"the gradient of task {i // params} for parameter {i % params}"
+        if grad.dtype != grads[0].dtype:
+            raise RuntimeError(
+                f"{name} has another dtype than the first of the list: call once for each dtype"
+            )
+        if grad.device != grads[0].device:
+            raise RuntimeError(f"{name} is not on {grads[0].device} as the first of the list is")
+        if grad.numel() == 0:
+            continue
+        model = models[i % params]
+        if model is None:
+            models[i % params] = grad
+        elif grad.shape != model.shape:
+            raise RuntimeError(f"{name} has shape {tuple(grad.shape)}, not {tuple(model.shape)}")
+    return models
+
+
+def flat_offsets(numels: Sequence[int]) -> list[int]:
+    """Where each of P blocks starts in the flat space, and the flat length last: P + 1 numbers."""
+    offsets = [0]
+    for n in numels:
+        offsets.append(offsets[-1] + (n + ALIGN - 1) // ALIGN * ALIGN)
+    return offsets
+
+
+def list_offsets(grads: Sequence[Tensor], num_tasks: int) -> list[int]:
+    """The flat offsets of a list of gradients."""
+    return flat_offsets([0 if m is None else m.numel() for m in check_list(grads, num_tasks)])
+
+
+def gram(grads: Sequence[Tensor], num_tasks: int) -> Tensor:
+    """K_ij = <g_i, g_j>, (T, T) float64. Sums of 1024 products, added up in float64."""
+    models = check_list(grads, num_tasks)
+    K = grads[0].new_zeros((num_tasks, num_tasks), dtype=torch.float64)
+    for p, model in enumerate(models):
+        if model is None:
+            continue
+        present = [t for t in range(num_tasks) if grads[t * len(models) + p].numel()]
+        rows = torch.stack([grads[t * len(models) + p].reshape(-1) for t in present])
+        rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % 1024))
+        for piece in rows.split(1 << 18, dim=1):
+            blocks = piece.to(torch.float64).reshape(len(present), -1, 1024).transpose(0, 1)
+            at = torch.tensor(present, device=K.device)
+            K[at[:, None], at] += torch.bmm(blocks, blocks.transpose(1, 2)).sum(dim=0)
+    return K
+
+
+def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """sum_t w_t g_t as one flat vector, parameters at multiples of ALIGN, padding zero."""
+    _check_weights(weights)
+    length = list_offsets(grads, weights.numel())[-1]
+    out = grads[0].new_zeros(length)
+    combine_out(grads, weights, out, 0.0)
+    return out
+
+
+def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: float) -> None:
+    """out <- beta * out + sum_t w_t g_t, accumulated in float32 (float64) and rounded once."""
+    _check_weights(weights)
+    num_tasks = weights.numel()
+    models = check_list(grads, num_tasks)
+    offsets = list_offsets(grads, num_tasks)
+    if out.dtype != grads[0].dtype or out.device != grads[0].device:
+        raise RuntimeError("out must have the gradients' dtype and device")
+    if out.shape != (offsets[-1],) or not out.is_contiguous():
+        raise RuntimeError(
+            f"out must be a contiguous vector of {offsets[-1]} elements, as combine returns it"
+        )
+    wide = torch.float64 if out.dtype == torch.float64 else torch.float32
+    w = weights.to(wide)
+    for p, model in enumerate(models):
+        if model is None:
+            continue
+        n = model.numel()
+        place = out[offsets[p] : offsets[p] + n]
+        total = (
+            torch.zeros(n, dtype=wide, device=out.device) if beta == 0 else beta * place.to(wide)
+        )
+        for t in range(num_tasks):
+            grad = grads[t * len(models) + p]
+            if grad.numel():
+                total = total + w[t] * grad.reshape(-1).to(wide)
+        place.copy_(total)
+        out[offsets[p] + n : offsets[p + 1]] = 0
+
+
+def _check_weights(weights: Tensor) -> None:
+    if weights.dim() != 1 or weights.numel() < 1:
+        raise RuntimeError("weights must be a vector with one entry a task")
+    if weights.dtype not in (torch.float64, torch.float32):
+        raise RuntimeError("weights must be float64 or float32")

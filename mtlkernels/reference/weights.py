@@ -1,0 +1,103 @@
+"""The T x T problems that have a closed form or a fixed walk, in plain torch, and K's status."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Flags of a task's status; report.Status names them for people.
+NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_CONVERGENCE = 1, 2, 4, 8
+
+
+def check_gram(gram: Tensor) -> None:
+    """Raises unless gram is a square float64 matrix."""
+    if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] < 1:
+        raise RuntimeError("gram must be a square matrix")
+    if gram.dtype != torch.float64:
+        raise RuntimeError("gram must be float64, as ops.gram returns it")
+
+
+def task_status(gram: Tensor) -> Tensor:
+    """(T) int64: NON_FINITE or ZERO_GRADIENT where K says so of a task's gradient, else 0."""
+    check_gram(gram)
+    square = gram.diagonal()
+    bad = ~(square.isfinite() & (square >= 0))
+    bad = bad | (~gram.isfinite() & ~bad[None, :]).any(dim=1)
+    return torch.where(bad, NON_FINITE, torch.where(square == 0, ZERO_GRADIENT, 0))
+
+
+def finish(weights: Tensor, status: Tensor) -> tuple[Tensor, Tensor]:
+    """No weight for a task without gradient; all NaN where a gradient is not finite."""
+    weights = torch.where((status & ZERO_GRADIENT) > 0, 0.0, weights)
+    return torch.where(((status & NON_FINITE) > 0).any(), torch.nan, weights), status
+
+
+def _splitmix64(x: Tensor) -> Tensor:
+    def shift(y: Tensor, bits: int) -> Tensor:  # logical: int64 would carry the sign along
+        return (y >> bits) & ((1 << (64 - bits)) - 1)
+
+    x = x - 0x61C8864680B583EB
+    x = (x ^ shift(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ shift(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ shift(x, 31)
+
+
+def visiting_order(seed: Tensor, step: Tensor, num_tasks: int) -> Tensor:
+    """(T, T-1) int64: row i is a random permutation of the other tasks, drawn from (seed, step)."""
+    if any(x.numel() != 1 or x.dtype != torch.int64 for x in (seed, step)):
+        raise RuntimeError("seed and step must be int64 scalars")
+    T = num_tasks
+    index = torch.arange(T, device=seed.device)[:, None]
+    place = torch.arange(T - 1, device=seed.device)[None, :]
+    order = torch.where(place < index, place, place + 1).contiguous()
+    stream = _splitmix64(_splitmix64(seed) + step)
+    draws = (_splitmix64(stream + index * T + place) >> 1) & ((1 << 63) - 1)
+    for p in range(T - 2, 0, -1):
+        other = draws[:, p : p + 1] % (p + 1)
+        kept, moved = order[:, p : p + 1].clone(), order.gather(1, other)
+        order[:, p : p + 1] = moved
+        order.scatter_(1, other, kept)
+    return order
+
+
+def pcgrad(gram: Tensor, order: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+    """PCGrad's weights: all rows of C walk their own order at once (see csrc/solvers/pcgrad.h)."""
+    status = task_status(gram)
+    T = gram.shape[0]
+    if order.shape != (T, T - 1) or order.dtype != torch.int64:
+        raise RuntimeError("order must be a contiguous int64 matrix (T, T - 1) on gram's device")
+    if order.device.type == "cpu" and not ((order >= 0) & (order < T)).all():
+        raise RuntimeError(f"order names a task outside 0 .. {T - 1}")
+    takes_part = status == 0
+    C = torch.eye(T, dtype=gram.dtype, device=gram.device)
+    square = gram.diagonal()
+    for visit in range(T - 1):
+        j = order[:, visit]
+        dot = (C * gram[:, j].T).sum(dim=1)
+        step = torch.where((dot < 0) & (square[j] > 0), dot / square[j], 0.0)
+        C.scatter_add_(1, j[:, None], -step[:, None])
+    weights = (C * takes_part[:, None]).sum(dim=0)
+    if mean:
+        weights = weights / takes_part.sum()
+    return finish(weights, status)
+
+
+def avgnorm(gram: Tensor, scale: int, constant: float) -> tuple[Tensor, Tensor]:
+    """AvgNorm's weights S / ||g_i||; scale picks S (see csrc/solvers/avgnorm.h)."""
+    status = task_status(gram)
+    takes_part = status == 0
+    norm = gram.diagonal().clamp_min(0).sqrt()
+    count = takes_part.sum()
+    absent = torch.full_like(norm, torch.inf)
+    ordered = torch.where(takes_part, norm, absent).sort().values
+    last = (count - 1).clamp_min(0)
+    length = {
+        0: lambda: gram.sum().clamp_min(0).sqrt(),
+        1: lambda: norm.max(),
+        2: lambda: norm.sum() / count,
+        3: lambda: (gram.diagonal().sum() / count).sqrt(),
+        4: lambda: 0.5 * (ordered[last // 2] + ordered[(last + 1) // 2]),
+        5: lambda: ordered[0],
+        6: lambda: torch.full_like(norm[0], constant),
+    }[scale]()
+    return finish(length / norm, status)
