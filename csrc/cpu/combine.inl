@@ -4,32 +4,42 @@
 constexpr int kTogether = 8;  // rows of one pass over the accumulators
 
 // acc = (fresh ? 0 : acc) + sum_i w_i x_i
-template <class A, int kRows, bool kFresh>
-MTLKERNELS_NOINLINE void add_weighted(const A* const* rows, const A* weights, int64_t n, A* __restrict acc) {
-  const A* x[kRows];
+template <class S, int kRows, bool kFresh>
+MTLKERNELS_NOINLINE void add_weighted(const S* const* rows, const accumulator_t<S>* weights, int64_t n,
+                                      accumulator_t<S>* __restrict acc) {
+  using A = accumulator_t<S>;
+  using V = typename Vector<A>::type;
+  const S* x[kRows];
   A w[kRows];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) x[i] = rows[i], w[i] = weights[i];
-#pragma GCC ivdep
-  for (int64_t k = 0; k < n; ++k) {
-    A sum = kFresh ? w[0] * x[0][k] : acc[k] + w[0] * x[0][k];
+  int64_t k = 0;
+  for (; k + kLanes<A> <= n; k += kLanes<A>) {
+    V sum = kFresh ? w[0] * load(x[0] + k) : load(acc + k) + w[0] * load(x[0] + k);
 #pragma GCC unroll 8
-    for (int i = 1; i < kRows; ++i) sum += w[i] * x[i][k];
+    for (int i = 1; i < kRows; ++i) sum += w[i] * load(x[i] + k);
+    *reinterpret_cast<typename Vector<A>::loaded*>(acc + k) = sum;
+  }
+  for (; k < n; ++k) {
+    A sum = kFresh ? w[0] * widen(x[0][k]) : acc[k] + w[0] * widen(x[0][k]);
+#pragma GCC unroll 8
+    for (int i = 1; i < kRows; ++i) sum += w[i] * widen(x[i][k]);
     acc[k] = sum;
   }
 }
 
-template <class A, bool kFresh>
-void add_weighted(const A* const* rows, const A* weights, int64_t count, int64_t n, A* acc) {
+template <class S, bool kFresh>
+void add_weighted(const S* const* rows, const accumulator_t<S>* weights, int64_t count, int64_t n,
+                  accumulator_t<S>* acc) {
   switch (count) {
-    case 1: return add_weighted<A, 1, kFresh>(rows, weights, n, acc);
-    case 2: return add_weighted<A, 2, kFresh>(rows, weights, n, acc);
-    case 3: return add_weighted<A, 3, kFresh>(rows, weights, n, acc);
-    case 4: return add_weighted<A, 4, kFresh>(rows, weights, n, acc);
-    case 5: return add_weighted<A, 5, kFresh>(rows, weights, n, acc);
-    case 6: return add_weighted<A, 6, kFresh>(rows, weights, n, acc);
-    case 7: return add_weighted<A, 7, kFresh>(rows, weights, n, acc);
-    case 8: return add_weighted<A, 8, kFresh>(rows, weights, n, acc);
+    case 1: return add_weighted<S, 1, kFresh>(rows, weights, n, acc);
+    case 2: return add_weighted<S, 2, kFresh>(rows, weights, n, acc);
+    case 3: return add_weighted<S, 3, kFresh>(rows, weights, n, acc);
+    case 4: return add_weighted<S, 4, kFresh>(rows, weights, n, acc);
+    case 5: return add_weighted<S, 5, kFresh>(rows, weights, n, acc);
+    case 6: return add_weighted<S, 6, kFresh>(rows, weights, n, acc);
+    case 7: return add_weighted<S, 7, kFresh>(rows, weights, n, acc);
+    case 8: return add_weighted<S, 8, kFresh>(rows, weights, n, acc);
   }
 }
 
@@ -73,23 +83,20 @@ void combine(const void* const* rows, const double* weights, int64_t tasks, int6
   using A = accumulator_t<S>;
   S* const out = static_cast<S*>(out_memory);
   alignas(64) A acc[kChunk<A>];
-  alignas(64) A stage[kTogether][std::is_same_v<S, A> ? 1 : kChunk<A>];
   for (int64_t begin = 0; begin < length; begin += kChunk<A>) {
     const int64_t n = std::min(kChunk<A>, length - begin);
     bool fresh = beta == 0;
-    if (!fresh) {
-      const A* old = widened(out + begin, n, stage[0]);
-      for (int64_t k = 0; k < n; ++k) acc[k] = static_cast<A>(beta) * old[k];
-    }
+    if (!fresh)
+      for (int64_t k = 0; k < n; ++k) acc[k] = static_cast<A>(beta) * widen(out[begin + k]);
     for (int64_t first = 0; first < tasks; first += kTogether) {
       const int64_t count = std::min<int64_t>(kTogether, tasks - first);
-      const A* x[kTogether];
+      const S* x[kTogether];
       A w[kTogether];
       for (int64_t i = 0; i < count; ++i) {
-        x[i] = widened(static_cast<const S*>(rows[first + i]) + begin, n, stage[i]);
+        x[i] = static_cast<const S*>(rows[first + i]) + begin;
         w[i] = static_cast<A>(weights[first + i]);
       }
-      fresh ? add_weighted<A, true>(x, w, count, n, acc) : add_weighted<A, false>(x, w, count, n, acc);
+      fresh ? add_weighted<S, true>(x, w, count, n, acc) : add_weighted<S, false>(x, w, count, n, acc);
       fresh = false;
     }
     store_run<S>(acc, n, out + begin, stream);

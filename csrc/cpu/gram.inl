@@ -1,29 +1,34 @@
 // Gram matrix of T rows: K_ij = sum_k x_i[k] x_j[k], lower triangle, one pass.
 //
-// Rows are walked in chunks that stay in the first-level cache. Inside a chunk, tiles of pairs accumulate in vector
-// registers in the accumulator's type (at most kChunk products a sum, kChunk / kLanes a lane); lanes and chunks are
-// added in float64, in an order that depends on the lengths alone. T T (T + 1) / 2 multiply-adds for T loads.
+// Rows are walked in chunks. Inside a chunk, tiles of pairs accumulate in vector registers in the accumulator's type (a
+// few hundred products a lane); lanes and chunks are added in float64, in an order that depends on the lengths alone.
+// T (T + 1) / 2 multiply-adds for T loads: bound by memory up to T = 8 or so, by arithmetic beyond.
 
 // The widest triangle whose accumulators fit the registers with an operand to spare, and the square tile beyond it.
 constexpr int kWholeTriangle = MTLKERNELS_VECTOR_BYTES == 64 ? 7 : 4;
 constexpr int kTile = MTLKERNELS_VECTOR_BYTES == 64 ? 4 : 3;
+constexpr int64_t kInPlaceTasks = 8;
+constexpr int64_t kLongRun = 4;  // chunks
 
 // Pairs inside A rows. U independent copies hide the latency of the multiply-add where A(A+1)/2 alone cannot.
-template <class A, int kRows, int U>
-MTLKERNELS_NOINLINE void triangle_tile(const A* const* rows, int64_t first, int64_t steps, double* out) {
+template <class S, int kRows, int U>
+MTLKERNELS_NOINLINE void triangle_tile(const S* const* rows, int64_t first, int64_t steps, double* sums) {
+  using A = accumulator_t<S>;
   using V = typename Vector<A>::type;
   constexpr int kPairs = kRows * (kRows + 1) / 2;
-  const A* x[kRows];
+  const S* x[kRows];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) x[i] = rows[first + i];
   V sum[U][kPairs] = {};
   int64_t s = 0;
   auto step = [&](int u, int64_t at) __attribute__((always_inline)) {
+    V value[kRows];
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) value[i] = load(x[i] + at);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const V xi = load(x[i] + at);
 #pragma GCC unroll 8
-      for (int j = 0; j <= i; ++j) sum[u][i * (i + 1) / 2 + j] += xi * load(x[j] + at);
+      for (int j = 0; j <= i; ++j) sum[u][i * (i + 1) / 2 + j] += value[i] * value[j];
     }
   };
   for (; s + U <= steps; s += U) {
@@ -39,17 +44,18 @@ MTLKERNELS_NOINLINE void triangle_tile(const A* const* rows, int64_t first, int6
       V total = sum[0][pair];
 #pragma GCC unroll 8
       for (int u = 1; u < U; ++u) total += sum[u][pair];
-      out[pair_index(first + i, first + j)] = sum_lanes<A>(total);
+      fold_lanes<A>(total, sums + pair_index(first + i, first + j) * kLanes<double>);
     }
   }
 }
 
 // Pairs between kRows rows from `first` and kTile rows from `second`, second < first.
-template <class A, int kRows>
-MTLKERNELS_NOINLINE void square_tile(const A* const* rows, int64_t first, int64_t second, int64_t steps, double* out) {
+template <class S, int kRows>
+MTLKERNELS_NOINLINE void square_tile(const S* const* rows, int64_t first, int64_t second, int64_t steps, double* sums) {
+  using A = accumulator_t<S>;
   using V = typename Vector<A>::type;
-  const A* x[kRows];
-  const A* y[kTile];
+  const S* x[kRows];
+  const S* y[kTile];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) x[i] = rows[first + i];
 #pragma GCC unroll 8
@@ -70,115 +76,134 @@ MTLKERNELS_NOINLINE void square_tile(const A* const* rows, int64_t first, int64_
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kTile; ++j) out[pair_index(first + i, second + j)] = sum_lanes<A>(sum[i][j]);
+    for (int j = 0; j < kTile; ++j)
+      fold_lanes<A>(sum[i][j], sums + pair_index(first + i, second + j) * kLanes<double>);
   }
 }
 
-template <class A>
-void triangle(const A* const* rows, int64_t first, int64_t count, int64_t steps, double* out) {
+template <class S>
+void triangle(const S* const* rows, int64_t first, int64_t count, int64_t steps, double* sums) {
   switch (count) {
-    case 1: return triangle_tile<A, 1, 8>(rows, first, steps, out);
-    case 2: return triangle_tile<A, 2, 4>(rows, first, steps, out);
-    case 3: return triangle_tile<A, 3, 2>(rows, first, steps, out);
-    case 4: return triangle_tile<A, 4, 1>(rows, first, steps, out);
+    case 1: return triangle_tile<S, 1, 8>(rows, first, steps, sums);
+    case 2: return triangle_tile<S, 2, 4>(rows, first, steps, sums);
+    case 3: return triangle_tile<S, 3, 2>(rows, first, steps, sums);
+    case 4: return triangle_tile<S, 4, 1>(rows, first, steps, sums);
   }
   if constexpr (kWholeTriangle > 4) {
     switch (count) {
-      case 5: return triangle_tile<A, 5, 1>(rows, first, steps, out);
-      case 6: return triangle_tile<A, 6, 1>(rows, first, steps, out);
-      case 7: return triangle_tile<A, 7, 1>(rows, first, steps, out);
+      case 5: return triangle_tile<S, 5, 1>(rows, first, steps, sums);
+      case 6: return triangle_tile<S, 6, 1>(rows, first, steps, sums);
+      case 7: return triangle_tile<S, 7, 1>(rows, first, steps, sums);
     }
   }
 }
 
-template <class A>
-void square(const A* const* rows, int64_t first, int64_t count, int64_t second, int64_t steps, double* out) {
+template <class S>
+void square(const S* const* rows, int64_t first, int64_t count, int64_t second, int64_t steps, double* sums) {
   switch (count) {
-    case 1: return square_tile<A, 1>(rows, first, second, steps, out);
-    case 2: return square_tile<A, 2>(rows, first, second, steps, out);
-    case 3: return square_tile<A, 3>(rows, first, second, steps, out);
-    case 4: return square_tile<A, 4>(rows, first, second, steps, out);
+    case 1: return square_tile<S, 1>(rows, first, second, steps, sums);
+    case 2: return square_tile<S, 2>(rows, first, second, steps, sums);
+    case 3: return square_tile<S, 3>(rows, first, second, steps, sums);
+    case 4: return square_tile<S, 4>(rows, first, second, steps, sums);
   }
 }
 
-// All pairs of one chunk: `steps` vectors a row, padded with zeros by the caller. out: lower triangle, overwritten.
-template <class A>
-void chunk_gram(const A* const* rows, int64_t tasks, int64_t steps, double* out) {
-  if (tasks <= kWholeTriangle) return triangle(rows, 0, tasks, steps, out);
+// Adds all pairs of one chunk: `steps` vectors a row, padded with zeros by the caller. sums: pairs x lanes of double.
+template <class S>
+void chunk_gram(const S* const* rows, int64_t tasks, int64_t steps, double* sums) {
+  if (tasks <= kWholeTriangle) return triangle(rows, 0, tasks, steps, sums);
   for (int64_t i = 0; i < tasks; i += kTile) {
     const int64_t count = std::min<int64_t>(kTile, tasks - i);
-    for (int64_t j = 0; j < i; j += kTile) square(rows, i, count, j, steps, out);
-    triangle(rows, i, count, steps, out);
+    for (int64_t j = 0; j < i; j += kTile) square(rows, i, count, j, steps, sums);
+    triangle(rows, i, count, steps, sums);
   }
 }
 
-// float32 squares leave the range of float32 for elements beyond 1e19 or below 1e-17. A chunk in which a norm says so
+// The memory of one call: see gram_scratch_bytes.
+struct GramScratch {
+  double* sums;         // pairs x lanes, vector-aligned
+  char* stage;          // tasks x kStageStride
+  const void** rows;    // tasks
+
+  GramScratch(void* memory, int64_t tasks)
+      : sums(static_cast<double*>(memory)),
+        stage(reinterpret_cast<char*>(sums + num_pairs(tasks) * kLanes<double>)),
+        rows(reinterpret_cast<const void**>(stage + tasks * kStageStride)) {}
+};
+
+// n elements of type S as A, zero-padded to whole vectors.
+template <class A, class S>
+void stage_row(const S* row, int64_t n, int64_t padded, A* stage) {
+  if constexpr (std::is_same_v<A, S>) {
+    std::copy(row, row + n, stage);
+  } else if constexpr (std::is_same_v<A, float>) {
+    widen_run(row, n, stage);
+  } else if constexpr (std::is_same_v<S, float>) {
+    for (int64_t k = 0; k < n; ++k) stage[k] = static_cast<A>(row[k]);
+  } else {
+    for (int64_t k = 0; k < n; ++k) stage[k] = static_cast<A>(widen(row[k]));
+  }
+  std::fill(stage + n, stage + padded, A{0});
+}
+
+// The whole call with accumulators of type A: fills scratch.sums.
+template <class A, class S>
+void accumulate(const void* const* rows, int64_t tasks, int64_t length, const GramScratch& scratch) {
+  // Where all pairs fit the registers rows are read in place, in longer runs: one pass, nothing to keep cached. With
+  // more tasks a row is read once for each tile, and rows of large tensors share their place in a page: staging pays.
+  const bool in_place = std::is_same_v<A, accumulator_t<S>> && tasks <= kInPlaceTasks;
+  const int64_t run = in_place ? kLongRun * kChunk<A> : kChunk<A>;
+  std::fill(scratch.sums, scratch.sums + num_pairs(tasks) * kLanes<double>, 0.0);
+  for (int64_t begin = 0; begin < length;) {
+    const int64_t whole = (length - begin) / kLanes<A> * kLanes<A>;
+    const bool direct = in_place && whole > 0;
+    const int64_t n = direct ? std::min(run, whole) : std::min(kChunk<A>, length - begin);
+    const int64_t steps = (n + kLanes<A> - 1) / kLanes<A>;
+    for (int64_t t = 0; t < tasks; ++t) {
+      const S* row = static_cast<const S*>(rows[t]) + begin;
+      A* stage = reinterpret_cast<A*>(scratch.stage + t * kStageStride);
+      if (!direct) stage_row(row, n, steps * kLanes<A>, stage);
+      scratch.rows[t] = direct ? static_cast<const void*>(row) : stage;
+    }
+    if (direct) {
+      if constexpr (std::is_same_v<A, accumulator_t<S>>)
+        chunk_gram(reinterpret_cast<const S* const*>(scratch.rows), tasks, steps, scratch.sums);
+    } else {
+      chunk_gram(reinterpret_cast<const A* const*>(scratch.rows), tasks, steps, scratch.sums);
+    }
+    begin += n;
+  }
+}
+
+// Adds the lanes of every pair up, in place: sums[pair].
+inline void reduce_lanes(double* sums, int64_t pairs) {
+  for (int64_t p = 0; p < pairs; ++p) {
+    double* lane = sums + p * kLanes<double>;
+    double total = 0;
+    for (int l = 0; l < kLanes<double>; ++l) total += lane[l];
+    sums[p] = total;
+  }
+}
+
+// float32 squares leave the range of float32 for elements beyond 1e19 or below 1e-17. A run in which a norm says so
 // (zero included: it may be an underflow) is done again with float64 products, so K stays scale-free and finite.
-inline bool leaves_float_range(const double* partial, int64_t tasks) {
+inline bool leaves_float_range(const double* sums, int64_t tasks) {
   for (int64_t i = 0; i < tasks; ++i) {
-    const double square = partial[pair_index(i, i)];
+    const double square = sums[pair_index(i, i)];
     if (!(square > 1e-30 && square < 1e38)) return true;
   }
   return false;
 }
 
-struct GramScratch {
-  char* stage;          // tasks x kChunkBytes
-  double* partial;      // pairs
-  const void** rows;    // tasks
-
-  GramScratch(void* memory, int64_t tasks)
-      : stage(static_cast<char*>(memory)),
-        partial(reinterpret_cast<double*>(stage + tasks * kChunkBytes)),
-        rows(reinterpret_cast<const void**>(partial + num_pairs(tasks))) {}
-};
-
-// Rows [begin, begin + n) of type S as type A, zero-padded to whole vectors; in place where nothing has to change.
-template <class A, class S>
-int64_t stage_chunk(const void* const* rows, int64_t tasks, int64_t begin, int64_t n, const GramScratch& scratch) {
-  const int64_t steps = (n + kLanes<A> - 1) / kLanes<A>;
-  const int64_t padded = steps * kLanes<A>;
-  for (int64_t t = 0; t < tasks; ++t) {
-    const S* row = static_cast<const S*>(rows[t]) + begin;
-    if constexpr (std::is_same_v<A, S>) {
-      if (padded == n) {
-        scratch.rows[t] = row;
-        continue;
-      }
-    }
-    A* stage = reinterpret_cast<A*>(scratch.stage + t * kChunkBytes);
-    if constexpr (std::is_same_v<A, S>) {
-      std::copy(row, row + n, stage);
-    } else if constexpr (std::is_same_v<A, float>) {
-      widen_run(row, n, stage);
-    } else if constexpr (std::is_same_v<S, float>) {
-      for (int64_t k = 0; k < n; ++k) stage[k] = static_cast<A>(row[k]);
-    } else {
-      for (int64_t k = 0; k < n; ++k) stage[k] = static_cast<A>(widen(row[k]));
-    }
-    std::fill(stage + n, stage + padded, A{0});
-    scratch.rows[t] = stage;
-  }
-  return steps;
-}
-
-template <class A, class S>
-void add_chunk_gram(const void* const* rows, int64_t tasks, int64_t begin, int64_t n, double* partial,
-                    const GramScratch& scratch) {
-  for (int64_t done = 0; done < n; done += kChunk<A>) {
-    const int64_t steps = stage_chunk<A, S>(rows, tasks, begin + done, std::min(kChunk<A>, n - done), scratch);
-    chunk_gram(reinterpret_cast<const A* const*>(scratch.rows), tasks, steps, scratch.partial);
-    if constexpr (std::is_same_v<A, float>) {
-      if (leaves_float_range(scratch.partial, tasks)) {
-        add_chunk_gram<double, S>(rows, tasks, begin + done, std::min(kChunk<A>, n - done), partial, scratch);
-        continue;
-      }
-    }
-    for (int64_t p = 0; p < num_pairs(tasks); ++p) partial[p] += scratch.partial[p];
-  }
-}
-
 template <class S>
-void gram(const void* const* rows, int64_t tasks, int64_t length, double* partial, void* scratch) {
-  add_chunk_gram<accumulator_t<S>, S>(rows, tasks, 0, length, partial, GramScratch(scratch, tasks));
+void gram(const void* const* rows, int64_t tasks, int64_t length, double* partial, void* memory) {
+  const GramScratch scratch(memory, tasks);
+  const int64_t pairs = num_pairs(tasks);
+  accumulate<accumulator_t<S>, S>(rows, tasks, length, scratch);
+  reduce_lanes(scratch.sums, pairs);
+  if (std::is_same_v<accumulator_t<S>, float> && leaves_float_range(scratch.sums, tasks)) {
+    accumulate<double, S>(rows, tasks, length, scratch);
+    reduce_lanes(scratch.sums, pairs);
+  }
+  for (int64_t p = 0; p < pairs; ++p) partial[p] += scratch.sums[p];
 }

@@ -8,9 +8,9 @@
 namespace mtlkernels::cpu {
 
 int64_t gram_scratch_bytes(int64_t tasks) {
-  constexpr int64_t kStageBytes = 4096;  // kChunkBytes of simd.inl
-  return tasks * (kStageBytes + static_cast<int64_t>(sizeof(void*))) +
-         num_pairs(tasks) * static_cast<int64_t>(sizeof(double));
+  constexpr int64_t kStageBytes = 4160;  // kStageStride of simd.inl
+  constexpr int64_t kLaneBytes = 64;    // the widest vector
+  return tasks * (kStageBytes + static_cast<int64_t>(sizeof(void*))) + num_pairs(tasks) * kLaneBytes;
 }
 
 namespace {

@@ -2,6 +2,8 @@
 // namespace mtlkernels::cpu::<set>, with MTLKERNELS_VECTOR_BYTES and MTLKERNELS_X86_LEVEL (0, 2, 512) defined.
 
 constexpr int64_t kChunkBytes = 4096;  // of accumulator type, a task: T = 8 fits the first-level cache
+// Staged rows lie one cache line further apart than a page, or all of them would compete for the same cache sets.
+constexpr int64_t kStageStride = kChunkBytes + 64;
 
 template <class S> struct Accumulator { using type = float; };
 template <> struct Accumulator<double> { using type = double; };
@@ -19,24 +21,29 @@ template <> struct Vector<double> {
 template <class A> constexpr int64_t kLanes = MTLKERNELS_VECTOR_BYTES / static_cast<int64_t>(sizeof(A));
 template <class A> constexpr int64_t kChunk = kChunkBytes / static_cast<int64_t>(sizeof(A));
 
-template <class A>
-MTLKERNELS_INLINE typename Vector<A>::type load(const A* p) {
-  return *reinterpret_cast<const typename Vector<A>::loaded*>(p);
-}
+MTLKERNELS_INLINE Vector<float>::type load(const float* p) { return *reinterpret_cast<const Vector<float>::loaded*>(p); }
+MTLKERNELS_INLINE Vector<double>::type load(const double* p) { return *reinterpret_cast<const Vector<double>::loaded*>(p); }
 
-// Lanes are added in float64 and in a fixed order.
+// sums += lanes of v, in float64: a float vector's two halves fold onto one double vector.
 template <class A>
-MTLKERNELS_INLINE double sum_lanes(typename Vector<A>::type v) {
-  constexpr int kN = kLanes<A>;
-  double lane[kN];
-#pragma GCC unroll 16
-  for (int l = 0; l < kN; ++l) lane[l] = static_cast<double>(v[l]);
-#pragma GCC unroll 4
-  for (int width = kN / 2; width > 0; width /= 2) {
-#pragma GCC unroll 8
-    for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
+MTLKERNELS_INLINE void fold_lanes(typename Vector<A>::type v, double* sums) {
+  using Doubles = Vector<double>::type;
+  Doubles& total = *reinterpret_cast<Doubles*>(sums);
+  if constexpr (std::is_same_v<A, double>) {
+    total += v;
+  } else {
+#if MTLKERNELS_X86_LEVEL == 512
+    const auto x = reinterpret_cast<__m512>(v);
+    total += reinterpret_cast<Doubles>(_mm512_cvtps_pd(_mm512_castps512_ps256(x))) +
+             reinterpret_cast<Doubles>(_mm512_cvtps_pd(_mm512_maskz_extractf32x8_ps(0xff, x, 1)));
+#elif MTLKERNELS_X86_LEVEL == 2
+    const auto x = reinterpret_cast<__m256>(v);
+    total += reinterpret_cast<Doubles>(_mm256_cvtps_pd(_mm256_castps256_ps128(x))) +
+             reinterpret_cast<Doubles>(_mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
+#else
+    total += Doubles{v[0], v[1]} + Doubles{v[2], v[3]};
+#endif
   }
-  return lane[0];
 }
 
 struct BFloat16 { uint16_t bits; };
@@ -86,43 +93,65 @@ MTLKERNELS_INLINE Float16 narrow(float x, Float16) {
   return {static_cast<uint16_t>(half | sign)};
 }
 
+// Vectors of 16- and 32-bit words as wide as a vector of float, for the conversions below.
+typedef uint32_t Words __attribute__((vector_size(MTLKERNELS_VECTOR_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(MTLKERNELS_VECTOR_BYTES / 2)));
+typedef uint16_t LoadedHalves __attribute__((vector_size(MTLKERNELS_VECTOR_BYTES / 2), aligned(2), may_alias));
+using Floats = Vector<float>::type;
+
+MTLKERNELS_INLINE Floats load(const BFloat16* p) {
+  const Halves bits = *reinterpret_cast<const LoadedHalves*>(p);
+  return reinterpret_cast<Floats>(__builtin_convertvector(bits, Words) << 16);
+}
+
+MTLKERNELS_INLINE void narrow_vector(Floats x, BFloat16* p) {
+  const Words u = reinterpret_cast<Words>(x);
+  const Words rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const Words nan = reinterpret_cast<Words>(x != x);
+  const Words chosen = (nan & ((u >> 16) | 0x40u)) | (~nan & rounded);
+  *reinterpret_cast<LoadedHalves*>(p) = __builtin_convertvector(chosen, Halves);
+}
+
+#if MTLKERNELS_X86_LEVEL == 512
+MTLKERNELS_INLINE Floats load(const Float16* p) {
+  return reinterpret_cast<Floats>(
+      _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+}
+MTLKERNELS_INLINE void narrow_vector(Floats x, Float16* p) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(x), 0));
+}
+#elif MTLKERNELS_X86_LEVEL == 2
+MTLKERNELS_INLINE Floats load(const Float16* p) {
+  return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+MTLKERNELS_INLINE void narrow_vector(Floats x, Float16* p) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(reinterpret_cast<__m256>(x), 0));
+}
+#else
+MTLKERNELS_INLINE Floats load(const Float16* p) {
+  Floats x;
+  for (int l = 0; l < kLanes<float>; ++l) x[l] = widen(p[l]);
+  return x;
+}
+MTLKERNELS_INLINE void narrow_vector(Floats x, Float16* p) {
+  for (int l = 0; l < kLanes<float>; ++l) p[l] = narrow(x[l], Float16{});
+}
+#endif
+
 template <class S>
 MTLKERNELS_INLINE void widen_run(const S* from, int64_t n, float* to) {
   int64_t k = 0;
-  if constexpr (std::is_same_v<S, Float16>) {
-#if MTLKERNELS_X86_LEVEL == 512
-    for (; k + 16 <= n; k += 16)
-      _mm512_storeu_ps(to + k, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + k))));
-#elif MTLKERNELS_X86_LEVEL == 2
-    for (; k + 8 <= n; k += 8)
-      _mm256_storeu_ps(to + k, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k))));
-#endif
-  }
+  for (; k + kLanes<float> <= n; k += kLanes<float>)
+    *reinterpret_cast<Vector<float>::loaded*>(to + k) = load(from + k);
   for (; k < n; ++k) to[k] = widen(from[k]);
 }
 
 template <class S>
 MTLKERNELS_INLINE void narrow_run(const float* from, int64_t n, S* to) {
   int64_t k = 0;
-  if constexpr (std::is_same_v<S, Float16>) {
-#if MTLKERNELS_X86_LEVEL == 512
-    for (; k + 16 <= n; k += 16)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(from + k), 0));
-#elif MTLKERNELS_X86_LEVEL == 2
-    for (; k + 8 <= n; k += 8)
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + k), _mm256_cvtps_ph(_mm256_loadu_ps(from + k), 0));
-#endif
-  }
+  for (; k + kLanes<float> <= n; k += kLanes<float>) narrow_vector(load(from + k), to + k);
   for (; k < n; ++k) to[k] = narrow(from[k], S{});
 }
 
-// `n` elements as accumulators: in place where they are that already, else converted into `stage`.
-template <class S>
-MTLKERNELS_INLINE const accumulator_t<S>* widened(const S* row, int64_t n, accumulator_t<S>* stage) {
-  if constexpr (std::is_same_v<S, accumulator_t<S>>) {
-    return row;
-  } else {
-    widen_run(row, n, stage);
-    return stage;
-  }
-}
+MTLKERNELS_INLINE float widen(float x) { return x; }
+MTLKERNELS_INLINE double widen(double x) { return x; }
