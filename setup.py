@@ -53,7 +53,7 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
             ("MTLKERNELS_VERSION", f'"{version()}"'),
             ("MTLKERNELS_TORCH_VERSION", f'"{torch.__version__}"'),
         ],
-        extra_compile_args=["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra"],
+        extra_compile_args=["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"],
         language="c++",
     )
     return [cpu], {"build_ext": cpp_extension.BuildExtension}

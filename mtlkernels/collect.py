@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 Losses = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
 
@@ -74,7 +75,7 @@ def task_gradients(
     return [
         list(
             torch.autograd.grad(
-                loss,
+                _root(loss),
                 params,
                 grad_outputs=torch.ones_like(loss),
                 retain_graph=retain_graph or t < last,
@@ -83,3 +84,24 @@ def task_gradients(
         )
         for t, loss in enumerate(losses)
     ]
+
+
+def _root(loss: Tensor) -> Tensor | GradientEdge:
+    """Where the backward of a loss starts.
+
+    An entry of `torch.stack(losses).unbind()` is traced back to the loss it was: through the stack
+    it would reach every parameter that any of the losses reaches, with zeros.
+    """
+    unbind = loss.grad_fn
+    if unbind is None or unbind.name() != "UnbindBackward0" or torch.compiler.is_compiling():
+        return loss
+    stack = unbind.next_functions[0][0]
+    if stack is None or stack.name() != "StackBackward0":
+        return loss
+    node, number = stack.next_functions[loss.output_nr]
+    if node is None:
+        raise ValueError(
+            f"loss '{loss.output_nr}' has no graph: it was computed under no_grad, detached, or "
+            "from nothing that requires grad"
+        )
+    return GradientEdge(node, number)

@@ -3,7 +3,8 @@
 
 constexpr int kTogether = 8;  // rows of one pass over the accumulators
 
-// acc = (fresh ? 0 : acc) + sum_i w_i x_i
+// acc = (fresh ? 0 : acc) + sum_i w_i x_i. A fresh sum starts from zero, not from the first product: which of two
+// products is fused into the addition would else be the compiler's choice, and differ from an accumulation onto zero.
 template <class S, int kRows, bool kFresh>
 MTLKERNELS_NOINLINE void add_weighted(const S* const* rows, const accumulator_t<S>* weights, int64_t n,
                                       accumulator_t<S>* __restrict acc) {
@@ -15,15 +16,16 @@ MTLKERNELS_NOINLINE void add_weighted(const S* const* rows, const accumulator_t<
   for (int i = 0; i < kRows; ++i) x[i] = rows[i], w[i] = weights[i];
   int64_t k = 0;
   for (; k + kLanes<A> <= n; k += kLanes<A>) {
-    V sum = kFresh ? w[0] * load(x[0] + k) : load(acc + k) + w[0] * load(x[0] + k);
+    V sum = {};
+    if constexpr (!kFresh) sum = load(acc + k);
 #pragma GCC unroll 8
-    for (int i = 1; i < kRows; ++i) sum += w[i] * load(x[i] + k);
+    for (int i = 0; i < kRows; ++i) sum += w[i] * load(x[i] + k);
     *reinterpret_cast<typename Vector<A>::loaded*>(acc + k) = sum;
   }
   for (; k < n; ++k) {
-    A sum = kFresh ? w[0] * widen(x[0][k]) : acc[k] + w[0] * widen(x[0][k]);
+    A sum = kFresh ? A{0} : acc[k];
 #pragma GCC unroll 8
-    for (int i = 1; i < kRows; ++i) sum += w[i] * widen(x[i][k]);
+    for (int i = 0; i < kRows; ++i) sum += w[i] * widen(x[i][k]);
     acc[k] = sum;
   }
 }

@@ -34,8 +34,8 @@ MTLKERNELS_INLINE void fold_lanes(typename Vector<A>::type v, double* sums) {
   } else {
 #if MTLKERNELS_X86_LEVEL == 512
     const auto x = reinterpret_cast<__m512>(v);
-    total += reinterpret_cast<Doubles>(_mm512_cvtps_pd(_mm512_castps512_ps256(x))) +
-             reinterpret_cast<Doubles>(_mm512_cvtps_pd(_mm512_maskz_extractf32x8_ps(0xff, x, 1)));
+    total += reinterpret_cast<Doubles>(_mm512_maskz_cvtps_pd(0xff, _mm512_castps512_ps256(x))) +
+             reinterpret_cast<Doubles>(_mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, x, 1)));
 #elif MTLKERNELS_X86_LEVEL == 2
     const auto x = reinterpret_cast<__m256>(v);
     total += reinterpret_cast<Doubles>(_mm256_cvtps_pd(_mm256_castps256_ps128(x))) +

@@ -1,0 +1,47 @@
+# From a clean clone: `make demo` and `make test` create .venv, install torch, build the extension and run.
+# TORCH names another torch to install, for example TORCH=torch==2.11.0.
+
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+
+# What an extra of the installed package asks for, so that installing it does not build the package again.
+REQUIRES := import importlib.metadata as m, sys; \
+	print(*(r.split(";")[0].strip() for r in m.requires("mtlkernels") if f"extra == \"{sys.argv[1]}\"" in r))
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m mtlkernels demo
+
+test: $(VENV)/.test $(VENV)/.demo
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/combine.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info mtlkernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch first, alone and pinned: nothing installed later pulls another one, and the build sees the one that runs.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) "$(TORCH)" "setuptools>=77" wheel pybind11 ninja numpy
+	touch $@
+
+$(VENV)/.built: $(VENV)/.torch $(SOURCES)
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.built
+	$(PIP) $$($(BIN)/python -c '$(REQUIRES)' $*)
+	touch $@

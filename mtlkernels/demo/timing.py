@@ -1,0 +1,72 @@
+"""Where the time of a step goes: forward, backward, balancing, update."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+import torch
+
+from mtlkernels.backprop import write_gradients
+from mtlkernels.collect import task_gradients
+from mtlkernels.demo.models import MultiTask
+from mtlkernels.demo.problem import Problem
+from mtlkernels.methods import GramMethod
+
+WARMUP = 2
+REPEATS = 10
+
+
+@dataclass(frozen=True)
+class Split:
+    """Milliseconds a step.
+
+    `forward` reaches the losses, `backward` is one backward a task, `balancing` everything from
+    those gradients to `.grad` (Gram matrix, weights, combination), `update` the base optimizer's
+    step.
+    """
+
+    forward: float
+    backward: float
+    balancing: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward + self.balancing + self.update
+
+
+def time_split(problem: Problem, model: MultiTask, method: GramMethod) -> Split:
+    """Medians over ten extra steps on copies, so that the run they follow stays as it was.
+
+    The device is waited for after each part, so the parts add up to more than a free-running step.
+    """
+    model, method = copy.deepcopy(model), copy.deepcopy(method)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=problem.rate)
+    shared, heads = list(model.encoder.parameters()), list(model.heads.parameters())
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for _ in range(WARMUP + REPEATS):
+        batch = problem.sample(generator)
+        optimizer.zero_grad()
+        marks = [_now(batch.inputs.device)]
+        predictions = model(batch.inputs)
+        losses = [t.loss(predictions[t.name], batch.targets[t.name]) for t in problem.tasks]
+        marks.append(_now(batch.inputs.device))
+        gradients = task_gradients(losses, shared + heads)
+        marks.append(_now(batch.inputs.device))
+        write_gradients(gradients, shared + heads, method, torch.stack(losses).detach())
+        marks.append(_now(batch.inputs.device))
+        optimizer.step()
+        marks.append(_now(batch.inputs.device))
+        rows.append([1e3 * (end - start) for start, end in pairwise(marks)])
+    return Split(*(median(part) for part in zip(*rows[WARMUP:], strict=True)))
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

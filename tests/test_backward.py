@@ -1,0 +1,339 @@
+"""Losses -> .grad: what is shared, what heads get, accumulation, and what wrong input is told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import mtlkernels
+from mtlkernels import AvgNorm, CAGrad, GramMethod, Mean, PCGrad, Status, Sum
+
+
+class Model(nn.Module):
+    """A trunk, one head a task and a part that nothing uses. The convolution is channels_last."""
+
+    def __init__(self, tasks: int = 3) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        self.linear = nn.Linear(4 * 16, 5)
+        self.heads = nn.ModuleList(nn.Linear(5, 2) for _ in range(tasks))
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = torch.tanh(self.linear(self.convolution(x).flatten(1)))
+        return [(head(features) - t).square().mean() for t, head in enumerate(self.heads)]
+
+    @property
+    def trunk(self) -> list[nn.Parameter]:
+        return [*self.convolution.parameters(), *self.linear.parameters()]
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    return Model()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def expected_direction(model: Model, images: Tensor, weights: Tensor) -> list[Tensor]:
+    """sum_t w_t g_t over the trunk, by float64 arithmetic on autograd's gradients."""
+    losses = model(images)
+    rows = [torch.autograd.grad(loss, model.trunk, retain_graph=True) for loss in losses]
+    return [
+        sum(w * g.double() for w, g in zip(weights, column, strict=True))
+        for column in zip(*rows, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("method", [Sum(), Mean(), PCGrad(), CAGrad(), AvgNorm()], ids=repr)
+@pytest.mark.parametrize("form", ["list", "dict", "tensor"])
+def test_trunk_gets_the_direction_and_heads_their_own_gradient(model, images, method, form) -> None:
+    losses = model(images)
+    given = {
+        "list": losses,
+        "dict": dict(zip("abc", losses, strict=True)),
+        "tensor": torch.stack(losses),
+    }[form]
+    report = mtlkernels.backward(given, list(model.parameters()), method)
+    assert report.tasks == (("a", "b", "c") if form == "dict" else ("0", "1", "2"))
+    assert report.losses is not None
+    torch.testing.assert_close(report.losses, torch.stack(model(images)))
+    wanted = expected_direction(model, images, report.weights)
+    for param, want in zip(model.trunk, wanted, strict=True):
+        assert param.grad is not None
+        assert param.grad.stride() == param.stride()
+        torch.testing.assert_close(param.grad.double(), want, rtol=1e-5, atol=1e-7)
+    for loss, head in zip(model(images), model.heads, strict=True):
+        own = torch.autograd.grad(loss, list(head.parameters()))
+        for param, want in zip(head.parameters(), own, strict=True):
+            torch.testing.assert_close(param.grad, want)
+    assert all(param.grad is None for param in model.unused.parameters())
+    norm = torch.cat([g.flatten() for g in wanted]).norm()
+    torch.testing.assert_close(report.direction_norm(), norm, rtol=1e-5, atol=0)
+
+
+def test_weighted_heads_equal_a_backward_of_the_weighted_losses(model, images) -> None:
+    report = mtlkernels.backward(
+        model(images), list(model.parameters()), AvgNorm(), weight_heads=True
+    )
+    got = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    (report.weights.float() * torch.stack(model(images))).sum().backward()
+    for have, param in zip(got, model.parameters(), strict=True):
+        if param.grad is None:
+            assert have is None
+        else:
+            torch.testing.assert_close(have, param.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_named_shared_parameters_are_balanced_and_the_rest_summed(model, images) -> None:
+    shared = list(model.convolution.parameters())
+    report = mtlkernels.backward(
+        model(images), list(model.parameters()), AvgNorm("min"), shared=shared
+    )
+    rows = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in model(images)]
+    norms = torch.stack([torch.cat([g.flatten() for g in row]).norm() for row in rows])
+    torch.testing.assert_close(report.norms().float(), norms)
+    plain = torch.autograd.grad(sum(model(images)), list(model.linear.parameters()))
+    for param, want in zip(model.linear.parameters(), plain, strict=True):
+        torch.testing.assert_close(param.grad, want, rtol=1e-5, atol=1e-7)
+
+
+def test_a_parameter_that_two_of_three_tasks_reach_is_shared() -> None:
+    a, b = (nn.Parameter(torch.randn(4)) for _ in range(2))
+    x, y, z = (torch.randn(4) for _ in range(3))
+    losses = [(a * x).sum(), (a * y).sum() + (b * x).sum(), (b * z).sum()]
+    report = mtlkernels.backward(losses, [a, b], Mean())
+    zero = torch.zeros(4)
+    G = torch.stack([torch.cat(r) for r in ((x, zero), (y, x), (zero, z))]).double()
+    torch.testing.assert_close(report.gram, G @ G.T, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(a.grad, (x + y) / 3)
+    torch.testing.assert_close(b.grad, (x + z) / 3)
+
+
+def test_one_loss_is_balanced_over_all_it_reaches(model, images) -> None:
+    mtlkernels.backward([model(images)[0]], list(model.parameters()), PCGrad())
+    got = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    model(images)[0].backward()
+    for name, param in model.named_parameters():
+        if param.grad is None:
+            assert got[name] is None, name
+        else:
+            torch.testing.assert_close(got[name], param.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_gradients_add_up_as_autograds_do_and_keep_their_addresses(model, images) -> None:
+    params = list(model.parameters())
+    mtlkernels.backward(model(images), params, Mean())
+    once = [None if p.grad is None else p.grad.clone() for p in params]
+    places = [None if p.grad is None else p.grad.data_ptr() for p in params]
+    mtlkernels.backward(model(images), params, Mean())
+    for param, first, place in zip(params, once, places, strict=True):
+        if first is not None:
+            assert param.grad is not None
+            torch.testing.assert_close(param.grad, 2 * first)
+            assert param.grad.data_ptr() == place
+    for param in params:
+        if param.grad is not None:
+            param.grad.zero_()
+    mtlkernels.backward(model(images), params, Mean())
+    for param, first, place in zip(params, once, places, strict=True):
+        if first is not None:
+            assert param.grad is not None
+            torch.testing.assert_close(param.grad, first)
+            assert param.grad.data_ptr() == place
+
+
+def test_a_gradient_that_somebody_else_created_is_added_to(model, images) -> None:
+    weight = model.linear.weight
+    weight.grad = torch.ones_like(weight)
+    mine = weight.grad
+    mtlkernels.backward(model(images), list(model.parameters()), Sum())
+    assert weight.grad is mine
+    expected = expected_direction(model, images, torch.ones(3))[2]
+    torch.testing.assert_close(mine.double() - 1, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_aligned_views_of_one_vector(model, images) -> None:
+    mtlkernels.backward(model(images), list(model.parameters()), Sum())
+    grads = [p.grad for p in model.trunk]
+    storage = {g.untyped_storage().data_ptr() for g in grads}
+    assert len(storage) == 1
+    assert all(g.storage_offset() % 16 == 0 for g in grads)
+
+
+def test_the_last_backward_frees_the_graph_unless_told_otherwise(model, images) -> None:
+    params = list(model.parameters())
+    losses = model(images)
+    mtlkernels.backward(losses, params, Sum(), retain_graph=True)
+    mtlkernels.backward(losses, params, Sum())
+    with pytest.raises(RuntimeError, match="second time"):
+        losses[0].backward()
+
+
+def test_parameters_of_several_dtypes_are_balanced_together() -> None:
+    torch.manual_seed(0)
+    a = nn.Parameter(torch.randn(5))
+    b = nn.Parameter(torch.randn(7, dtype=torch.float64))
+    c = nn.Parameter(torch.randn(3, dtype=torch.bfloat16))
+    losses = [
+        s * ((a * s).sin().sum() + (b * s).cos().sum().float() + (c * s).square().sum().float())
+        for s in (1.0, -2.0)
+    ]
+    report = mtlkernels.backward(losses, [a, b, c], PCGrad())
+    for param in (a, b, c):
+        assert param.grad is not None
+        assert param.grad.dtype == param.dtype
+    rows = [
+        [(s * s * (a * s).cos()), -(s * s * (b * s).sin()), (2 * s**3 * c).to(torch.bfloat16)]
+        for s in (1.0, -2.0)
+    ]
+    G = torch.stack([torch.cat([g.double() for g in row]) for row in rows])
+    torch.testing.assert_close(report.gram, G @ G.T, rtol=2e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [Sum(), Mean(), PCGrad(), CAGrad(), AvgNorm()], ids=repr)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_named_and_reaches_grad(model, images, method, value) -> None:
+    losses = model(images)
+    losses[1] = losses[1] * value
+    report = mtlkernels.backward(losses, list(model.parameters()), method)
+    assert report.status.tolist() == [0, Status.NON_FINITE, 0]
+    assert report.warnings() == ["1: NON_FINITE"]
+    assert not all(p.grad.isfinite().all() for p in model.trunk)
+
+
+class NoReadBack(TorchDispatchMode):
+    """Fails on the operators that copy a tensor's values to the host or depend on them."""
+
+    FORBIDDEN = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in self.FORBIDDEN, f"{func} reads a tensor back"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", [Sum(), Mean(), PCGrad(), CAGrad(), AvgNorm()], ids=repr)
+def test_nothing_is_read_back(model, images, method: GramMethod) -> None:
+    """On a device each of these would wait for it. (The reference solvers run inside an op.)"""
+    losses = model(images)
+    with NoReadBack():
+        report = mtlkernels.backward(losses, list(model.parameters()), method)
+        report.norms(), report.cosines(), report.conflict_rate(), report.direction_norm()
+
+
+def test_a_method_of_ones_own(model, images) -> None:
+    class First(GramMethod):
+        def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+            return torch.nn.functional.one_hot(torch.tensor(0), len(gram)).to(gram)
+
+    report = mtlkernels.backward(model(images), list(model.parameters()), First())
+    assert report.status.tolist() == [0, 0, 0]
+    wanted = torch.autograd.grad(model(images)[0], model.trunk)
+    for param, want in zip(model.trunk, wanted, strict=True):
+        torch.testing.assert_close(param.grad, want)
+
+
+def test_report_of_conflicting_gradients() -> None:
+    G = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [4.0, -3.0]], dtype=torch.float64)
+    _, report = mtlkernels.aggregate([[g] for g in G], Mean(), tasks=["x", "y", "z"])
+    torch.testing.assert_close(report.norms(), torch.full((3,), 5.0).double())
+    expected = torch.tensor([[1.0, -1, 0], [-1, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    torch.testing.assert_close(report.cosines(), expected)
+    assert float(report.conflict_rate()) == pytest.approx(1 / 3)
+    assert float(report.direction_norm()) == pytest.approx(5 / 3)
+    assert report.tasks == ("x", "y", "z")
+
+
+# ------------------------------------------------------------------------------ wrong input
+
+
+def scalar() -> Tensor:
+    return nn.Parameter(torch.ones(())) * 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "error", "word"),
+    [
+        ([], ValueError, "no losses"),
+        ({}, ValueError, "no losses"),
+        (torch.ones(2, 2, requires_grad=True), ValueError, "1-D"),
+        (torch.ones((), requires_grad=True), ValueError, "1-D"),
+        ([scalar(), 1.0], TypeError, "'1' is a float"),
+        ({"seg": torch.ones(3, requires_grad=True) * 2}, ValueError, "'seg' has shape"),
+        ({"seg": scalar(), "depth": torch.ones(())}, ValueError, "'depth' has no graph"),
+        ([scalar()] * 2, ValueError, "'0' and '1' are the same tensor"),
+    ],
+    ids=["none", "empty-dict", "2-D", "0-D", "float", "vector", "detached", "twice"],
+)
+def test_wrong_losses_are_told(losses, error, word: str) -> None:
+    with pytest.raises(error, match=word):
+        mtlkernels.backward(losses, [nn.Parameter(torch.ones(1))], Mean())
+
+
+def test_a_stacked_loss_without_graph_is_told() -> None:
+    p = nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="loss '1' has no graph"):
+        mtlkernels.backward(torch.stack([p.sum(), torch.ones(())]), [p], Mean())
+
+
+def test_entries_of_a_vector_loss_share_what_made_it() -> None:
+    p = nn.Parameter(torch.tensor([1.0, 2.0]))
+    report = mtlkernels.backward(p * torch.tensor([3.0, 4.0]), [p], Sum())
+    torch.testing.assert_close(report.norms(), torch.tensor([3.0, 4.0]).double())
+    torch.testing.assert_close(p.grad, torch.tensor([3.0, 4.0]))
+
+
+def test_wrong_parameters_are_told() -> None:
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    losses = [p.sum(), (2 * p).sum()]
+    with pytest.raises(ValueError, match="stands twice"):
+        mtlkernels.backward(losses, [p, q, p], Mean())
+    with pytest.raises(ValueError, match="result of an operation"):
+        mtlkernels.backward(losses, [p, q * 2], Mean())
+    with pytest.raises(TypeError, match="parameter 1 is a str"):
+        mtlkernels.backward(losses, [p, "q"], Mean())
+    with pytest.raises(ValueError, match="no parameter requires grad"):
+        mtlkernels.backward(losses, [torch.ones(2)], Mean())
+    with pytest.raises(ValueError, match="shared= names a parameter that is not"):
+        mtlkernels.backward(losses, [p], Mean(), shared=[q])
+    with pytest.raises(ValueError, match="no loss reaches any"):
+        mtlkernels.backward([p.sum(), (3 * p).sum()], [p, q], Mean(), shared=[q])
+    assert p.grad is None
+    assert q.grad is None
+
+
+def test_nothing_shared_is_told_and_nothing_written() -> None:
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="no parameter is shared"):
+        mtlkernels.backward([p.sum(), q.sum()], [p, q], Mean())
+    assert p.grad is None
+    assert q.grad is None
+
+
+def test_wrong_task_gradients_are_told() -> None:
+    g = torch.ones(2)
+    with pytest.raises(ValueError, match="T lists of P tensors"):
+        mtlkernels.aggregate([], Mean())
+    with pytest.raises(ValueError, match="task 1 has 1 gradients for 2 parameters"):
+        mtlkernels.aggregate([[g, g], [g]], Mean())
+    with pytest.raises(ValueError, match="task 0 has a tensor"):
+        mtlkernels.aggregate([g, g], Mean())
+    with pytest.raises(ValueError, match="no task reaches any parameter"):
+        mtlkernels.aggregate([[None], [None]], Mean())
+
+
+def test_a_method_that_returns_something_else_is_told() -> None:
+    class Wrong(GramMethod):
+        def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+            return gram
+
+    with pytest.raises(ValueError, match=r"returned \(2, 2\)"):
+        mtlkernels.aggregate([[torch.ones(2)], [torch.ones(2)]], Wrong())
