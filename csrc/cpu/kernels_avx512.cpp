@@ -1,5 +1,8 @@
 // x86-64 with AVX-512 (F, BW, DQ, VL): 64-byte vectors.
 #if defined(__x86_64__)
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // in GCC 12's own intrinsics (GCC bug 105593)
+#endif
 #include "instruction_set.h"
 
 #define MTLKERNELS_SET avx512
