@@ -4,9 +4,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <memory>
+#include <cstdlib>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -75,8 +76,7 @@ struct GradientList {
       if (grad.is_contiguous()) {
         rows[i] = grad.const_data_ptr();
       } else {
-        const int64_t flat = -1;
-        copies.push_back(torch::stable::reshape(grad, {&flat, 1}));
+        copies.push_back(torch::stable::contiguous(grad));
         rows[i] = copies.back().const_data_ptr();
       }
     }
@@ -152,10 +152,8 @@ struct Problem {
 
   Problem(const Tensor& gram, int64_t doubles(int64_t), int64_t int_count(int64_t)) : tasks(checked(gram)), K(gram),
       weights(vector(ScalarType::Double)), status(vector(ScalarType::Long)), workspace(doubles(tasks)), ints(int_count(tasks)) {
-    if (!K.is_contiguous()) K = torch::stable::clone(torch::stable::reshape(K, {&kFlat, 1}));
+    K = torch::stable::contiguous(K);
   }
-
-  static constexpr int64_t kFlat = -1;
 
   static int checked(const Tensor& gram) {
     STD_TORCH_CHECK(gram.dim() == 2 && gram.size(0) == gram.size(1) && gram.size(0) >= 1, "gram must be a square matrix");
@@ -224,9 +222,16 @@ std::tuple<Tensor, Tensor> avgnorm(Tensor gram, int64_t scale, double constant) 
   return problem.answer();
 }
 
+// Loading this library for its solvers and facts must not take over where another backend was asked for.
+bool another_backend_is_forced() {
+  const char* forced = std::getenv("MTLKERNELS_BACKEND");
+  return forced && *forced && std::string_view(forced) != "native";
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(mtlkernels, CPU, m) {
+  if (another_backend_is_forced()) return;
   m.impl("gram", TORCH_BOX(&gram));
   m.impl("combine", TORCH_BOX(&combine));
   m.impl("combine_out", TORCH_BOX(&combine_out));

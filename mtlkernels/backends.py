@@ -42,7 +42,7 @@ def _serve_reference() -> None:
 
 def _decide() -> None:
     global native
-    forced = os.environ.get("MTLKERNELS_BACKEND", "").lower()
+    forced = os.environ.get("MTLKERNELS_BACKEND", "")
     if forced and forced not in CHOICES:
         raise ImportError(
             f"MTLKERNELS_BACKEND={forced}: choose one of {', '.join(CHOICES)}, or leave it unset"

@@ -113,6 +113,8 @@ def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: flo
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*grads, weights, out)):
         raise RuntimeError("combine_out is not differentiable: use combine, or torch.no_grad()")
     _combine_out(grads, weights, out, beta)
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(out)
 
 
 def flat_offsets(numels: Sequence[int]) -> list[int]:
@@ -295,7 +297,11 @@ def _gram_backward(ctx: Any, cotangent: Tensor) -> tuple[list[Tensor], None]:
     grads, T = list(ctx.saved_tensors), ctx.num_tasks
     mix = cotangent + cotangent.T
     rows = [combine(grads, mix[t]) for t in range(T)]
-    return [piece for row in rows for piece in _pieces(row, grads, T)], None
+    pieces = [piece for row in rows for piece in _pieces(row, grads, T)]
+    return [
+        piece if grad.numel() else torch.zeros_like(grad)
+        for piece, grad in zip(pieces, grads, strict=True)
+    ], None
 
 
 def _setup_combine(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

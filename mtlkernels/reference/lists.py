@@ -57,7 +57,10 @@ def list_offsets(grads: Sequence[Tensor], num_tasks: int) -> list[int]:
 
 
 def gram(grads: Sequence[Tensor], num_tasks: int) -> Tensor:
-    """K_ij = <g_i, g_j>, (T, T) float64. Sums of 1024 products, added up in float64."""
+    """K_ij = <g_i, g_j>, (T, T) float64, by sums of 1024 products.
+
+    Not by a matrix product: a BLAS may order its sums by the alignment of its operands.
+    """
     models = check_list(grads, num_tasks)
     K = grads[0].new_zeros((num_tasks, num_tasks), dtype=torch.float64)
     for p, model in enumerate(models):
@@ -67,10 +70,12 @@ def gram(grads: Sequence[Tensor], num_tasks: int) -> Tensor:
         rows = torch.stack([grads[t * len(models) + p].reshape(-1) for t in present])
         rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % 1024))
         for piece in rows.split(1 << 18, dim=1):
-            blocks = piece.to(torch.float64).reshape(len(present), -1, 1024).transpose(0, 1)
-            at = torch.tensor(present, device=K.device)
-            K[at[:, None], at] += torch.bmm(blocks, blocks.transpose(1, 2)).sum(dim=0)
-    return K
+            blocks = piece.to(torch.float64).reshape(len(present), -1, 1024)
+            for i, task in enumerate(present):
+                column = (blocks[i:] * blocks[i]).sum(dim=2).sum(dim=1)
+                for other, dot in zip(present[i:], column, strict=True):
+                    K[other, task] += dot
+    return K.tril() + K.tril(-1).T
 
 
 def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:

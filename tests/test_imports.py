@@ -1,0 +1,151 @@
+"""Who imports whom: the table of rooms, walked, and what an import of the package loads."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mtlkernels
+
+PACKAGE = Path(mtlkernels.__file__).parent
+CSRC = Path(__file__).parent.parent / "csrc"
+
+ANYTHING = None
+
+# A module of ours -> those of ours that it may import, by the first name below the package. All may
+# import torch and the standard library. A new module needs a line.
+PYTHON: dict[str, set[str] | None] = {
+    "__init__": ANYTHING,
+    "__main__": ANYTHING,
+    "reference": {"reference"},
+    "ops": {"reference"},
+    "backends": {"ops", "reference", "_C"},
+    "layout": {"ops"},
+    "methods": {"ops", "methods"},
+    "report": set(),
+    "collect": {"layout"},
+    "aggregation": {"layout", "ops", "report"},
+    "backprop": {"collect", "aggregation", "layout", "report"},
+    "optimizer": {"backprop", "methods", "report", "collect"},
+    "demo": ANYTHING,
+}
+THIRD_PARTY = {"torch"}
+
+STANDARD = r"<[a-z_]+>"  # no slash and no suffix: only the standard library's own headers
+# Files -> what an #include of theirs may be.
+CPP: dict[str, str] = {
+    r"plan\.h": STANDARD,
+    r"solvers/\w+\.h": rf'{STANDARD}|"(\.\./plan|\w+)\.h"',
+    r"cpu/\w+\.(cpp|h|inl)": rf"{STANDARD}|<immintrin\.h>|<sys/mman\.h>"
+    r'|"(\.\./plan\.h|\w+\.(h|inl))"',
+    r"ops_cpu\.cpp": rf"{STANDARD}|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
+    r'|"(plan|(cpu|solvers)/\w+)\.h"',
+    r"module\.cpp": rf'{STANDARD}|<pybind11/\w+\.h>|"(plan|(cpu|solvers)/\w+)\.h"',
+}
+
+
+def module_files() -> list[Path]:
+    return [p for p in sorted(PACKAGE.rglob("*.py")) if "triton_kernels" not in p.parts]
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of the modules that a file imports, at any depth of its code."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute"
+            assert node.module is not None
+            if node.module == "mtlkernels":
+                names |= {f"mtlkernels.{alias.name}" for alias in node.names}
+            else:
+                names.add(node.module)
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+            names |= {a.value for a in node.args if isinstance(a, ast.Constant)}
+    return names
+
+
+def test_every_module_has_a_line() -> None:
+    assert {room(path) for path in module_files()} == PYTHON.keys()
+
+
+@pytest.mark.parametrize("path", module_files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_python_imports(path: Path) -> None:
+    allowed = PYTHON[room(path)]
+    if allowed is ANYTHING:
+        private = {name for name in imported(path) if re.search(r"^mtlkernels\..*\b_(?!_)", name)}
+        assert not private
+        return
+    for name in imported(path):
+        package, _, below = name.partition(".")
+        if package == "mtlkernels":
+            assert below.split(".")[0] in allowed, f"{room(path)} imports {name}"
+        else:
+            assert package in sys.stdlib_module_names | THIRD_PARTY, f"{room(path)} imports {name}"
+
+
+def test_only_demo_needs_more_than_torch() -> None:
+    for name in ("__init__", "__main__"):
+        for module in imported(PACKAGE / f"{name}.py"):
+            package = module.split(".")[0]
+            assert package in sys.stdlib_module_names | THIRD_PARTY | {"mtlkernels"}
+
+
+def source_files() -> list[Path]:
+    return sorted(p for p in CSRC.rglob("*") if p.suffix in (".cpp", ".h", ".inl"))
+
+
+def test_there_are_sources() -> None:
+    assert len(source_files()) > 10
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda p: str(p.relative_to(CSRC)))
+def test_cpp_includes(path: Path) -> None:
+    name = path.relative_to(CSRC).as_posix()
+    rows = [allowed for files, allowed in CPP.items() if re.fullmatch(files, name)]
+    assert len(rows) == 1, f"{name} has no line"
+    includes = re.findall(r"^\s*#\s*include\s+(.+?)\s*(?://.*)?$", path.read_text(), re.MULTILINE)
+    forbidden = [include for include in includes if not re.fullmatch(rows[0], include)]
+    assert not forbidden
+
+
+LOADED = """
+import sys, subprocess, os
+def refuse(*_, **__): raise AssertionError("a process was started while importing")
+subprocess.Popen = os.system = refuse
+import torch
+before = set(sys.modules)
+import mtlkernels
+print("\\n".join({name.split(".")[0] + "." + name.partition(".")[2].split(".")[0]
+                  for name in set(sys.modules) - before}))
+"""
+
+
+def test_importing_loads_nothing_else_and_compiles_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED],
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    packages = {name.split(".")[0] for name in loaded}
+    assert "mtlkernels" in packages
+    heavy = {"triton", "numpy", "scipy", "matplotlib", "skimage", "mlxtend", "tqdm", "sklearn"}
+    assert not packages & heavy
+    assert "mtlkernels.demo" not in loaded
+    assert not {name for name in loaded if re.match(r"torch\.(_inductor|_dynamo)", name)}
