@@ -22,7 +22,7 @@ METHODS: dict[str, Callable[[], GramMethod]] = {
     "AvgNorm": AvgNorm,
 }
 SOLVER = {"PCGrad": ["visiting_order", "pcgrad"], "CAGrad": ["cagrad"], "AvgNorm": ["avgnorm"]}
-SAMPLES = ["ordinary", "one_task", "absent_in_some_tasks", "zero_size_middle", "channels_last"]
+SAMPLES = ["ordinary", "one_task", "zero_size_middle", "channels_last"]
 
 
 def has_cpp_compiler() -> bool:
@@ -60,8 +60,10 @@ def assert_same(compiled: tuple[Tensor, ...], eager: tuple[Tensor, ...]) -> None
         assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("name", SAMPLES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(m, "absent_in_some_tasks") for m in METHODS] + [("PCGrad", name) for name in SAMPLES],
+)
 def test_equals_eager_and_compiles_once(method: str, name: str) -> None:
     eager = step_of(METHODS[method]())
     compiled = torch.compile(step_of(METHODS[method]()), backend="aot_eager", fullgraph=True)
