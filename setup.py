@@ -37,13 +37,11 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
             "and ninja first and build with --no-build-isolation, or set MTLKERNELS_NO_EXT=1."
         ) from error
     sources = [
-        "csrc/module.cpp",
-        "csrc/ops_cpu.cpp",
-        *map(str, sorted(Path("csrc/cpu").glob("*.cpp"))),
+        str(p) for folder in ("", "ops_cpu", "cpu") for p in Path("csrc", folder).glob("*.cpp")
     ]
     cpu = Extension(
         "mtlkernels._C",
-        sources=sources,
+        sources=sorted(sources),
         depends=[str(p) for p in Path("csrc").rglob("*") if p.suffix in (".h", ".inl")],
         include_dirs=["csrc", pybind11.get_include(), *cpp_extension.include_paths()],
         library_dirs=cpp_extension.library_paths(),

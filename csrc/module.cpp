@@ -1,6 +1,5 @@
 // mtlkernels._C: build facts, the planner and the solvers on plain arrays, for tests and people. No tensor passes here:
-// operators are registered with torch's dispatcher by ops_cpu.cpp, which importing this module loads.
-#include <pybind11/numpy.h>
+// operators are registered with torch's dispatcher by ops_cpu/, which importing this module loads.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -10,18 +9,14 @@
 
 #include "cpu/kernels.h"
 #include "plan.h"
-#include "solvers/avgnorm.h"
-#include "solvers/cagrad.h"
-#include "solvers/pcgrad.h"
-#include "solvers/visiting_order.h"
+#include "solvers/lanes.h"
 
 namespace py = pybind11;
 namespace mtl = mtlkernels;
 
-namespace {
+void bind_solvers(py::module_& m);  // module_solvers.cpp
 
-using Matrix = py::array_t<double, py::array::c_style | py::array::forcecast>;
-using Order = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+namespace {
 
 py::dict build_info() {
   py::dict info;
@@ -60,55 +55,6 @@ py::dict plan(std::vector<int64_t> numel, int64_t tasks) {
   return result;
 }
 
-// Runs solve(K, T, weights, status) on a checked (T, T) array and returns (weights, status).
-template <class Solve>
-py::tuple solved(const Matrix& gram, Solve&& solve) {
-  if (gram.ndim() != 2 || gram.shape(0) != gram.shape(1) || gram.shape(0) < 1 || gram.shape(0) > mtl::kMaxTasks)
-    throw std::invalid_argument("gram must be a square matrix of 1 to " + std::to_string(mtl::kMaxTasks) + " tasks");
-  const auto tasks = static_cast<int>(gram.shape(0));
-  py::array_t<double> weights(tasks);
-  py::array_t<int64_t> status(tasks);
-  solve(gram.data(), tasks, weights.mutable_data(), status.mutable_data());
-  return py::make_tuple(weights, status);
-}
-
-py::tuple pcgrad(const Matrix& gram, const Order& order, bool mean) {
-  return solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
-    if (order.ndim() != 2 || order.shape(0) != tasks || order.shape(1) != tasks - 1)
-      throw std::invalid_argument("order must have shape (T, T - 1)");
-    for (py::ssize_t i = 0; i < order.size(); ++i)
-      if (order.data()[i] < 0 || order.data()[i] >= tasks) throw std::invalid_argument("order names a task that is not there");
-    std::vector<double> workspace(mtl::pcgrad_workspace(tasks));
-    std::vector<int> active(tasks);
-    mtl::pcgrad(mtl::HostLane{}, K, order.data(), tasks, mean, weights, status, workspace.data(), active.data());
-  });
-}
-
-py::tuple cagrad(const Matrix& gram, double c, int64_t rescale, bool sum) {
-  return solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
-    std::vector<double> workspace(mtl::cagrad_workspace(tasks));
-    std::vector<int> ints(mtl::cagrad_ints(tasks));
-    mtl::cagrad(mtl::HostLane{}, K, tasks, c, static_cast<mtl::Rescale>(rescale), sum, weights, status, workspace.data(),
-                ints.data());
-  });
-}
-
-py::tuple avgnorm(const Matrix& gram, int64_t scale, double constant) {
-  return solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
-    std::vector<double> workspace(mtl::avgnorm_workspace(tasks));
-    std::vector<int> active(tasks);
-    mtl::avgnorm(mtl::HostLane{}, K, tasks, static_cast<mtl::NormScale>(scale), constant, weights, status,
-                 workspace.data(), active.data());
-  });
-}
-
-Order visiting_order(int64_t seed, int64_t step, int tasks) {
-  if (tasks < 1) throw std::invalid_argument("tasks must be at least 1");
-  Order order({static_cast<py::ssize_t>(tasks), static_cast<py::ssize_t>(tasks - 1)});
-  mtl::visiting_order(mtl::HostLane{}, static_cast<uint64_t>(seed), static_cast<uint64_t>(step), tasks, order.mutable_data());
-  return order;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -117,18 +63,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("numel"), py::arg("tasks"),
         "Flat offsets (multiples of 16 elements) of parameters with `numel` elements each, and the pieces\n"
         "(parameter, begin, length, flat offset) of every segment of work.");
-  m.def("pcgrad", &pcgrad, py::arg("gram"), py::arg("order"), py::arg("mean") = false,
-        "PCGrad on a (T, T) float64 array: (weights (T), status (T)).");
-  m.def("cagrad", &cagrad, py::arg("gram"), py::arg("c"), py::arg("rescale") = 0, py::arg("sum") = false,
-        "CAGrad on a (T, T) float64 array: (weights (T), status (T)).");
-  m.def("avgnorm", &avgnorm, py::arg("gram"), py::arg("scale") = 0, py::arg("constant") = 1.0,
-        "AvgNorm on a (T, T) float64 array: (weights (T), status (T)).");
-  m.def("visiting_order", &visiting_order, py::arg("seed"), py::arg("step"), py::arg("tasks"),
-        "PCGrad's visiting order of one step: (T, T - 1) int64.");
-  py::dict flags;
-  flags["NON_FINITE"] = static_cast<int64_t>(mtl::kNonFinite);
-  flags["ZERO_GRADIENT"] = static_cast<int64_t>(mtl::kZeroGradient);
-  flags["STATIONARY"] = static_cast<int64_t>(mtl::kStationary);
-  flags["NO_CONVERGENCE"] = static_cast<int64_t>(mtl::kNoConvergence);
-  m.attr("STATUS_FLAGS") = flags;
+  bind_solvers(m);
 }

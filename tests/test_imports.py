@@ -24,7 +24,7 @@ PYTHON: dict[str, set[str] | None] = {
     "__init__": ANYTHING,
     "__main__": ANYTHING,
     "reference": {"reference"},
-    "ops": {"reference"},
+    "ops": {"ops", "reference"},
     "backends": {"ops", "reference", "_C"},
     "layout": {"ops"},
     "methods": {"ops", "methods"},
@@ -44,9 +44,9 @@ CPP: dict[str, str] = {
     r"solvers/\w+\.h": rf'{STANDARD}|"(\.\./plan|\w+)\.h"',
     r"cpu/\w+\.(cpp|h|inl)": rf"{STANDARD}|<immintrin\.h>|<sys/mman\.h>"
     r'|"(\.\./plan\.h|\w+\.(h|inl))"',
-    r"ops_cpu\.cpp": rf"{STANDARD}|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
-    r'|"(plan|(cpu|solvers)/\w+)\.h"',
-    r"module\.cpp": rf'{STANDARD}|<pybind11/\w+\.h>|"(plan|(cpu|solvers)/\w+)\.h"',
+    r"ops_cpu/\w+\.(cpp|h)": rf"{STANDARD}|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
+    r'|"solve\.h"|"\.\./(plan|(cpu|solvers)/\w+)\.h"',
+    r"module\w*\.cpp": rf'{STANDARD}|<pybind11/\w+\.h>|"(plan|(cpu|solvers)/\w+)\.h"',
 }
 
 

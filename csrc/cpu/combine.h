@@ -2,6 +2,7 @@
 // first: what the Gram matrix read last is still in the cache and is read first.
 #pragma once
 
+#include <cstring>
 #include <vector>
 
 #include "../plan.h"

@@ -1,7 +1,9 @@
 // The Gram matrix of a plan's gradients on the CPU: segments in parallel, each into its own slot, slots added in order.
 #pragma once
 
+#include <algorithm>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "../plan.h"

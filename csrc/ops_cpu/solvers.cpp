@@ -1,0 +1,72 @@
+// Registration of the solvers on the CPU: check, call. Schemas are defined in mtlkernels/ops/solvers.py.
+#include "../solvers/avgnorm.h"
+#include "../solvers/cagrad.h"
+#include "../solvers/pcgrad.h"
+#include "../solvers/visiting_order.h"
+#include "solve.h"
+
+namespace mtlkernels::ops_cpu {
+namespace {
+
+namespace mtl = mtlkernels;
+
+Tensor task_status(Tensor gram) {
+  Problem problem(gram, no_doubles, task_ints);
+  mtl::screen(mtl::HostLane{}, problem.k(), problem.tasks, problem.s(), problem.ints.data());
+  return problem.status;
+}
+
+uint64_t read_word(const Tensor& scalar) {
+  STD_TORCH_CHECK(scalar.is_cpu() && scalar.numel() == 1 && scalar.scalar_type() == ScalarType::Long,
+                  "seed and step must be int64 scalars");
+  return static_cast<uint64_t>(*static_cast<const int64_t*>(scalar.const_data_ptr()));
+}
+
+Tensor visiting_order(Tensor seed, Tensor step, int64_t num_tasks) {
+  STD_TORCH_CHECK(num_tasks >= 1 && num_tasks <= mtl::kMaxTasks, "num_tasks must lie in 1 .. ", mtl::kMaxTasks);
+  const int64_t shape[] = {num_tasks, num_tasks - 1};
+  Tensor order = torch::stable::new_empty(seed, {shape, 2});
+  mtl::visiting_order(mtl::HostLane{}, read_word(seed), read_word(step), static_cast<int>(num_tasks),
+                      static_cast<int64_t*>(order.mutable_data_ptr()));
+  return order;
+}
+
+std::tuple<Tensor, Tensor> pcgrad(Tensor gram, Tensor order, bool mean) {
+  Problem problem(gram, mtl::pcgrad_workspace, task_ints);
+  STD_TORCH_CHECK(order.is_cpu() && order.scalar_type() == ScalarType::Long && order.dim() == 2 && order.is_contiguous() &&
+                      order.size(0) == problem.tasks && order.size(1) == problem.tasks - 1,
+                  "order must be a contiguous int64 matrix (T, T - 1) on gram's device");
+  const auto* visits = static_cast<const int64_t*>(order.const_data_ptr());
+  for (int64_t i = 0; i < order.numel(); ++i)
+    STD_TORCH_CHECK(visits[i] >= 0 && visits[i] < problem.tasks, "order names task ", visits[i], " of ", problem.tasks);
+  mtl::pcgrad(mtl::HostLane{}, problem.k(), visits, problem.tasks, mean, problem.w(), problem.s(),
+              problem.workspace.data(), problem.ints.data());
+  return problem.answer();
+}
+
+std::tuple<Tensor, Tensor> cagrad(Tensor gram, double c, int64_t rescale, bool sum) {
+  Problem problem(gram, mtl::cagrad_workspace, mtl::cagrad_ints);
+  mtl::cagrad(mtl::HostLane{}, problem.k(), problem.tasks, c, static_cast<mtl::Rescale>(rescale), sum, problem.w(),
+              problem.s(), problem.workspace.data(), problem.ints.data());
+  return problem.answer();
+}
+
+std::tuple<Tensor, Tensor> avgnorm(Tensor gram, int64_t scale, double constant) {
+  Problem problem(gram, mtl::avgnorm_workspace, task_ints);
+  mtl::avgnorm(mtl::HostLane{}, problem.k(), problem.tasks, static_cast<mtl::NormScale>(scale), constant, problem.w(),
+               problem.s(), problem.workspace.data(), problem.ints.data());
+  return problem.answer();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mtlkernels, CPU, m) {
+  if (another_backend_is_forced()) return;
+  m.impl("task_status", TORCH_BOX(&task_status));
+  m.impl("visiting_order", TORCH_BOX(&visiting_order));
+  m.impl("pcgrad", TORCH_BOX(&pcgrad));
+  m.impl("cagrad", TORCH_BOX(&cagrad));
+  m.impl("avgnorm", TORCH_BOX(&avgnorm));
+}
+
+}  // namespace mtlkernels::ops_cpu

@@ -1,0 +1,40 @@
+"""The contract: schema, fake kernel, gradient and typed function of every op. Imports no backend.
+
+Backends attach themselves to `torch.ops.mtlkernels.*` by device (see backends.py). All ops read
+their inputs only and return new tensors, except `combine_out`; all are deterministic.
+
+A *gradient list* is task-major, T * P tensors of one dtype on one device: task t's gradient for
+parameter p stands at t * P + p. A tensor of zero elements is an absent gradient, a structural zero
+that is never read. The elements of a parameter pair up across tasks in row-major order; contiguous
+tensors are read in place, others are copied first.
+"""
+
+from mtlkernels.ops.library import FLOAT_DTYPES, LIBRARY, MAX_NATIVE_TASKS, SCHEMAS
+from mtlkernels.ops.lists import combine, combine_out, flat_offsets, gram
+from mtlkernels.ops.solvers import (
+    NormScale,
+    Rescale,
+    avgnorm,
+    cagrad,
+    pcgrad,
+    task_status,
+    visiting_order,
+)
+
+__all__ = [
+    "FLOAT_DTYPES",
+    "LIBRARY",
+    "MAX_NATIVE_TASKS",
+    "SCHEMAS",
+    "NormScale",
+    "Rescale",
+    "avgnorm",
+    "cagrad",
+    "combine",
+    "combine_out",
+    "flat_offsets",
+    "gram",
+    "pcgrad",
+    "task_status",
+    "visiting_order",
+]
