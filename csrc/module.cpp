@@ -31,11 +31,9 @@ py::dict build_info() {
   info["built_with_torch"] = MTLKERNELS_TORCH_VERSION;
   info["stable_abi_target"] = "2.10";
   info["instruction_set"] = mtl::cpu::kernels().name;
-  std::vector<std::string> compiled = {"baseline"};
-#if defined(__x86_64__)
-  compiled.insert(compiled.end(), {"avx2", "avx512"});
-#endif
-  info["instruction_sets_compiled"] = compiled;
+  std::vector<std::string> found;
+  for (const mtl::cpu::Kernels* set : mtl::cpu::found_kernels()) found.push_back(set->name);
+  info["instruction_sets_found"] = found;
   info["max_tasks"] = mtl::kMaxTasks;
   return info;
 }

@@ -1,5 +1,6 @@
 #include "kernels.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <string_view>
 
@@ -13,21 +14,27 @@ int64_t gram_scratch_bytes(int64_t tasks) {
   return tasks * (kStageBytes + static_cast<int64_t>(sizeof(void*))) + num_pairs(tasks) * kLaneBytes;
 }
 
+std::vector<const Kernels*> found_kernels() {
+  std::vector<const Kernels*> found = {&baseline_kernels()};
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    found.push_back(&avx2_kernels());
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      found.push_back(&avx512_kernels());
+  }
+#endif
+  return found;
+}
+
 namespace {
 
 const Kernels& choose() {
-#if defined(__x86_64__)
+  const std::vector<const Kernels*> found = found_kernels();
   const char* capability = std::getenv("ATEN_CPU_CAPABILITY");
-  const std::string_view limit = capability ? capability : "avx512";
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (limit != "default") {
-    if (avx512 && limit != "avx2") return avx512_kernels();
-    if (avx2) return avx2_kernels();
-  }
-#endif
-  return baseline_kernels();
+  const std::string_view limit = capability ? capability : "";
+  const size_t most = limit == "default" ? 1 : limit == "avx2" ? 2 : found.size();
+  return *found[std::min(most, found.size()) - 1];
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace mtlkernels::cpu {
 
@@ -35,7 +36,10 @@ const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 #endif
 
-// The widest set this processor has; ATEN_CPU_CAPABILITY (default, avx2, avx512) lowers it, as it does for torch.
+// The sets compiled in that this processor has, the widest last.
+std::vector<const Kernels*> found_kernels();
+
+// The widest set found; ATEN_CPU_CAPABILITY (default, avx2, avx512) lowers it, as it does for torch.
 const Kernels& kernels();
 
 }  // namespace mtlkernels::cpu
