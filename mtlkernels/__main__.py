@@ -13,12 +13,13 @@ def info() -> None:
     for key, value in mtlkernels.build_info().items():
         print(f"{key:24} {value}")
     for device, ops in mtlkernels.backends().items():
-        print(f"\n{device}")
+        groups: dict[str, list[str]] = {}
         for op, entry in ops.items():
-            absent = f"  ({entry['unavailable']})" if "unavailable" in entry else ""
-            print(f"  {op:16} {entry['serves']}{absent}")
-            for backend, reason in entry["others"].items():
-                print(f"    not {backend}: {reason}")
+            absent = f" ({entry['unavailable']})" if "unavailable" in entry else ""
+            reasons = "".join(f"\n  not {name}: {why}" for name, why in entry["others"].items())
+            groups.setdefault(f"{entry['serves']}{absent}{reasons}", []).append(op)
+        for told, served in groups.items():
+            print(f"\n{device}: {', '.join(served)}\n  served by {told}")
 
 
 def main(argv: list[str] | None = None) -> int:
