@@ -67,7 +67,7 @@ def total_gram(groups: Sequence[Group], num_tasks: int) -> Tensor:
         raise ValueError("no task reaches any parameter: there is nothing to combine")
     gram = ops.gram(groups[0].grads, num_tasks)
     for group in groups[1:]:
-        gram = gram + ops.gram(group.grads, num_tasks).to(gram.device, non_blocking=True)
+        gram = gram + ops.gram(group.grads, num_tasks).to(gram.device)
     return gram
 
 
@@ -87,7 +87,7 @@ def weighted_sum(groups: Sequence[Group], weights: Tensor, num_params: int) -> l
     """sum_t w_t g_t as P tensors, None where no task has a gradient."""
     direction: list[Tensor | None] = [None] * num_params
     for group in groups:
-        flat = ops.combine(group.grads, weights.to(group.device, non_blocking=True))
+        flat = ops.combine(group.grads, weights.to(group.device))
         for p, view in zip(group.params, group.views(flat), strict=True):
             direction[p] = view
     return direction
@@ -100,7 +100,7 @@ def add_weighted_sum(groups: Sequence[Group], weights: Tensor, params: Sequence[
     addresses stay.
     """
     for group in groups:
-        w = weights.to(group.device, non_blocking=True)
+        w = weights.to(group.device)
         members = [params[p] for p in group.params]
         flat = group.flat_behind([member.grad for member in members])
         if flat is not None:

@@ -43,7 +43,9 @@ def backward(
     Raises:
         TypeError, ValueError: losses, params or shared are not what they have to be, or no
             parameter is shared; nothing has been written then.
+        NotImplementedError: torch.distributed runs more than one rank.
     """
+    _refuse_several_ranks()
     tasks, values = named_losses(losses)
     params = check_params(params)
     rows = task_gradients(values, params, retain_graph)
@@ -127,6 +129,19 @@ def check_params(params: Sequence[Tensor]) -> list[Tensor]:
     if not kept:
         raise ValueError("no parameter requires grad")
     return kept
+
+
+def _refuse_several_ranks() -> None:
+    """Per-task gradients pass DistributedDataParallel's hooks by: ranks would drift apart."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if distributed.get_world_size() > 1:
+        raise NotImplementedError(
+            f"{distributed.get_world_size()} ranks: this version balances the gradients of one "
+            "process and would let ranks drift apart. Average each task's gradients over the "
+            "ranks yourself and pass them to mtlkernels.aggregate"
+        )
 
 
 def _columns(task_grads: TaskGrads, params: Sequence[int]) -> list[list[Tensor | None]]:

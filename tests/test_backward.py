@@ -252,6 +252,14 @@ def test_report_of_conflicting_gradients() -> None:
     assert report.tasks == ("x", "y", "z")
 
 
+def test_several_ranks_are_refused_before_they_drift_apart(model, images, monkeypatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    with pytest.raises(NotImplementedError, match="4 ranks"):
+        mtlkernels.backward(model(images), list(model.parameters()), Sum())
+    assert all(p.grad is None for p in model.parameters())
+
+
 # ------------------------------------------------------------------------------ wrong input
 
 
