@@ -84,5 +84,6 @@ void bind_solvers(py::module_& m) {
   flags["ZERO_GRADIENT"] = static_cast<int64_t>(mtl::kZeroGradient);
   flags["STATIONARY"] = static_cast<int64_t>(mtl::kStationary);
   flags["NO_CONVERGENCE"] = static_cast<int64_t>(mtl::kNoConvergence);
+  flags["ILL_CONDITIONED"] = static_cast<int64_t>(mtl::kIllConditioned);
   m.attr("STATUS_FLAGS") = flags;
 }

@@ -13,13 +13,15 @@ class Status(IntFlag):
     """Flags of one task's entry in `Report.status`, OR-ed together; 0 says nothing is wrong."""
 
     NON_FINITE = 1
-    """The task's gradient holds a NaN or an infinity; the direction is NaN."""
+    """The task's gradient holds a NaN or an infinity, which reaches the direction."""
     ZERO_GRADIENT = 2
     """The task's gradient is zero; it took no part and its weight is 0."""
     STATIONARY = 4
     """Zero lies in the convex hull of the gradients; the method's fallback there was used."""
     NO_CONVERGENCE = 8
     """The solver met its bound on work first; its weights are the best point it reached."""
+    ILL_CONDITIONED = 64
+    """The answer hung on differences below the rounding of K: a ridge above it was added."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,9 @@ constexpr int64_t cagrad_ints(int64_t tasks) { return tasks + active_set_ints(ta
 // ||g_w||^2 below this share of sum_i w_i K_ii is rounding, and says nothing of the direction of g_w.
 constexpr double kStationaryShare = 1e-14;
 
+// The relative rounding of a K whose products are float32, with a margin.
+constexpr double kNoise = 1e-6;
+
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE double quadratic(const Lanes& lanes, const double* K, const double* x, int n, double* Kx) {
   multiply(lanes, K, x, n, Kx);
@@ -43,6 +46,38 @@ MTLKERNELS_HOST_DEVICE int start_at_vertex(const Lanes& lanes, const SimplexRoot
   if (lanes.lane == 0) w[best] = 1.0, memory.support[0] = best;
   lanes.sync();
   return 1;
+}
+
+struct Answer {  // weights = 1 / T + share * v
+  double share = 0;
+  const double* v = nullptr;
+  int64_t flags = 0;
+};
+
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE Answer solve_cagrad(const Lanes& lanes, const double* A, const double* b, double k, int n, double* w,
+                                           double* v, const ActiveSetMemory& memory) {
+  const SimplexRoot dual{A, b, k, n};
+  int count = start_at_vertex(lanes, dual, w, memory);
+  bool converged = active_set(lanes, dual, w, count, memory);
+  double length = std::sqrt(quadratic(lanes, A, w, n, memory.Kx));
+  double size = 0;
+  for (int i = 0; i < n; ++i) size += w[i] * A[i * n + i];
+  if (length * length <= kStationaryShare * size) {
+    fill(lanes, v, n, 0.0);
+    count = 0;
+    converged = active_set(lanes, DualCone{A, b, n}, v, count, memory) && converged;
+    length = std::sqrt(quadratic(lanes, A, v, n, memory.Kx));
+    if (length <= k * (1 + 1e-9)) return {1.0, v, kStationary | (converged ? 0 : kNoConvergence)};
+    // The hull reaches past zero: go on from the point that shows it.
+    double total = 0;
+    for (int i = 0; i < n; ++i) total += v[i];
+    for (int i = lanes.lane; i < n; i += lanes.lanes) w[i] = v[i] / total;
+    lanes.sync();
+    converged = active_set(lanes, dual, w, count, memory) && converged;
+    length = std::sqrt(quadratic(lanes, A, w, n, memory.Kx));
+  }
+  return {k / length, w, converged ? 0 : kNoConvergence};
 }
 
 template <class Lanes>
@@ -69,39 +104,26 @@ MTLKERNELS_HOST_DEVICE void cagrad(const Lanes& lanes, const double* K, int task
   for (int r = 0; r < n; ++r) square += b[r] / n;
   const double k = c * std::sqrt(square > 0 ? square : 0.0);
 
-  double share = 0;     // weights = 1 / T + share * v
-  bool converged = true, stationary = false;
+  Answer answer;
   if (k > 0) {
-    const SimplexRoot dual{A, b, k, n};
-    int count = start_at_vertex(lanes, dual, w, memory);
-    converged = active_set(lanes, dual, w, count, memory);
-    double length = std::sqrt(quadratic(lanes, A, w, n, memory.Kx));
-    double size = 0;
-    for (int i = 0; i < n; ++i) size += w[i] * A[i * n + i];
-    if (length * length <= kStationaryShare * size) {
-      fill(lanes, v, n, 0.0);
-      count = 0;
-      converged = active_set(lanes, DualCone{A, b, n}, v, count, memory) && converged;
-      length = std::sqrt(quadratic(lanes, A, v, n, memory.Kx));
-      stationary = length <= k * (1 + 1e-9);
-      if (!stationary) {  // the hull reaches past zero: go on from the point that shows it
-        double total = 0;
-        for (int i = 0; i < n; ++i) total += v[i];
-        for (int i = lanes.lane; i < n; i += lanes.lanes) w[i] = v[i] / total;
-        lanes.sync();
-        converged = active_set(lanes, dual, w, count, memory) && converged;
-        length = std::sqrt(quadratic(lanes, A, w, n, memory.Kx));
-      }
+    answer = solve_cagrad(lanes, A, b, k, n, w, v, memory);
+    // A K from float32 gradients is known to 1e-7 or so of ||g_i|| ||g_j||. Where long terms cancel to a short
+    // correction, that noise is all there is to solve for: a ridge above it keeps the correction inside the ball.
+    double terms = 0;
+    for (int i = 0; i < n; ++i) terms += answer.share * answer.v[i] * std::sqrt(A[i * n + i]);
+    if (!(kNoise * terms * terms <= 0.25 * k * k)) {  // also where it is NaN
+      lanes.sync();
+      for (int i = lanes.lane; i < n; i += lanes.lanes) A[i * n + i] *= 1 + kNoise;
+      lanes.sync();
+      answer = solve_cagrad(lanes, A, b, k, n, w, v, memory);
+      answer.flags |= kIllConditioned;
     }
-    share = stationary ? 1.0 : k / length;
-    if (!stationary) v = w;
   }
-  if (stationary) flag_all(lanes, status, tasks, kStationary);
-  if (!converged) flag_all(lanes, status, tasks, kNoConvergence);
+  if (answer.flags) flag_all(lanes, status, tasks, answer.flags);
   const double divisor = rescale == Rescale::kSquare ? 1 + c * c : rescale == Rescale::kLinear ? 1 + c : 1.0;
   const double factor = (sum ? n : 1) / divisor;
   for (int r = lanes.lane; r < n; r += lanes.lanes)
-    weights[active[r]] = factor * (1.0 / n + (share > 0 ? share * v[r] : 0.0));
+    weights[active[r]] = factor * (1.0 / n + (answer.share > 0 ? answer.share * answer.v[r] : 0.0));
   lanes.sync();
 }
 

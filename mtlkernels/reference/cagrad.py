@@ -12,7 +12,16 @@ from mtlkernels.reference.active_set import (
     simplex_minimiser,
     simplex_slack,
 )
-from mtlkernels.reference.weights import NO_CONVERGENCE, NON_FINITE, STATIONARY, finish, task_status
+from mtlkernels.reference.weights import (
+    ILL_CONDITIONED,
+    NO_CONVERGENCE,
+    NON_FINITE,
+    STATIONARY,
+    finish,
+    task_status,
+)
+
+NOISE = 1e-6  # relative rounding of a K whose products are float32, with a margin
 
 
 def cagrad(gram: Tensor, c: float, rescale: int, sum: bool) -> tuple[Tensor, Tensor]:
@@ -37,13 +46,22 @@ def cagrad(gram: Tensor, c: float, rescale: int, sum: bool) -> tuple[Tensor, Ten
 
 def _cagrad_weights(K: Tensor, c: float) -> tuple[Tensor, int]:
     """Weights and flags for tasks that all have a gradient."""
-    n = len(K)
     K = K / K.diagonal().max()
-    b = K.sum(dim=1) / n
+    b = K.mean(dim=1)
     k = c * float(b.mean().clamp_min(0).sqrt())
-    mean = torch.full_like(b, 1 / n)
     if k == 0:
-        return mean, 0
+        return torch.full_like(b, 1 / len(b)), 0
+    v, flags = _solve(K, b, k)
+    # A K from float32 gradients is known to NOISE or so: see csrc/solvers/cagrad.h
+    terms = float(v @ K.diagonal().sqrt())
+    if not NOISE * terms * terms <= 0.25 * k * k:  # also where it is NaN
+        v, flags = _solve(K + NOISE * torch.diag(K.diagonal()), b, k)
+        flags |= ILL_CONDITIONED
+    return 1 / len(b) + v, flags
+
+
+def _solve(K: Tensor, b: Tensor, k: float) -> tuple[Tensor, int]:
+    """The correction v to the mean, d = g0 + G^T v."""
     start = torch.zeros_like(b)
     start[(b + k * K.diagonal().sqrt()).argmin()] = 1.0
     w, converged = active_set(K, start, simplex_minimiser(K, b, k), simplex_slack(K, b, k))
@@ -52,9 +70,9 @@ def _cagrad_weights(K: Tensor, c: float) -> tuple[Tensor, int]:
         v, converged = active_set(K, torch.zeros_like(b), cone_minimiser(K, b), cone_slack(K, b))
         flags |= 0 if converged else NO_CONVERGENCE
         if (v @ K @ v).clamp_min(0).sqrt() <= k * (1 + 1e-9):
-            return mean + v, flags | STATIONARY
+            return v, flags | STATIONARY
         w, converged = active_set(
             K, v / v.sum(), simplex_minimiser(K, b, k), simplex_slack(K, b, k)
         )
         flags |= 0 if converged else NO_CONVERGENCE
-    return mean + k * w / (w @ K @ w).sqrt(), flags
+    return k * w / (w @ K @ w).sqrt(), flags

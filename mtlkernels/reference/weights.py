@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 # Flags of a task's status; report.Status names them for people.
-NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_CONVERGENCE = 1, 2, 4, 8
+NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_CONVERGENCE, ILL_CONDITIONED = 1, 2, 4, 8, 64
 
 
 def check_gram(gram: Tensor) -> None:
