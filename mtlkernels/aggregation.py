@@ -73,6 +73,11 @@ def total_gram(groups: Sequence[Group], num_tasks: int) -> Tensor:
 
 def solve(method: Weighting, gram: Tensor, losses: Tensor | None) -> tuple[Tensor, Tensor]:
     """The method's weights and status; K's own status where the method leaves none."""
+    if not callable(method):
+        raise TypeError(
+            f"method is a {type(method).__name__}: give a Gram method, for example "
+            "mtlkernels.PCGrad()"
+        )
     weights = method(gram, losses)
     if not isinstance(weights, Tensor) or weights.shape != (len(gram),):
         have = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__

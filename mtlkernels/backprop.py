@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from mtlkernels.aggregation import Weighting, add_weighted_sum, solve, total_gram
-from mtlkernels.collect import Losses, named_losses, task_gradients
+from mtlkernels.collect import (
+    Losses,
+    named_losses,
+    task_gradients,
+    through_compiled_code,
+)
 from mtlkernels.layout import TaskGrads, check_lengths, group_gradients
 from mtlkernels.report import Report
 
@@ -26,11 +31,15 @@ def backward(
 
     Shared parameters, those that at least two losses reach, get the method's direction. The others,
     the heads, get the plain sum of the gradients that reach them, which for one loss is its own. A
-    parameter that no loss reaches keeps its .grad, None included. Nothing is read from the device.
+    parameter that no loss reaches keeps its .grad, None included. Like any use of
+    `torch.autograd.grad`, the backwards run a parameter's own tensor hooks once a task, run no
+    post-accumulate-grad hooks, and do not reach into reentrant checkpoints. The .grad of a dtype
+    and device are views of one vector.
 
     Args:
         losses: T scalar losses: a mapping from names, a sequence or a 1-D tensor.
-        params: the parameters to write to; those that do not require grad are passed over.
+        params: the parameters to write to, and no others; those that do not require grad are
+            passed over.
         method: a Gram method, for example `PCGrad()`.
         shared: the shared parameters, where they are not to be found out.
         weight_heads: multiply each head's gradients by the tasks' weights too, as
@@ -49,6 +58,8 @@ def backward(
     tasks, values = named_losses(losses)
     params = check_params(params)
     rows = task_gradients(values, params, retain_graph)
+    if shared is None:
+        _refuse_compiled_reach(rows, values)
     stacked = torch.stack([loss.detach().reshape(()).to(values[0].device) for loss in values])
     return write_gradients(
         rows, params, method, stacked, tasks=tasks, shared=shared, weight_heads=weight_heads
@@ -68,6 +79,7 @@ def write_gradients(
 ) -> Report:
     """The part of `backward` after the backwards: T lists of P gradients in, .grad out."""
     check_lengths(task_grads, params)
+    shared = None if shared is None else list(shared)
     balanced, heads = split(task_grads, params, shared)
     groups = group_gradients(_columns(task_grads, balanced), [params[p] for p in balanced])
     head_groups = group_gradients(_columns(task_grads, heads), [params[p] for p in heads])
@@ -93,7 +105,8 @@ def split(
         if not chosen & {p for p, count in enumerate(reached) if count}:
             raise ValueError(
                 "no parameter is shared: no two losses reach the same one, so there is nothing to "
-                "balance. Use sum(losses).backward(), or name the parameters with shared="
+                "balance. Use sum(losses).backward(), or name the parameters with shared=. "
+                "(Parameters inside a reentrant checkpoint are not reached: use_reentrant=False)"
             )
     else:
         place = {id(param): p for p, param in enumerate(params)}
@@ -115,6 +128,8 @@ def check_params(params: Sequence[Tensor]) -> list[Tensor]:
     for i, param in enumerate(params):
         if not isinstance(param, Tensor):
             raise TypeError(f"parameter {i} is a {type(param).__name__}, not a tensor")
+        if hasattr(param, "device_mesh"):
+            raise NotImplementedError(f"parameter {i} is a DTensor: this version takes plain ones")
         if id(param) in seen:
             raise ValueError(f"parameter {i} stands twice in the list: give each one once")
         seen.add(id(param))
@@ -129,6 +144,17 @@ def check_params(params: Sequence[Tensor]) -> list[Tensor]:
     if not kept:
         raise ValueError("no parameter requires grad")
     return kept
+
+
+def _refuse_compiled_reach(rows: TaskGrads, losses: Sequence[Tensor]) -> None:
+    """Compiled code hands zeros to the heads of other tasks: they would pass for shared."""
+    reach = [[grad is None for grad in row] for row in rows]
+    if len(rows) > 1 and all(row == reach[0] for row in reach) and through_compiled_code(losses):
+        raise ValueError(
+            "the losses come out of a torch.compile'd function, which reports a gradient, of "
+            "zeros, for every parameter it knows: heads cannot be told from what is shared. Name "
+            "the shared parameters with shared="
+        )
 
 
 def _refuse_several_ranks() -> None:

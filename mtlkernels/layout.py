@@ -42,30 +42,33 @@ class Group:
     def views(self, flat: Tensor) -> list[Tensor]:
         """The parameters' views of a flat direction, in their own shapes and strides."""
         places = zip(self.shapes, self.strides, self.offsets, strict=False)
-        return [flat.as_strided(shape, stride, at) for shape, stride, at in places]
+        views = [flat.as_strided(shape, stride, at) for shape, stride, at in places]
+        for view in views:
+            view._mtl_flat = flat  # type: ignore[attr-defined]  # how flat_behind knows its own
+        return views
 
     def flat_behind(self, views: Sequence[Tensor | None]) -> Tensor | None:
-        """The flat vector that P tensors are this group's views of, or None where they are not."""
-        first = views[0]
-        if first is None:
+        """The flat direction that P tensors are this group's `views` of, or None.
+
+        Tensors that only lie in memory as such views would are not taken for them: what stands
+        between them, padding to us, would be somebody else's.
+        """
+        flat: Tensor | None = getattr(views[0], "_mtl_flat", None)
+        if flat is None or flat.shape[0] != self.offsets[-1]:
             return None
-        storage = first.untyped_storage().data_ptr()
-        start = first.storage_offset()
+        start, size = flat.data_ptr(), flat.element_size()
         for view, shape, stride, at in zip(
             views, self.shapes, self.strides, self.offsets, strict=False
         ):
             if (
-                view is None
+                getattr(view, "_mtl_flat", None) is not flat
+                or view is None
                 or view.shape != shape
                 or view.stride() != stride
-                or view.storage_offset() != start + at
-                or view.untyped_storage().data_ptr() != storage
+                or view.data_ptr() != start + at * size
             ):
                 return None
-        length = self.offsets[-1]
-        if first.untyped_storage().nbytes() < (start + length) * first.element_size():
-            return None
-        return first.as_strided((length,), (1,), start)
+        return flat
 
 
 def group_gradients(task_grads: TaskGrads, params: Sequence[Tensor] | None = None) -> list[Group]:

@@ -40,8 +40,9 @@ class MTLOptimizer(torch.optim.Optimizer):
         optimizer.step()
 
     The result is `base` itself, now also an `MTLOptimizer`: `isinstance(optimizer, AdamW)` holds,
-    and schedulers, hooks and references made before keep working. `backward` writes .grad and
-    nothing else, so clipping, GradScaler and schedulers go where they always went.
+    and schedulers, optimizer hooks and references made before keep working. `backward` writes the
+    .grad of this optimizer's parameters and nothing else, so clipping, GradScaler and schedulers go
+    where they always went.
 
     Args:
         base: any torch optimizer.
@@ -57,34 +58,13 @@ class MTLOptimizer(torch.optim.Optimizer):
 
     _mtl: _Balancing
 
-    def __new__(
-        cls,
-        base: Any = None,
-        method: GramMethod | str | None = None,
-        *,
-        shared: Sequence[Tensor] | None = None,
-        weight_heads: bool = False,
-    ) -> MTLOptimizer:
-        if cls is not MTLOptimizer:  # a copy is being made: its state arrives by __setstate__
-            return super().__new__(cls)
-        if not isinstance(base, torch.optim.Optimizer):
+    def __new__(cls, *args: Any, **kwargs: Any) -> MTLOptimizer:
+        if cls is not MTLOptimizer:
             raise TypeError(
-                f"base is a {type(base).__name__}: give a torch optimizer, "
-                "for example torch.optim.AdamW(model.parameters())"
+                f"{cls.__name__} is made by wrapping: set up the optimizer first, then "
+                "MTLOptimizer(optimizer, method)"
             )
-        if isinstance(base, MTLOptimizer):
-            raise ValueError("this optimizer is wrapped already: one MTLOptimizer is enough")
-        if isinstance(method, str):
-            method = get_method(method)
-        if not isinstance(method, GramMethod):
-            raise TypeError(
-                f"method is a {type(method).__name__}: give a Gram method, for example "
-                'mtlkernels.PCGrad(), or its name, "pcgrad"'
-            )
-        chosen = None if shared is None else list(shared)
-        base._mtl = _Balancing(method, chosen, weight_heads)  # type: ignore[attr-defined]
-        base.__class__ = _wrapped_class(type(base))
-        return base  # type: ignore[return-value]
+        return _wrap(*args, **kwargs)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: `base` has been initialised by its own class, and stays as it is."""
@@ -130,16 +110,52 @@ class MTLOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores both. One saved before wrapping leaves the method's state as it is."""
         groups = [dict(group) for group in state_dict["param_groups"]]
-        kept = {key: groups[0].pop(key) for key in list(groups[0]) if key.startswith(_PREFIX)}
+        keys = [key for key in groups[0] if key.startswith(_PREFIX)]
+        kept = {key[len(_PREFIX) :]: groups[0].pop(key) for key in keys}
+        method = self._mtl.method
+        if kept and kept.keys() != method.state_dict().keys():
+            raise ValueError(
+                f"the state dict holds the state of another method ({', '.join(kept)}) than "
+                f"{type(method).__name__}: nothing was loaded"
+            )
         super().load_state_dict({**state_dict, "param_groups": groups})
         if kept:
-            self._mtl.method.load_state_dict({k[len(_PREFIX) :]: v for k, v in kept.items()})
+            method.load_state_dict(kept)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_mtl": self._mtl}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _new_wrapped, (type(self).__mro__[2],), self.__getstate__()
+
+
+def _wrap(
+    base: torch.optim.Optimizer,
+    method: GramMethod | str,
+    *,
+    shared: Sequence[Tensor] | None = None,
+    weight_heads: bool = False,
+) -> MTLOptimizer:
+    if not isinstance(base, torch.optim.Optimizer):
+        raise TypeError(
+            f"base is a {type(base).__name__}: give a torch optimizer, "
+            "for example torch.optim.AdamW(model.parameters())"
+        )
+    if isinstance(base, MTLOptimizer):
+        raise ValueError("this optimizer is wrapped already: one MTLOptimizer is enough")
+    if isinstance(method, str):
+        method = get_method(method)
+    if not isinstance(method, GramMethod):
+        given = "the class" if isinstance(method, type) else "a"
+        name = method.__name__ if isinstance(method, type) else type(method).__name__
+        raise TypeError(
+            f"method is {given} {name}: give a Gram method, for example mtlkernels.PCGrad(), or "
+            'its name, "pcgrad"'
+        )
+    chosen = None if shared is None else list(shared)
+    base._mtl = _Balancing(method, chosen, weight_heads)  # type: ignore[attr-defined]
+    base.__class__ = _wrapped_class(type(base))
+    return base  # type: ignore[return-value]
 
 
 _classes: dict[type[torch.optim.Optimizer], type[MTLOptimizer]] = {}
@@ -154,4 +170,4 @@ def _wrapped_class(base: type[torch.optim.Optimizer]) -> type[MTLOptimizer]:
 
 def _new_wrapped(base: type[torch.optim.Optimizer]) -> MTLOptimizer:
     wrapped = _wrapped_class(base)
-    return wrapped.__new__(wrapped)
+    return object.__new__(wrapped)

@@ -161,6 +161,56 @@ def test_a_gradient_that_somebody_else_created_is_added_to(model, images) -> Non
     torch.testing.assert_close(mine.double() - 1, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_memory_between_somebody_elses_gradients_is_left_alone() -> None:
+    """Consecutive views of one buffer, with no padding between them, are not our flat vector."""
+    p, q, r = (nn.Parameter(torch.ones(n)) for n in (10, 6, 6))
+    buffer = torch.full((22,), 7.0)
+    p.grad, q.grad, r.grad = buffer[:10], buffer[10:16], buffer[16:]
+    mtlkernels.backward([p.sum() + q.sum(), p.sum() + r.sum()], [p, q, r], Sum())
+    assert torch.equal(buffer, torch.tensor([9.0] * 10 + [8.0] * 12))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda losses: torch.stack(losses) * torch.tensor([1.0, 1.0, 1.0]),
+        lambda losses: [torch.stack(losses)[t] for t in (0, 1, -1)],
+        lambda losses: [entry + 0.0 for entry in torch.stack(losses)],
+        lambda losses: torch.amp.GradScaler("cpu", init_scale=1.0).scale(torch.stack(losses)),
+    ],
+    ids=["weighted", "selected", "iterated", "scaled"],
+)
+def test_stacked_losses_do_not_make_heads_shared(model, images, form) -> None:
+    params = list(model.parameters())
+    expected = mtlkernels.backward(model(images), params, AvgNorm())
+    grads = [None if p.grad is None else p.grad.clone() for p in params]
+    model.zero_grad()
+    report = mtlkernels.backward(form(model(images)), params, AvgNorm())
+    torch.testing.assert_close(report.gram, expected.gram)
+    for param, want in zip(params, grads, strict=True):
+        torch.testing.assert_close(param.grad, want)
+
+
+def test_weights_of_stacked_losses_count(model, images) -> None:
+    report = mtlkernels.backward(
+        torch.stack(model(images)) * torch.tensor([1.0, 3.0, -2.0]), model.trunk, Sum()
+    )
+    plain = mtlkernels.backward(model(images), model.trunk, Sum())
+    torch.testing.assert_close(report.norms() / plain.norms(), torch.tensor([1.0, 3, 2]).double())
+
+
+def test_a_compiled_model_must_name_what_is_shared(model, images) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    params = list(model.parameters())
+    with pytest.raises(ValueError, match=r"torch.compile.*shared="):
+        mtlkernels.backward(compiled(images), params, PCGrad())
+    assert all(p.grad is None for p in params)
+    report = mtlkernels.backward(compiled(images), params, PCGrad(), shared=iter(model.trunk))
+    eager = mtlkernels.backward(model(images), params, PCGrad())
+    torch.testing.assert_close(report.gram, eager.gram)
+
+
 def test_gradients_are_aligned_views_of_one_vector(model, images) -> None:
     mtlkernels.backward(model(images), list(model.parameters()), Sum())
     grads = [p.grad for p in model.trunk]
@@ -277,9 +327,10 @@ def scalar() -> Tensor:
         ([scalar(), 1.0], TypeError, "'1' is a float"),
         ({"seg": torch.ones(3, requires_grad=True) * 2}, ValueError, "'seg' has shape"),
         ({"seg": scalar(), "depth": torch.ones(())}, ValueError, "'depth' has no graph"),
+        (None, TypeError, "losses is a NoneType"),
         ([scalar()] * 2, ValueError, "'0' and '1' are the same tensor"),
     ],
-    ids=["none", "empty-dict", "2-D", "0-D", "float", "vector", "detached", "twice"],
+    ids=["none", "empty-dict", "2-D", "0-D", "float", "vector", "detached", "nothing", "twice"],
 )
 def test_wrong_losses_are_told(losses, error, word: str) -> None:
     with pytest.raises(error, match=word):
@@ -288,7 +339,7 @@ def test_wrong_losses_are_told(losses, error, word: str) -> None:
 
 def test_a_stacked_loss_without_graph_is_told() -> None:
     p = nn.Parameter(torch.ones(2))
-    with pytest.raises(ValueError, match="loss '1' has no graph"):
+    with pytest.raises(ValueError, match="loss 1 of the stack has no graph"):
         mtlkernels.backward(torch.stack([p.sum(), torch.ones(())]), [p], Mean())
 
 
@@ -336,6 +387,11 @@ def test_wrong_task_gradients_are_told() -> None:
         mtlkernels.aggregate([g, g], Mean())
     with pytest.raises(ValueError, match="no task reaches any parameter"):
         mtlkernels.aggregate([[None], [None]], Mean())
+
+
+def test_a_name_is_no_method() -> None:
+    with pytest.raises(TypeError, match="method is a str"):
+        mtlkernels.aggregate([[torch.ones(2)]], "pcgrad")
 
 
 def test_a_method_that_returns_something_else_is_told() -> None:

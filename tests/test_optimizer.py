@@ -11,7 +11,6 @@ from test_backward import Model
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import mtlkernels
 from mtlkernels import AvgNorm, CAGrad, Mean, MTLOptimizer, PCGrad
 
 BASES = {
@@ -225,6 +224,8 @@ def test_wrong_arguments_are_told_and_leave_the_optimizer_alone() -> None:
         MTLOptimizer(own, None)
     with pytest.raises(ValueError, match="no method is called 'pc'"):
         MTLOptimizer(own, "pc")
+    with pytest.raises(TypeError, match="the class PCGrad"):
+        MTLOptimizer(own, PCGrad)
     assert type(own) is torch.optim.SGD
     wrapped = MTLOptimizer(own, "mean")
     with pytest.raises(ValueError, match="wrapped already"):
@@ -234,4 +235,19 @@ def test_wrong_arguments_are_told_and_leave_the_optimizer_alone() -> None:
 def test_repr_names_the_class_and_the_groups() -> None:
     _, optimizer = set_up("sgd")
     assert repr(optimizer).startswith("MTLSGD (")
-    assert mtlkernels.MTLOptimizer.__doc__
+
+
+def test_the_state_of_another_method_is_refused_whole() -> None:
+    _, optimizer = set_up("adamw", PCGrad())
+    _, other = set_up("adamw", CAGrad())
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["lr"] = 0.5
+    with pytest.raises(ValueError, match="state of another method"):
+        other.load_state_dict(saved)
+    assert other.param_groups[0]["lr"] == 1e-2
+
+
+def test_a_wrapped_class_is_not_set_up_directly() -> None:
+    _, optimizer = set_up("sgd")
+    with pytest.raises(TypeError, match="is made by wrapping"):
+        type(optimizer)(optimizer.param_groups, lr=0.1)

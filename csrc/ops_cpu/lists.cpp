@@ -38,28 +38,28 @@ struct GradientList {
 
   GradientList(const std::vector<Tensor>& grads, int64_t num_tasks) : tasks(num_tasks), rows(grads.size(), nullptr) {
     const auto count = static_cast<int64_t>(grads.size());
-    STD_TORCH_CHECK(tasks >= 1 && count > 0 && count % tasks == 0, "expected a task-major list of num_tasks * P gradients, got ",
+    check(tasks >= 1 && count > 0 && count % tasks == 0, "expected a task-major list of num_tasks * P gradients, got ",
                     count, " gradients for ", tasks, " tasks");
     const int64_t params = count / tasks;
     const ScalarType type = grads[0].scalar_type();
     const auto known = kernel_dtype(type);
-    STD_TORCH_CHECK(known.has_value(), "gradients must be float32, float64, bfloat16 or float16");
+    check(known.has_value(), "gradients must be float32, float64, bfloat16 or float16");
     dtype = *known;
     numel.assign(params, 0);
     std::vector<int64_t> first(params, -1);
     for (int64_t i = 0; i < count; ++i) {
       const Tensor& grad = grads[i];
       const int64_t task = i / params, param = i % params;
-      STD_TORCH_CHECK(grad.scalar_type() == type, name(task, param),
+      check(grad.scalar_type() == type, name(task, param),
                       " has another dtype than the first of the list: call once for each dtype");
-      STD_TORCH_CHECK(grad.is_cpu(), name(task, param), " is not on the CPU as the first of the list is");
+      check(grad.is_cpu(), name(task, param), " is not on the CPU as the first of the list is");
       const int64_t n = grad.numel();
       if (n == 0) continue;
       if (first[param] < 0) {
         first[param] = i;
         numel[param] = n;
       } else {
-        STD_TORCH_CHECK(same_shape(grad, grads[first[param]]), name(task, param), " has another shape than task ",
+        check(same_shape(grad, grads[first[param]]), name(task, param), " has another shape than task ",
                         first[param] / params, "'s");
       }
       if (grad.is_contiguous()) {
@@ -93,8 +93,8 @@ Tensor gram(std::vector<Tensor> grads, int64_t num_tasks) {
 
 // Weights as float64 in contiguous memory, whatever their own dtype is.
 std::vector<double> read_weights(const Tensor& weights, int64_t& tasks) {
-  STD_TORCH_CHECK(weights.is_cpu(), "weights must be on the gradients' device, the CPU");
-  STD_TORCH_CHECK(weights.dim() == 1 && weights.numel() >= 1, "weights must be a vector with one entry a task");
+  check(weights.is_cpu(), "weights must be on the gradients' device, the CPU");
+  check(weights.dim() == 1 && weights.numel() >= 1, "weights must be a vector with one entry a task");
   tasks = weights.numel();
   std::vector<double> values(tasks);
   const int64_t stride = weights.stride(0);
@@ -105,7 +105,7 @@ std::vector<double> read_weights(const Tensor& weights, int64_t& tasks) {
     const auto* data = static_cast<const float*>(weights.const_data_ptr());
     for (int64_t t = 0; t < tasks; ++t) values[t] = data[t * stride];
   } else {
-    STD_TORCH_CHECK(false, "weights must be float64 or float32");
+    check(false, "weights must be float64 or float32");
   }
   return values;
 }
@@ -126,8 +126,8 @@ void combine_out(std::vector<Tensor> grads, Tensor weights, Tensor out, double b
   const std::vector<double> values = read_weights(weights, tasks);
   const GradientList list(grads, tasks);
   const mtl::Plan plan = list.plan();
-  STD_TORCH_CHECK(out.is_cpu() && out.scalar_type() == grads[0].scalar_type(), "out must have the gradients' dtype and device");
-  STD_TORCH_CHECK(out.dim() == 1 && out.numel() == plan.flat_length() && out.is_contiguous(),
+  check(out.is_cpu() && out.scalar_type() == grads[0].scalar_type(), "out must have the gradients' dtype and device");
+  check(out.dim() == 1 && out.numel() == plan.flat_length() && out.is_contiguous(),
                   "out must be a contiguous vector of ", plan.flat_length(), " elements, as combine returns it");
   mtl::cpu::combine(plan, list.rows, values.data(), tasks, list.dtype, out.mutable_data_ptr(), beta, false, kParallelFor);
 }

@@ -7,6 +7,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdlib>
+#include <sstream>
+#include <stdexcept>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -17,6 +19,15 @@ namespace mtlkernels::ops_cpu {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// Raises RuntimeError with the sentence alone. (STD_TORCH_CHECK puts the build machine's path before it.)
+template <class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream sentence;
+  (sentence << ... << parts);
+  throw std::runtime_error(sentence.str());
+}
 
 // Loading this library for its solvers and facts must not take over where another backend was asked for.
 inline bool another_backend_is_forced() {
@@ -37,9 +48,9 @@ struct Problem {
   }
 
   static int checked(const Tensor& gram) {
-    STD_TORCH_CHECK(gram.dim() == 2 && gram.size(0) == gram.size(1) && gram.size(0) >= 1, "gram must be a square matrix");
-    STD_TORCH_CHECK(gram.scalar_type() == ScalarType::Double, "gram must be float64, as ops.gram returns it");
-    STD_TORCH_CHECK(gram.size(0) <= mtlkernels::kMaxTasks, "native solvers take at most ", mtlkernels::kMaxTasks, " tasks, got ", gram.size(0));
+    check(gram.dim() == 2 && gram.size(0) == gram.size(1) && gram.size(0) >= 1, "gram must be a square matrix");
+    check(gram.scalar_type() == ScalarType::Double, "gram must be float64, as ops.gram returns it");
+    check(gram.size(0) <= mtlkernels::kMaxTasks, "native solvers take at most ", mtlkernels::kMaxTasks, " tasks, got ", gram.size(0));
     return static_cast<int>(gram.size(0));
   }
   Tensor vector(ScalarType type) const {

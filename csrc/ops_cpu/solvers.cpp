@@ -17,13 +17,13 @@ Tensor task_status(Tensor gram) {
 }
 
 uint64_t read_word(const Tensor& scalar) {
-  STD_TORCH_CHECK(scalar.is_cpu() && scalar.numel() == 1 && scalar.scalar_type() == ScalarType::Long,
+  check(scalar.is_cpu() && scalar.numel() == 1 && scalar.scalar_type() == ScalarType::Long,
                   "seed and step must be int64 scalars");
   return static_cast<uint64_t>(*static_cast<const int64_t*>(scalar.const_data_ptr()));
 }
 
 Tensor visiting_order(Tensor seed, Tensor step, int64_t num_tasks) {
-  STD_TORCH_CHECK(num_tasks >= 1 && num_tasks <= mtl::kMaxTasks, "num_tasks must lie in 1 .. ", mtl::kMaxTasks);
+  check(num_tasks >= 1 && num_tasks <= mtl::kMaxTasks, "num_tasks must lie in 1 .. ", mtl::kMaxTasks);
   const int64_t shape[] = {num_tasks, num_tasks - 1};
   Tensor order = torch::stable::new_empty(seed, {shape, 2});
   mtl::visiting_order(mtl::HostLane{}, read_word(seed), read_word(step), static_cast<int>(num_tasks),
@@ -33,18 +33,20 @@ Tensor visiting_order(Tensor seed, Tensor step, int64_t num_tasks) {
 
 std::tuple<Tensor, Tensor> pcgrad(Tensor gram, Tensor order, bool mean) {
   Problem problem(gram, mtl::pcgrad_workspace, task_ints);
-  STD_TORCH_CHECK(order.is_cpu() && order.scalar_type() == ScalarType::Long && order.dim() == 2 && order.is_contiguous() &&
+  check(order.is_cpu() && order.scalar_type() == ScalarType::Long && order.dim() == 2 && order.is_contiguous() &&
                       order.size(0) == problem.tasks && order.size(1) == problem.tasks - 1,
                   "order must be a contiguous int64 matrix (T, T - 1) on gram's device");
   const auto* visits = static_cast<const int64_t*>(order.const_data_ptr());
   for (int64_t i = 0; i < order.numel(); ++i)
-    STD_TORCH_CHECK(visits[i] >= 0 && visits[i] < problem.tasks, "order names task ", visits[i], " of ", problem.tasks);
+    check(visits[i] >= 0 && visits[i] < problem.tasks, "order names task ", visits[i], " of ", problem.tasks);
   mtl::pcgrad(mtl::HostLane{}, problem.k(), visits, problem.tasks, mean, problem.w(), problem.s(),
               problem.workspace.data(), problem.ints.data());
   return problem.answer();
 }
 
 std::tuple<Tensor, Tensor> cagrad(Tensor gram, double c, int64_t rescale, bool sum) {
+  check(c >= 0 && c < INFINITY, "c must be finite and at least 0");
+  check(rescale >= 0 && rescale <= 2, "rescale must be 0, 1 or 2");
   Problem problem(gram, mtl::cagrad_workspace, mtl::cagrad_ints);
   mtl::cagrad(mtl::HostLane{}, problem.k(), problem.tasks, c, static_cast<mtl::Rescale>(rescale), sum, problem.w(),
               problem.s(), problem.workspace.data(), problem.ints.data());
@@ -52,6 +54,7 @@ std::tuple<Tensor, Tensor> cagrad(Tensor gram, double c, int64_t rescale, bool s
 }
 
 std::tuple<Tensor, Tensor> avgnorm(Tensor gram, int64_t scale, double constant) {
+  check(scale >= 0 && scale <= static_cast<int64_t>(mtl::NormScale::kConstant), "scale must be a NormScale");
   Problem problem(gram, mtl::avgnorm_workspace, task_ints);
   mtl::avgnorm(mtl::HostLane{}, problem.k(), problem.tasks, static_cast<mtl::NormScale>(scale), constant, problem.w(),
                problem.s(), problem.workspace.data(), problem.ints.data());

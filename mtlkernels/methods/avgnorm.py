@@ -25,8 +25,11 @@ class AvgNorm(GramMethod):
             NTKMTL with one sample a task, "max" is DB-MTL without its average and logarithm. A
             positive number is S itself.
 
-    The paper measures the norms on the last layer of the shared backbone; here they are those of
-    the Gram matrix given, by default over all shared parameters.
+    A constant S fixes the direction's length whatever the losses' scale: with a gradient scaler the
+    step would shrink by its scale. The paper scales the losses, so that heads are weighted too:
+    that is `weight_heads=True` of `backward` and `MTLOptimizer`. It measures the norms on the last
+    layer of the shared backbone; here they are those of the Gram matrix given, by default over all
+    shared parameters.
     """
 
     def __init__(

@@ -18,11 +18,13 @@ class CAGrad(GramMethod):
     w = argmin over the simplex of <g_w, g0> + c ||g0|| ||g_w||, g_w = sum_i w_i g_i:
     d = g0 + c ||g0|| g_w / ||g_w||. Solved exactly by an active set, at any scale of the gradients.
     Where g_w = 0 (the gradients are Pareto-stationary) d is the direction nearest to g0 that
-    conflicts with no task, and the status says STATIONARY. Degree 1 in the gradients.
+    conflicts with no task, and the status says STATIONARY. Where gradients cancel to less than K's
+    own rounding, a ridge keeps d inside the ball and the status says ILL_CONDITIONED. Degree 1 in
+    the gradients.
 
     Args:
-        c: at least 0; 0 gives the mean. The paper's runs use 0.4 on NYUv2 and Cityscapes, 0.9 on
-            MT10, 0.5 on MT50; LibMTL's default is 0.5.
+        c: at least 0; 0 gives the mean over the tasks whose gradient is not zero. The paper's runs
+            use 0.4 on NYUv2 and Cityscapes, 0.9 on MT10, 0.5 on MT50; LibMTL's default is 0.5.
         rescale: 0 leaves d as it is, which is the paper's algorithm and the default here; 1
             divides by 1 + c^2, as the published dense-prediction code, nash-mtl and LibMTL do; 2
             divides by 1 + c.

@@ -23,7 +23,7 @@ def gram(grads: Sequence[Tensor], num_tasks: int) -> Tensor:
 
     Reads every gradient once and copies none that is contiguous. Products are float32 (float64 for
     float64 input), sums above a few thousand products float64, in an order that does not depend on
-    the number of threads. Differentiable.
+    the number of threads. Differentiable, in reverse mode only.
 
     Args:
         grads: gradient list of T * P tensors.
@@ -43,7 +43,7 @@ def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:
     """The weighted sum of T gradients as one flat vector, d = sum_t w_t g_t.
 
     Reads every gradient once and writes the direction once. Accumulates in float32 (float64 for
-    float64 input) in the order of the tasks, and rounds once. Differentiable.
+    float64 input) in the order of the tasks, and rounds once. Differentiable, in reverse mode only.
 
     Args:
         grads: gradient list of T * P tensors.
@@ -57,7 +57,9 @@ def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:
     Raises:
         ValueError, RuntimeError: as `gram`.
     """
-    return call(_combine, _as_list(grads), weights)
+    grads = _as_list(grads)
+    _check_device(grads, weights)
+    return call(_combine, grads, weights)
 
 
 def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: float = 0.0) -> None:
@@ -76,6 +78,7 @@ def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: flo
             requires grad while gradients are recorded.
     """
     grads = _as_list(grads)
+    _check_device(grads, weights)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*grads, weights, out)):
         raise RuntimeError("combine_out is not differentiable: use combine, or torch.no_grad()")
     _combine_out(grads, weights, out, beta)
@@ -86,6 +89,13 @@ def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: flo
 def flat_offsets(numels: Sequence[int]) -> list[int]:
     """Where each of P parameters starts in a flat direction, and its length last: P + 1 numbers."""
     return reference.flat_offsets(numels)
+
+
+def _check_device(grads: list[Tensor], weights: Tensor) -> None:
+    if weights.device != grads[0].device:
+        raise RuntimeError(
+            f"weights are on {weights.device}, the gradients on {grads[0].device}: move the weights"
+        )
 
 
 def _as_list(grads: Sequence[Tensor]) -> list[Tensor]:

@@ -33,6 +33,10 @@ def cagrad(gram: Tensor, c: float, rescale: int, sum: bool) -> tuple[Tensor, Ten
     g0 onto the directions that conflict with no task (see csrc/solvers/cagrad.h). The active set
     branches on the host: on a device this reads K back.
     """
+    if not (0 <= c < float("inf")):
+        raise RuntimeError("c must be finite and at least 0")
+    if rescale not in (0, 1, 2):
+        raise RuntimeError("rescale must be 0, 1 or 2")
     status = task_status(gram)
     takes_part = (status == 0).cpu()
     weights = torch.zeros(len(gram), dtype=torch.float64)

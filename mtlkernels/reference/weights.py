@@ -84,6 +84,8 @@ def pcgrad(gram: Tensor, order: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
 
 def avgnorm(gram: Tensor, scale: int, constant: float) -> tuple[Tensor, Tensor]:
     """AvgNorm's weights S / ||g_i||; scale picks S (see csrc/solvers/avgnorm.h)."""
+    if not 0 <= scale <= 6:
+        raise RuntimeError("scale must be a NormScale")
     status = task_status(gram)
     takes_part = status == 0
     norm = gram.diagonal().clamp_min(0).sqrt()
