@@ -1,8 +1,9 @@
-"""Losses -> per-task gradients, one backward a loss over one graph."""
+"""Losses -> gradients: one backward a loss over one graph, or one for their weighted sum."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,6 +85,35 @@ def task_gradients(
         )
         for t, loss in enumerate(losses)
     ]
+
+
+def weighted_gradient(
+    losses: Sequence[Tensor],
+    weights: Tensor,
+    params: Sequence[Tensor],
+    retain_graph: bool = False,
+) -> list[Tensor | None]:
+    """The gradient of sum_t w_t L_t, in one backward.
+
+    Args:
+        losses: T scalar losses.
+        weights: (T).
+        params: P parameters.
+        retain_graph: keep the graph after the backward.
+
+    Returns:
+        P gradients as `task_gradients` returns them.
+    """
+    roots: list[Any] = [_root(loss) for loss in losses]
+    cotangents = [
+        weight.to(loss.device, loss.dtype, non_blocking=True).reshape(loss.shape)
+        for weight, loss in zip(weights.unbind(), losses, strict=True)
+    ]
+    return list(
+        torch.autograd.grad(
+            roots, params, grad_outputs=cotangents, retain_graph=retain_graph, allow_unused=True
+        )
+    )
 
 
 def _root(loss: Tensor) -> Tensor | GradientEdge:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlkernels.backprop import backward
+from mtlkernels.backprop import backward, check_options
 from mtlkernels.collect import Losses
-from mtlkernels.methods import GramMethod, get_method
+from mtlkernels.methods import GramMethod, LossMethod, get_method
 from mtlkernels.report import Report
 
 _PREFIX = "mtl."  # marks the method's tensors in the first parameter group of a state dict
@@ -26,7 +26,7 @@ _PREFIX = "mtl."  # marks the method's tensors in the first parameter group of a
 class _Balancing:
     """What wrapping adds to an optimizer, in one object that is never replaced."""
 
-    method: GramMethod
+    method: GramMethod | LossMethod
     shared: list[Tensor] | None
     weight_heads: bool
 
@@ -45,14 +45,17 @@ class MTLOptimizer(torch.optim.Optimizer):
 
     Args:
         base: any torch optimizer.
-        method: a Gram method, or the name of one (`get_method`).
-        shared: the parameters to balance; without it those that at least two losses reach.
-        weight_heads: multiply the gradients of parameters that are not shared by the tasks' weights
-            too; by default a head gets its own loss's gradient.
+        method: a Gram method, a loss method, or the name of one (`get_method`). What a method
+            learns, `method.parameters()`, belongs into one of base's groups.
+        shared: the parameters to balance; without it those that at least two losses reach. For
+            Gram methods.
+        weight_heads: for Gram methods, multiply the gradients of parameters that are not shared by
+            the tasks' weights too; by default a head gets its own loss's gradient.
 
     Raises:
-        TypeError: base is not an optimizer, or method is neither a Gram method nor a name.
-        ValueError: base is wrapped already, or no method has that name.
+        TypeError: base is not an optimizer, or method is neither a method nor a name.
+        ValueError: base is wrapped already, no method has that name, or shared or weight_heads is
+            given with a loss method.
     """
 
     _mtl: _Balancing
@@ -60,7 +63,7 @@ class MTLOptimizer(torch.optim.Optimizer):
     def __new__(
         cls,
         base: Any = None,
-        method: GramMethod | str | None = None,
+        method: GramMethod | LossMethod | str | None = None,
         *,
         shared: Sequence[Tensor] | None = None,
         weight_heads: bool = False,
@@ -76,11 +79,12 @@ class MTLOptimizer(torch.optim.Optimizer):
             raise ValueError("this optimizer is wrapped already: one MTLOptimizer is enough")
         if isinstance(method, str):
             method = get_method(method)
-        if not isinstance(method, GramMethod):
+        if not isinstance(method, GramMethod | LossMethod):
             raise TypeError(
-                f"method is a {type(method).__name__}: give a Gram method, for example "
+                f"method is a {type(method).__name__}: give a Gram or a loss method, for example "
                 'mtlkernels.PCGrad(), or its name, "pcgrad"'
             )
+        check_options(method, shared, weight_heads)
         chosen = None if shared is None else list(shared)
         base._mtl = _Balancing(method, chosen, weight_heads)  # type: ignore[attr-defined]
         base.__class__ = _wrapped_class(type(base))
@@ -90,7 +94,7 @@ class MTLOptimizer(torch.optim.Optimizer):
         """Nothing: `base` has been initialised by its own class, and stays as it is."""
 
     @property
-    def method(self) -> GramMethod:
+    def method(self) -> GramMethod | LossMethod:
         """The method that balances."""
         return self._mtl.method
 

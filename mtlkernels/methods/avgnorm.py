@@ -29,6 +29,8 @@ class AvgNorm(GramMethod):
     the Gram matrix given, by default over all shared parameters.
     """
 
+    paper = "arXiv 2509.23915"
+
     def __init__(
         self,
         scale: Literal["sum", "max", "mean", "rms", "median", "min"] | float = "sum",
