@@ -94,11 +94,11 @@ class STCH(_Warmed):
             self.steps.fill_(self.warmup)
 
     def forward(self, losses: Tensor) -> Tensor:
+        losses = self.admit(losses, above=0.0 if self.form == "log" else None)
         T = len(losses)
         if self.form == "linear":
-            gap = (self.admit(losses) - self.reference) / (T * self.mu)
+            gap = (losses - self.reference) / (T * self.mu)
             return self.mu * gap.logsumexp(dim=0)
-        losses = self.admit(losses, above=0.0)
         logs = losses.log()
         warm, z = self.advance(losses)
         smooth = T * self.mu * ((logs - z.log()) / self.mu).logsumexp(dim=0)

@@ -57,11 +57,10 @@ class GO4Align(LossMethod):
 
 def group_means(values: Tensor, groups: int) -> Tensor:
     """(T) each value replaced by the mean of its cluster: Lloyd's algorithm from the quantiles."""
-    T = len(values)
-    places = [(2 * k + 1) * T // (2 * groups) for k in range(groups)]
-    centres = values.sort().values[places]
+    numbers = torch.arange(groups, device=values.device)
+    centres = values.sort().values[(2 * numbers + 1) * len(values) // (2 * groups)]
     for _ in range(_ROUNDS):
-        member = _membership(values, centres)
+        member = (_nearest(values, centres)[:, None] == numbers).to(values.dtype)
         count = member.sum(dim=0)
         means = (member * values[:, None]).sum(dim=0) / count
         centres = torch.where(count > 0, means, centres)
@@ -70,7 +69,3 @@ def group_means(values: Tensor, groups: int) -> Tensor:
 
 def _nearest(values: Tensor, centres: Tensor) -> Tensor:
     return (values[:, None] - centres).abs().argmin(dim=1)
-
-
-def _membership(values: Tensor, centres: Tensor) -> Tensor:
-    return torch.nn.functional.one_hot(_nearest(values, centres), len(centres)).to(values.dtype)
