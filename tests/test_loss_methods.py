@@ -382,13 +382,22 @@ def test_famo_says_what_it_cannot_take() -> None:
         assert int(method.steps) == 0
 
 
-def test_go4align_groups_by_lloyds_algorithm() -> None:
+def test_go4align_finds_the_best_clusters() -> None:
     v = torch.tensor([1.0, 10.0, 1.2, 11.0, 0.8, 30.0]).double()
     expected = torch.tensor([1.0, 10.5, 1.0, 10.5, 1.0, 30.0]).double()
     torch.testing.assert_close(group_means(v, 3), expected)
     torch.testing.assert_close(group_means(v, 1), v.mean().expand(6))
     torch.testing.assert_close(group_means(v, 6), v)
     torch.testing.assert_close(group_means(torch.full((4,), 2.0), 3), torch.full((4,), 2.0))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        v = torch.randn(5, generator=generator).double().exp()
+        best = min(
+            sum(spread(v[labels == k]) for k in range(3))
+            for labels in torch.cartesian_prod(*[torch.arange(3)] * 5)
+        )
+        got = float((v - group_means(v, 3)).square().sum())
+        assert got == pytest.approx(best, rel=1e-12, abs=1e-15)
 
 
 def test_dwa_says_where_a_window_was_zero() -> None:

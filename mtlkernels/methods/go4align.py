@@ -9,8 +9,6 @@ from torch import Tensor
 
 from mtlkernels.methods.base import LossMethod
 
-_ROUNDS = 32  # of the clustering; on T numbers it stands still long before
-
 
 class GO4Align(LossMethod):
     """Group optimization for multi-task alignment (Shen et al., arXiv 2404.06486).
@@ -23,9 +21,9 @@ class GO4Align(LossMethod):
             data set. 1 gives all tasks the mean v.
         eta: step of p; 1e-4, the published code's.
 
-    The clustering is Lloyd's on T numbers, a fixed number of rounds from the quantiles: always the
-    same answer and no word to the host. The published code starts k-means at random, on the host,
-    so its groups may differ from step to step. Scaling all losses changes p unless eta is scaled.
+    The clusters are those of least variance, found exactly: always the same answer, and nothing is
+    read by the host. The published code runs k-means from a random start, on the
+    host, and may find others from step to step. Scaling all losses changes p unless eta is scaled.
     """
 
     paper = "arXiv 2404.06486"
@@ -56,16 +54,30 @@ class GO4Align(LossMethod):
 
 
 def group_means(values: Tensor, groups: int) -> Tensor:
-    """(T) each value replaced by the mean of its cluster: Lloyd's algorithm from the quantiles."""
-    numbers = torch.arange(groups, device=values.device)
-    centres = values.sort().values[(2 * numbers + 1) * len(values) // (2 * groups)]
-    for _ in range(_ROUNDS):
-        member = (_nearest(values, centres)[:, None] == numbers).to(values.dtype)
-        count = member.sum(dim=0)
-        means = (member * values[:, None]).sum(dim=0) / count
-        centres = torch.where(count > 0, means, centres)
-    return centres[_nearest(values, centres)]
+    """(T) each value replaced by the mean of its cluster, k-means solved exactly.
+
+    Clusters of numbers are runs of the sorted ones, so the best ones of a prefix extend the best
+    ones of a shorter prefix by a run: O(groups T^2).
+    """
+    order = values.argsort()
+    ordered = values[order]
+    places = torch.arange(len(values), device=values.device)
+    cost = _run_costs(ordered, places)
+    best, starts = cost[0], torch.zeros_like(places)[:, None]
+    for _ in range(groups - 1):
+        best, end = (best[:-1, None] + cost[1:]).min(dim=0)
+        starts = torch.cat([starts[end], end[:, None] + 1], dim=1)
+    label = (places[:, None] >= starts[-1]).sum(dim=1) - 1
+    member = (label[:, None] == places[:groups]).to(values.dtype)
+    means = (member * ordered[:, None]).sum(dim=0) / member.sum(dim=0)
+    return torch.empty_like(values).scatter(0, order, means[label])
 
 
-def _nearest(values: Tensor, centres: Tensor) -> Tensor:
-    return (values[:, None] - centres).abs().argmin(dim=1)
+def _run_costs(ordered: Tensor, places: Tensor) -> Tensor:
+    """(T, T) sum of squared deviations within the run from i to j; infinite where j < i."""
+    x = ordered - ordered.mean()
+    zero = x.new_zeros(1)
+    sums, squares = torch.cat([zero, x.cumsum(0)]), torch.cat([zero, x.square().cumsum(0)])
+    count = places - places[:, None] + 1
+    within = squares[1:] - squares[:-1, None] - (sums[1:] - sums[:-1, None]).square() / count
+    return torch.where(count > 0, within.clamp_min(0), torch.inf)
