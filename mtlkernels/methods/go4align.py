@@ -22,8 +22,8 @@ class GO4Align(LossMethod):
         eta: step of p; 1e-4, the published code's.
 
     The clusters are those of least variance, found exactly: always the same answer, and nothing is
-    read by the host. The published code runs k-means from a random start, on the
-    host, and may find others from step to step. Scaling all losses changes p unless eta is scaled.
+    read by the host. The published code runs k-means there from a random start, and may find others
+    from step to step. Scaling all losses changes p unless eta is scaled.
     """
 
     paper = "arXiv 2404.06486"
