@@ -41,7 +41,8 @@ class MTLOptimizer(torch.optim.Optimizer):
 
     The result is `base` itself, now also an `MTLOptimizer`: `isinstance(optimizer, AdamW)` holds,
     and schedulers, hooks and references made before keep working. `backward` writes .grad and
-    nothing else, so clipping, GradScaler and schedulers go where they always went.
+    nothing else, so clipping, GradScaler and schedulers go where they always went; only a loss
+    method must not be given losses that a GradScaler has scaled (see `mtlkernels.backward`).
 
     Args:
         base: any torch optimizer.
