@@ -1,4 +1,4 @@
-"""python -m mtlkernels info | demo"""
+"""python -m mtlkernels info | methods | demo"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 
 import mtlkernels
+from mtlkernels.methods import METHODS
 
 
 def info() -> None:
@@ -22,16 +23,25 @@ def info() -> None:
             print(f"\n{device}: {', '.join(served)}\n  served by {told}")
 
 
+def methods() -> None:
+    """Prints the registered methods: family, cost of a step, state and paper."""
+    rows = [("name", "family", "cost of a step", "keeps", "paper")]
+    rows += [(m.__name__, m.family, m.cost, m.keeps, m.paper) for m in METHODS.values()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m mtlkernels", description=mtlkernels.__doc__)
-    parser.add_argument("command", choices=["info", "demo"], help="what to do")
+    parser.add_argument("command", choices=["info", "methods", "demo"], help="what to do")
     command = parser.parse_args(arguments[:1]).command
     if command == "demo":
         from mtlkernels.demo import main as demo
 
         return demo(arguments[1:])
-    info()
+    {"info": info, "methods": methods}[command]()
     return 0
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeGuard
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtlkernels import ops
 from mtlkernels.layout import Group, TaskGrads, group_gradients
@@ -18,6 +18,22 @@ class Weighting(Protocol):
     status: Tensor
 
     def __call__(self, gram: Tensor, losses: Tensor | None = None) -> Tensor: ...
+
+
+class LossWeighting(Protocol):
+    """What a loss method is: T losses in, a scalar that is differentiable in them out."""
+
+    family: str
+    status: Tensor
+
+    def __call__(self, losses: Tensor) -> Tensor: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+def weighs_losses(method: object) -> TypeGuard[LossWeighting]:
+    """Whether a method looks at the losses alone, so that one backward does."""
+    return getattr(method, "family", None) == "loss"
 
 
 def aggregate(
@@ -44,8 +60,8 @@ def aggregate(
         report: Gram matrix, weights, status and what follows from them.
 
     Raises:
-        ValueError, TypeError: gradients that do not fit together, see `layout.group_gradients`; or
-            no gradient at all.
+        ValueError, TypeError: gradients that do not fit together, see `layout.group_gradients`; no
+            gradient at all; or a loss method.
     """
     groups = group_gradients(task_grads, params)
     gram = total_gram(groups, len(task_grads))
@@ -77,6 +93,11 @@ def solve(method: Weighting, gram: Tensor, losses: Tensor | None) -> tuple[Tenso
         raise TypeError(
             f"method is a {type(method).__name__}: give a Gram method, for example "
             "mtlkernels.PCGrad()"
+        )
+    if weighs_losses(method):
+        raise TypeError(
+            f"{type(method).__name__} weighs losses and sees no gradients: use "
+            "mtlkernels.backward or MTLOptimizer, or a Gram method here"
         )
     weights = method(gram, losses)
     if not isinstance(weights, Tensor) or weights.shape != (len(gram),):

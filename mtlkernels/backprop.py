@@ -1,27 +1,36 @@
-"""Losses -> .grad: collect the per-task gradients, aggregate them over what the tasks share."""
+"""Losses -> .grad: per-task gradients, aggregated over what the tasks share, or one backward."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from mtlkernels.aggregation import Weighting, add_weighted_sum, solve, total_gram
+from mtlkernels.aggregation import (
+    LossWeighting,
+    Weighting,
+    add_weighted_sum,
+    solve,
+    total_gram,
+    weighs_losses,
+)
 from mtlkernels.collect import (
     Losses,
     named_losses,
     task_gradients,
     through_compiled_code,
+    weighted_gradient,
 )
 from mtlkernels.layout import TaskGrads, check_lengths, group_gradients
-from mtlkernels.report import Report
+from mtlkernels.report import Report, Status
 
 
 def backward(
     losses: Losses,
     params: Sequence[Tensor],
-    method: Weighting,
+    method: Weighting | LossWeighting,
     *,
     shared: Sequence[Tensor] | None = None,
     weight_heads: bool = False,
@@ -36,34 +45,106 @@ def backward(
     post-accumulate-grad hooks, and do not reach into reentrant checkpoints. The .grad of a dtype
     and device are views of one vector.
 
+    A loss method makes one loss of the T, and one backward of it is all: every parameter, the heads
+    too, gets sum_t w_t g_t with w_t = d scalar / d L_t, and the method's own parameters get their
+    gradients. It weighs the losses it is given, so these must not carry a GradScaler's factor:
+    with one, use `scaler.scale(method(torch.stack(losses))).backward()`.
+
     Args:
         losses: T scalar losses: a mapping from names, a sequence or a 1-D tensor.
         params: the parameters to write to, and no others; those that do not require grad are
             passed over.
-        method: a Gram method, for example `PCGrad()`.
+        method: a Gram method, for example `PCGrad()`, or a loss method, for example `SI()`.
         shared: the shared parameters, where they are not to be found out.
         weight_heads: multiply each head's gradients by the tasks' weights too, as
             `(weights * losses).sum().backward()` would.
         retain_graph: keep the graph, for another backward through it.
 
     Returns:
-        The report of this step: Gram matrix, weights, losses and status, on the device.
+        The report of this step: Gram matrix (None for a loss method), weights, losses and status,
+        on the device.
 
     Raises:
         TypeError, ValueError: losses, params or shared are not what they have to be, or no
-            parameter is shared; nothing has been written then.
+            parameter is shared; or shared or weight_heads is given with a loss method. Nothing has
+            been written then.
         NotImplementedError: torch.distributed runs more than one rank.
     """
     _refuse_several_ranks()
     tasks, values = named_losses(losses)
     params = check_params(params)
+    if weighs_losses(method):
+        check_options(method, shared, weight_heads)
+        return _backward_once(tasks, values, params, method, retain_graph)
     rows = task_gradients(values, params, retain_graph)
     if shared is None:
         _refuse_compiled_reach(rows, values)
-    stacked = torch.stack([loss.detach().reshape(()).to(values[0].device) for loss in values])
+    stacked = _stacked(values)
     return write_gradients(
-        rows, params, method, stacked, tasks=tasks, shared=shared, weight_heads=weight_heads
+        rows,
+        params,
+        cast(Weighting, method),
+        stacked,
+        tasks=tasks,
+        shared=shared,
+        weight_heads=weight_heads,
     )
+
+
+def check_options(method: object, shared: object, weight_heads: bool) -> None:
+    """Raises where an option is given that a loss method has no use for."""
+    if weighs_losses(method) and (shared is not None or weight_heads):
+        name = "shared=" if shared is not None else "weight_heads="
+        raise ValueError(
+            f"{name} does not apply to {type(method).__name__}: a loss method weighs whole losses, "
+            "and so every parameter that they reach, heads too"
+        )
+
+
+def _backward_once(
+    tasks: Sequence[str],
+    values: Sequence[Tensor],
+    params: Sequence[Tensor],
+    method: LossWeighting,
+    retain_graph: bool,
+) -> Report:
+    losses = _stacked(values)
+    leaf = losses.double().detach().requires_grad_()
+    own = [param for param in method.parameters() if param.requires_grad]
+    with torch.enable_grad():
+        scalar = method(leaf)
+    if not isinstance(scalar, Tensor) or scalar.numel() != 1 or not scalar.requires_grad:
+        raise ValueError(
+            f"{type(method).__name__} must return a scalar tensor that is differentiable in the "
+            "losses"
+        )
+    weights, *own_grads = torch.autograd.grad(
+        scalar, [leaf, *own], allow_unused=True, materialize_grads=True
+    )
+    row = weighted_gradient(values, weights, params, retain_graph)
+    _write_row(row, params)
+    for param, grad in zip(own, own_grads, strict=True):
+        if param.grad is None:
+            param.grad = grad
+        else:
+            param.grad.add_(grad)
+    status = torch.where(losses.isfinite(), 0, Status.NON_FINITE.value)
+    if isinstance(method.status, Tensor) and method.status.shape == status.shape:
+        status = status | method.status
+    return Report(tuple(tasks), None, weights, losses, status)
+
+
+@torch.no_grad()
+def _write_row(row: Sequence[Tensor | None], params: Sequence[Tensor]) -> None:
+    groups = group_gradients([row], params)
+    if not groups:
+        raise ValueError("no loss reaches any of the parameters")
+    one = torch.ones(1, dtype=torch.float64, device=groups[0].device)
+    add_weighted_sum(groups, one, params)
+
+
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack([loss.detach().reshape(()).to(values[0].device) for loss in values])
 
 
 @torch.no_grad()

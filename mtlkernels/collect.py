@@ -1,4 +1,4 @@
-"""Losses -> per-task gradients, one backward a loss over one graph."""
+"""Losses -> gradients: one backward a loss over one graph, or one for their weighted sum."""
 
 from __future__ import annotations
 
@@ -86,6 +86,38 @@ def task_gradients(
             )
         )
     return rows
+
+
+def weighted_gradient(
+    losses: Sequence[Tensor],
+    weights: Tensor,
+    params: Sequence[Tensor],
+    retain_graph: bool = False,
+) -> list[Tensor | None]:
+    """The gradient of sum_t w_t L_t, in one backward.
+
+    Args:
+        losses: T scalar losses.
+        weights: (T).
+        params: P parameters.
+        retain_graph: keep the graph after the backward.
+
+    Returns:
+        P gradients as `task_gradients` returns them.
+    """
+    cotangents = [
+        weight.to(loss.device, loss.dtype).reshape(loss.shape)
+        for weight, loss in zip(weights.unbind(), losses, strict=True)
+    ]
+    return list(
+        torch.autograd.grad(
+            list(losses),
+            params,
+            grad_outputs=cotangents,
+            retain_graph=retain_graph,
+            allow_unused=True,
+        )
+    )
 
 
 # What may stand between torch.stack(losses) and a loss without mixing entries: x + a, x * a, ...

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlkernels.backprop import backward
+from mtlkernels.backprop import backward, check_options
 from mtlkernels.collect import Losses
-from mtlkernels.methods import GramMethod, get_method
+from mtlkernels.methods import GramMethod, LossMethod, get_method
 from mtlkernels.report import Report
 
 _PREFIX = "mtl."  # marks the method's tensors in the first parameter group of a state dict
@@ -26,7 +26,7 @@ _PREFIX = "mtl."  # marks the method's tensors in the first parameter group of a
 class _Balancing:
     """What wrapping adds to an optimizer, in one object that is never replaced."""
 
-    method: GramMethod
+    method: GramMethod | LossMethod
     shared: list[Tensor] | None
     weight_heads: bool
 
@@ -42,18 +42,22 @@ class MTLOptimizer(torch.optim.Optimizer):
     The result is `base` itself, now also an `MTLOptimizer`: `isinstance(optimizer, AdamW)` holds,
     and schedulers, optimizer hooks and references made before keep working. `backward` writes the
     .grad of this optimizer's parameters and nothing else, so clipping, GradScaler and schedulers go
-    where they always went.
+    where they always went; only a loss method must not be given losses that a GradScaler has scaled
+    (see `mtlkernels.backward`).
 
     Args:
         base: any torch optimizer.
-        method: a Gram method, or the name of one (`get_method`).
-        shared: the parameters to balance; without it those that at least two losses reach.
-        weight_heads: multiply the gradients of parameters that are not shared by the tasks' weights
-            too; by default a head gets its own loss's gradient.
+        method: a Gram method, a loss method, or the name of one (`get_method`). What a method
+            learns, `method.parameters()`, belongs into one of base's groups.
+        shared: the parameters to balance; without it those that at least two losses reach. For
+            Gram methods.
+        weight_heads: for Gram methods, multiply the gradients of parameters that are not shared by
+            the tasks' weights too; by default a head gets its own loss's gradient.
 
     Raises:
-        TypeError: base is not an optimizer, or method is neither a Gram method nor a name.
-        ValueError: base is wrapped already, or no method has that name.
+        TypeError: base is not an optimizer, or method is neither a method nor a name.
+        ValueError: base is wrapped already, no method has that name, or shared or weight_heads is
+            given with a loss method.
     """
 
     _mtl: _Balancing
@@ -70,7 +74,7 @@ class MTLOptimizer(torch.optim.Optimizer):
         """Nothing: `base` has been initialised by its own class, and stays as it is."""
 
     @property
-    def method(self) -> GramMethod:
+    def method(self) -> GramMethod | LossMethod:
         """The method that balances."""
         return self._mtl.method
 
@@ -131,7 +135,7 @@ class MTLOptimizer(torch.optim.Optimizer):
 
 def _wrap(
     base: torch.optim.Optimizer,
-    method: GramMethod | str,
+    method: GramMethod | LossMethod | str,
     *,
     shared: Sequence[Tensor] | None = None,
     weight_heads: bool = False,
@@ -145,13 +149,14 @@ def _wrap(
         raise ValueError("this optimizer is wrapped already: one MTLOptimizer is enough")
     if isinstance(method, str):
         method = get_method(method)
-    if not isinstance(method, GramMethod):
+    if not isinstance(method, GramMethod | LossMethod):
         given = "the class" if isinstance(method, type) else "a"
         name = method.__name__ if isinstance(method, type) else type(method).__name__
         raise TypeError(
-            f"method is {given} {name}: give a Gram method, for example mtlkernels.PCGrad(), or "
-            'its name, "pcgrad"'
+            f"method is {given} {name}: give a Gram or a loss method, for example "
+            'mtlkernels.PCGrad(), or its name, "pcgrad"'
         )
+    check_options(method, shared, weight_heads)
     chosen = None if shared is None else list(shared)
     base._mtl = _Balancing(method, chosen, weight_heads)  # type: ignore[attr-defined]
     base.__class__ = _wrapped_class(type(base))

@@ -13,13 +13,15 @@ class Status(IntFlag):
     """Flags of one task's entry in `Report.status`, OR-ed together; 0 says nothing is wrong."""
 
     NON_FINITE = 1
-    """The task's gradient holds a NaN or an infinity, which reaches the direction."""
+    """The task's gradient, or its loss, holds a NaN or an infinity, which reaches the direction."""
     ZERO_GRADIENT = 2
     """The task's gradient is zero; it took no part and its weight is 0."""
     STATIONARY = 4
     """Zero lies in the convex hull of the gradients; the method's fallback there was used."""
     NO_CONVERGENCE = 8
     """The solver met its bound on work first; its weights are the best point it reached."""
+    INVALID_LOSS = 32
+    """The loss is none that the method can take, the logarithm of a number <= 0; all is NaN."""
     ILL_CONDITIONED = 64
     """The answer hung on differences below the rounding of K: a ridge above it was added."""
 
@@ -30,37 +32,39 @@ class Report:
 
     Attributes:
         tasks: T names, the keys of the losses or their numbers.
-        gram: (T, T) float64, inner products of the tasks' gradients over what was measured.
+        gram: (T, T) float64, inner products of the tasks' gradients over what was measured; None
+            for a loss method, which takes one backward and sees no task's own gradient.
         weights: (T) float64, the direction is sum_t weights_t g_t.
         losses: (T), or None where none were given.
         status: (T) int64, flags of `Status`.
     """
 
     tasks: tuple[str, ...]
-    gram: Tensor
+    gram: Tensor | None
     weights: Tensor
     losses: Tensor | None
     status: Tensor
 
     def norms(self) -> Tensor:
         """(T) norms of the tasks' gradients."""
-        return self.gram.diagonal().clamp_min(0).sqrt()
+        return self._measured().diagonal().clamp_min(0).sqrt()
 
     def cosines(self) -> Tensor:
         """(T, T) cosines between the tasks' gradients; 0 where a gradient is zero."""
         norms = self.norms()
         scale = torch.where(norms > 0, norms, torch.inf)
-        return (self.gram / scale[:, None] / scale).clamp(-1, 1)
+        return (self._measured() / scale[:, None] / scale).clamp(-1, 1)
 
     def conflict_rate(self) -> Tensor:
         """Share of the T(T-1)/2 pairs whose inner product is negative; 0 for one task."""
-        T = len(self.gram)
-        pairs = torch.ones_like(self.gram).triu(diagonal=1)
-        return ((self.gram < 0) * pairs).sum() / max(1, T * (T - 1) // 2)
+        gram = self._measured()
+        T = len(gram)
+        pairs = torch.ones_like(gram).triu(diagonal=1)
+        return ((gram < 0) * pairs).sum() / max(1, T * (T - 1) // 2)
 
     def direction_norm(self) -> Tensor:
         """Norm of the direction, sqrt(w^T K w): no pass over the direction is needed."""
-        return (self.weights @ self.gram @ self.weights).clamp_min(0).sqrt()
+        return (self.weights @ self._measured() @ self.weights).clamp_min(0).sqrt()
 
     def warnings(self) -> list[str]:
         """What the status says, a sentence a flag. Reads the status from the device."""
@@ -68,3 +72,11 @@ class Report:
         for name, flags in zip(self.tasks, self.status.tolist(), strict=True):
             told += [f"{name}: {flag.name}" for flag in Status if flags & flag]
         return told
+
+    def _measured(self) -> Tensor:
+        if self.gram is None:
+            raise ValueError(
+                "this step has no Gram matrix: a loss method takes one backward, in which no "
+                "task's own gradient appears. Use a Gram method, for example Sum(), to measure"
+            )
+        return self.gram

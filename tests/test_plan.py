@@ -88,7 +88,8 @@ def test_refuses_negative_sizes() -> None:
 
 
 def test_status_flags_are_those_of_python() -> None:
-    assert {flag.name: flag.value for flag in mtlkernels.Status} == _C.STATUS_FLAGS
+    """Python has more: what is said of losses never reaches a solver."""
+    assert _C.STATUS_FLAGS.items() <= {flag.name: flag.value for flag in mtlkernels.Status}.items()
 
 
 def test_bound_on_tasks_is_that_of_python() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-import mtlkernels
 from mtlkernels.demo.figure import save_figure
 from mtlkernels.demo.multimnist import multimnist_problem
 from mtlkernels.demo.packages import MissingPackageError, require
@@ -18,7 +17,7 @@ from mtlkernels.demo.problem import Problem
 from mtlkernels.demo.record import write_run, write_single
 from mtlkernels.demo.stereo import stereo_problem
 from mtlkernels.demo.table import NOTES, format_table
-from mtlkernels.demo.training import Run, train, train_single
+from mtlkernels.demo.training import Run, gram_method, train, train_single
 
 DATASETS: dict[str, Callable[[torch.device], Problem]] = {
     "stereo": stereo_problem,
@@ -99,7 +98,7 @@ def _methods(text: str) -> list[str]:
     names = [name.strip().lower() for name in text.split(",")]
     for name in names:
         try:
-            mtlkernels.get_method(name)
+            gram_method(name)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
     return names

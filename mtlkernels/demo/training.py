@@ -13,6 +13,7 @@ from mtlkernels.demo.models import MultiTask
 from mtlkernels.demo.packages import require
 from mtlkernels.demo.problem import Batch, Problem, Task
 from mtlkernels.demo.timing import Split, time_split
+from mtlkernels.methods import find_method
 
 START_SEED = 0
 BATCH_SEED = 1
@@ -48,7 +49,7 @@ class Run:
 def train(problem: Problem, name: str, steps: int, device: torch.device) -> Run:
     """Train all tasks together for `steps` steps under the method called `name`."""
     model, generator = _start(problem, device)
-    method = mtlkernels.get_method(name).to(device)
+    method = gram_method(name).to(device)
     optimizer = mtlkernels.MTLOptimizer(_adamw(model, problem), method=method)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     reports = []
@@ -70,6 +71,14 @@ def train(problem: Problem, name: str, steps: int, device: torch.device) -> Run:
         cosines=torch.stack([report.cosines() for report in reports]).cpu(),
         conflicts=torch.stack([report.conflict_rate() for report in reports]).cpu(),
     )
+
+
+def gram_method(name: str) -> mtlkernels.GramMethod:
+    """The method of that name; raises ValueError where it measures no gradients to compare."""
+    found = find_method(name)
+    if not issubclass(found, mtlkernels.GramMethod):
+        raise ValueError(f"{name!r} weighs losses: the demo compares Gram methods")
+    return found()
 
 
 def train_single(problem: Problem, task: Task, steps: int, device: torch.device) -> float:

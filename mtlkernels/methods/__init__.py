@@ -5,30 +5,74 @@ from __future__ import annotations
 from typing import Any
 
 from mtlkernels.methods.avgnorm import AvgNorm
-from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.base import GramMethod, LossMethod
+from mtlkernels.methods.baseline import IGB, STCH
 from mtlkernels.methods.cagrad import CAGrad
+from mtlkernels.methods.dwa import DWA
+from mtlkernels.methods.famo import FAMO
 from mtlkernels.methods.fixed import Mean, Sum
+from mtlkernels.methods.go4align import GO4Align
+from mtlkernels.methods.log_losses import GLS, SI
 from mtlkernels.methods.pcgrad import PCGrad
+from mtlkernels.methods.rlw import RLW
+from mtlkernels.methods.slaw import SLAW
+from mtlkernels.methods.uncertainty import IMTLL, UW, UWSO
 
-__all__ = ["METHODS", "AvgNorm", "CAGrad", "GramMethod", "Mean", "PCGrad", "Sum", "get_method"]
+__all__ = [
+    "DWA",
+    "FAMO",
+    "GLS",
+    "IGB",
+    "IMTLL",
+    "METHODS",
+    "RLW",
+    "SI",
+    "SLAW",
+    "STCH",
+    "UW",
+    "UWSO",
+    "AvgNorm",
+    "CAGrad",
+    "GO4Align",
+    "GramMethod",
+    "LossMethod",
+    "Mean",
+    "PCGrad",
+    "Sum",
+    "find_method",
+    "get_method",
+]
 
-METHODS: dict[str, type[GramMethod]] = {
-    cls.__name__.lower(): cls for cls in (Sum, Mean, PCGrad, CAGrad, AvgNorm)
+_GRAM: tuple[type[GramMethod], ...] = (Sum, Mean, PCGrad, CAGrad, AvgNorm)
+_LOSS: tuple[type[LossMethod], ...] = (
+    *(SI, GLS, UW, UWSO, IMTLL, RLW, DWA, SLAW),
+    *(STCH, IGB, FAMO, GO4Align),
+)
+METHODS: dict[str, type[GramMethod] | type[LossMethod]] = {
+    **{cls.__name__.lower(): cls for cls in _GRAM},
+    **{cls.__name__.lower(): cls for cls in _LOSS},
 }
 
 
-def get_method(name: str, **options: Any) -> GramMethod:
-    """The method of that name, set up with its own arguments: `get_method("cagrad", c=0.4)`.
-
-    Upper and lower case, hyphens and underscores make no difference.
+def find_method(name: str) -> type[GramMethod] | type[LossMethod]:
+    """The class of that name; upper and lower case, hyphens and underscores make no difference.
 
     Raises:
         ValueError: no method has that name.
-        TypeError: the method does not take one of the options.
     """
     found = METHODS.get(name.lower().replace("-", "").replace("_", ""))
     if found is None:
         raise ValueError(
             f"no method is called {name!r}: choose one of {', '.join(sorted(METHODS))}"
         )
-    return found(**options)
+    return found
+
+
+def get_method(name: str, **options: Any) -> GramMethod | LossMethod:
+    """The method of that name, set up with its own arguments: `get_method("cagrad", c=0.4)`.
+
+    Raises:
+        ValueError: no method has that name (see `find_method`).
+        TypeError: the method does not take one of the options, or needs one that is not given.
+    """
+    return find_method(name)(**options)

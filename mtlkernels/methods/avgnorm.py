@@ -32,6 +32,8 @@ class AvgNorm(GramMethod):
     shared parameters.
     """
 
+    paper = "arXiv 2509.23915"
+
     def __init__(
         self,
         scale: Literal["sum", "max", "mean", "rms", "median", "min"] | float = "sum",

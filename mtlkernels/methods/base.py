@@ -1,28 +1,50 @@
-"""What a Gram method is: T gradients' inner products in, T weights out."""
+"""What a method is: from T gradients' inner products to T weights, or from T losses to one."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+# Flags of a task's status; mtlkernels.Status names them for people.
+NON_FINITE, INVALID_LOSS = 1, 32
 
-class GramMethod(nn.Module, ABC):
-    """A rule that turns the Gram matrix of T gradients into T weights; d = sum_t w_t g_t.
 
-    Buffers are its state, so `state_dict` and `.to` cover it. A method of one's own only has to
-    define `forward`; where it leaves `status` alone, the report says what K says.
+class Method(nn.Module, ABC):
+    """What the families share. Buffers are a method's state, so `state_dict` and `.to` cover it.
 
     Attributes:
+        family: "Gram" or "loss", what it looks at.
+        paper: where it comes from, "arXiv 2001.06782" for example; "" for a method of one's own.
+        cost: of a step, for T losses.
+        keeps: what it carries from step to step.
         status: (T) int64 flags of `mtlkernels.Status` for the last call; empty before the first.
     """
+
+    family: ClassVar[str]
+    paper: ClassVar[str] = ""
+    cost: ClassVar[str]
+    keeps: ClassVar[str] = "nothing"
 
     status: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("status", torch.empty(0, dtype=torch.int64), persistent=False)
+
+
+class GramMethod(Method):
+    """A rule that turns the Gram matrix of T gradients into T weights; d = sum_t w_t g_t.
+
+    A method of one's own only has to define `forward`; where it leaves `status` alone, the report
+    says what K says.
+    """
+
+    family = "Gram"
+    cost = "T backwards"
 
     @abstractmethod
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
@@ -35,3 +57,123 @@ class GramMethod(nn.Module, ABC):
         Returns:
             (T) float64 on gram's device.
         """
+
+
+class LossMethod(Method):
+    """A rule that turns T losses into one; the weight of task t is d scalar / d L_t.
+
+    A method of one's own only has to define `forward`. What it learns is an `nn.Parameter`: give
+    `method.parameters()` to the optimizer beside the model's. Being a differentiable module, it
+    also works without the rest of the library: `method(torch.stack(losses)).backward()`.
+
+    A loss that the rule cannot take, one that is not finite or of which it would take the logarithm
+    of a number <= 0, makes the scalar and all weights NaN, as a gradient scaler expects of a bad
+    step; the status names it, and the state stays as it was before.
+    """
+
+    family = "loss"
+    cost = "1 backward"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fill: dict[str, float] = {}
+        self._given: list[str] = []
+
+    @abstractmethod
+    def forward(self, losses: Tensor) -> Tensor:
+        """The scalar of one step.
+
+        Args:
+            losses: (T) floating-point; `mtlkernels.backward` gives float64.
+
+        Returns:
+            Scalar, differentiable in the losses and in the method's parameters.
+        """
+
+    def register_state(self, name: str, fill: float) -> None:
+        """A float64 buffer of one number a task, made and filled when the first losses say T."""
+        self._fill[name] = fill
+        self.register_buffer(name, torch.empty(0, dtype=torch.float64))
+
+    def register_numbers(self, name: str, numbers: Sequence[float] | float) -> None:
+        """A buffer of one given number a task, or one for all; no part of the state."""
+        self._given.append(name)
+        given = torch.as_tensor(numbers, dtype=torch.float64)
+        if given.dim() > 1 or not given.isfinite().all():
+            raise ValueError(f"{name}={numbers}: give one finite number, or one a task")
+        self.register_buffer(name, given, persistent=False)
+
+    def admit(self, losses: Tensor, above: float | None = None) -> Tensor:
+        """Checks the losses, sets the status and sizes the state.
+
+        Args:
+            losses: (T) floating-point.
+            above: what each loss has to exceed.
+
+        Returns:
+            (T) float64: the losses, all NaN where one of them is none that the rule can take.
+
+        Raises:
+            ValueError: not a vector of floating-point numbers, or not as many as before.
+        """
+        if losses.dim() != 1 or len(losses) == 0 or not losses.is_floating_point():
+            raise ValueError(
+                f"losses must be a floating-point vector with one entry a task, got "
+                f"{losses.dtype} of shape {tuple(losses.shape)}"
+            )
+        self._fit(len(losses), losses.device)
+        seen = losses.detach()
+        status = torch.where(seen.isfinite(), 0, NON_FINITE)
+        if above is not None:
+            status = status | torch.where(seen <= above, INVALID_LOSS, 0)
+        self.status = status
+        return losses.double() * torch.where(self.fine(), 1.0, torch.nan)
+
+    def fine(self) -> Tensor:
+        """Whether the rule could take all of the last losses; a scalar on their device."""
+        return (self.status == 0).all()
+
+    @torch.no_grad()
+    def remember(self, **state: Tensor) -> None:
+        """Writes new values into the state in place, where the last losses were fine."""
+        fine = self.fine()
+        for name, new in state.items():
+            buffer = getattr(self, name)
+            buffer.copy_(torch.where(fine, new, buffer))
+
+    def _fit(self, num_tasks: int, device: torch.device) -> None:
+        for name, param in self.named_parameters():
+            if param.device != device:
+                raise ValueError(f"{name} is on {param.device}, the losses on {device}: use .to()")
+        for name, buffer in list(self.named_buffers(recurse=False)):
+            if buffer.device != device:
+                setattr(self, name, buffer.to(device))
+        for name in self._given:
+            given = getattr(self, name)
+            if given.dim() == 1 and len(given) != num_tasks:
+                raise ValueError(f"{name} has {len(given)} numbers for {num_tasks} losses")
+        for name, fill in self._fill.items():
+            have = len(getattr(self, name))
+            if have == 0:
+                fresh = torch.full((num_tasks,), fill, dtype=torch.float64, device=device)
+                setattr(self, name, fresh)
+            elif have != num_tasks:
+                raise ValueError(
+                    f"this {type(self).__name__} keeps the state of {have} tasks and got "
+                    f"{num_tasks} losses: use a fresh one"
+                )
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *rest: Any, **named: Any
+    ) -> None:
+        for name in self._fill:
+            saved, own = state_dict.get(prefix + name), getattr(self, name)
+            if isinstance(saved, Tensor) and saved.shape != own.shape:
+                setattr(self, name, own.new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
+
+
+def check_reduction(reduction: str) -> None:
+    """Raises ValueError unless reduction is "sum" or "mean"."""
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f'reduction={reduction!r}: choose "sum" or "mean"')

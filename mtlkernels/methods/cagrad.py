@@ -31,6 +31,8 @@ class CAGrad(GramMethod):
         reduction: "mean", the paper's, or "sum", T times that, which the published code writes.
     """
 
+    paper = "arXiv 2110.14048"
+
     def __init__(
         self,
         c: float = 0.4,

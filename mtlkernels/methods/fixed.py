@@ -10,7 +10,9 @@ from mtlkernels.methods.base import GramMethod
 
 
 class Sum(GramMethod):
-    """d = sum_t g_t: every weight 1, what `sum(losses).backward()` does."""
+    """d = sum_t g_t: every weight 1, what `sum(losses).backward()` does, the baseline."""
+
+    paper = "baseline"
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         self.status = ops.task_status(gram)
@@ -18,7 +20,9 @@ class Sum(GramMethod):
 
 
 class Mean(GramMethod):
-    """d = (1/T) sum_t g_t: every weight 1/T, also where a task's gradient is zero."""
+    """d = (1/T) sum_t g_t: the baseline with weights 1/T, also where a task's gradient is zero."""
+
+    paper = "baseline"
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         self.status = ops.task_status(gram)

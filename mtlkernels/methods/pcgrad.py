@@ -30,6 +30,9 @@ class PCGrad(GramMethod):
     three tasks or more, and in epsilons of the denominator. `order` reproduces any fixed order.
     """
 
+    paper = "arXiv 2001.06782"
+    keeps = "a seed and a count"
+
     seed: Tensor
     step: Tensor
 

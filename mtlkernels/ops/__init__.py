@@ -9,6 +9,7 @@ that is never read. The elements of a parameter pair up across tasks in row-majo
 tensors are read in place, others are copied first.
 """
 
+from mtlkernels.ops.draws import standard_normal
 from mtlkernels.ops.library import FLOAT_DTYPES, LIBRARY, MAX_NATIVE_TASKS, SCHEMAS
 from mtlkernels.ops.lists import combine, combine_out, flat_offsets, gram
 from mtlkernels.ops.solvers import (
@@ -35,6 +36,7 @@ __all__ = [
     "flat_offsets",
     "gram",
     "pcgrad",
+    "standard_normal",
     "task_status",
     "visiting_order",
 ]

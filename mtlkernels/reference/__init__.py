@@ -5,6 +5,7 @@ the kernels promise more than float32.
 """
 
 from mtlkernels.reference.cagrad import cagrad
+from mtlkernels.reference.draws import standard_normal
 from mtlkernels.reference.lists import (
     FLOAT_DTYPES,
     check_list,
@@ -42,6 +43,7 @@ __all__ = [
     "gram",
     "list_offsets",
     "pcgrad",
+    "standard_normal",
     "task_status",
     "visiting_order",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtlkernels.reference.draws import splitmix64, stream
+
 # Flags of a task's status; report.Status names them for people.
 NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_CONVERGENCE, ILL_CONDITIONED = 1, 2, 4, 8, 64
 
@@ -32,16 +34,6 @@ def finish(weights: Tensor, status: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(((status & NON_FINITE) > 0).any(), torch.nan, weights), status
 
 
-def _splitmix64(x: Tensor) -> Tensor:
-    def shift(y: Tensor, bits: int) -> Tensor:  # logical: int64 would carry the sign along
-        return (y >> bits) & ((1 << (64 - bits)) - 1)
-
-    x = x - 0x61C8864680B583EB
-    x = (x ^ shift(x, 30)) * -0x40A7B892E31B1A47
-    x = (x ^ shift(x, 27)) * -0x6B2FB644ECCEEE15
-    return x ^ shift(x, 31)
-
-
 def visiting_order(seed: Tensor, step: Tensor, num_tasks: int) -> Tensor:
     """(T, T-1) int64: row i is a random permutation of the other tasks, drawn from (seed, step)."""
     if any(x.numel() != 1 or x.dtype != torch.int64 for x in (seed, step)):
@@ -50,8 +42,7 @@ def visiting_order(seed: Tensor, step: Tensor, num_tasks: int) -> Tensor:
     index = torch.arange(T, device=seed.device)[:, None]
     place = torch.arange(T - 1, device=seed.device)[None, :]
     order = torch.where(place < index, place, place + 1).contiguous()
-    stream = _splitmix64(_splitmix64(seed) + step)
-    draws = (_splitmix64(stream + index * T + place) >> 1) & ((1 << 63) - 1)
+    draws = (splitmix64(stream(seed, step) + index * T + place) >> 1) & ((1 << 63) - 1)
     for p in range(T - 2, 0, -1):
         other = draws[:, p : p + 1] % (p + 1)
         kept, moved = order[:, p : p + 1].clone(), order.gather(1, other)

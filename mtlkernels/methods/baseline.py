@@ -1,0 +1,138 @@
+"""Methods that measure each loss against its own mean at the end of a warm-up: STCH and IGB."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtlkernels.methods.base import LossMethod
+
+
+class _Warmed(LossMethod):
+    """Trains on sum_i log L_i for some steps; the losses' means over the last of them are kept."""
+
+    keeps = "a mean loss a task"
+
+    total: Tensor
+    steps: Tensor
+
+    def __init__(self, warmup: int, average: int | None) -> None:
+        super().__init__()
+        if warmup < 1:
+            raise ValueError(f"warmup={warmup}: it takes at least one step to know the losses")
+        average = max(1, warmup // 4) if average is None else average
+        if not 1 <= average <= warmup:
+            raise ValueError(f"average={average}: choose 1 to warmup={warmup} steps")
+        self.warmup = warmup
+        self.average = average
+        self.register_state("total", 0.0)
+        self.register_buffer("steps", torch.tensor(0, dtype=torch.int64))
+
+    def advance(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Counts a step. Returns whether it is one of the warm-up, and the means (1 until then)."""
+        warm = self.steps < self.warmup
+        base = torch.where(warm, 1.0, self.total / self.average)
+        counts = warm & (self.steps >= self.warmup - self.average)
+        self.remember(
+            total=self.total + torch.where(counts, losses.detach(), 0.0), steps=self.steps + 1
+        )
+        return warm, base
+
+
+class STCH(_Warmed):
+    """Smooth Tchebycheff scalarisation (Lin et al., arXiv 2402.19078).
+
+    form="log": T mu log sum_i (L_i / z_i)^(1/mu), as published for multi-task training and in
+    LibMTL; z, the nadir, is each loss's mean over the last steps of a warm-up on sum_i log L_i.
+    Weights T softmax(log(L / z) / mu)_i / L_i, for mu = 1 exactly T / (z_i sum_j L_j / z_j).
+    Scaling one loss for good changes no gradient. A loss <= 0: INVALID_LOSS.
+
+    form="linear": mu log sum_i exp((L_i - z_i) / (T mu)), the paper's definition at uniform
+    preferences, z the ideal point; weights softmax((L - z) / (T mu)) / T. No warm-up, no state.
+    TorchJD has this form and asks for mu.
+
+    Args:
+        mu: 1, LibMTL's. Smaller is closer to the largest term alone.
+        warmup: steps. LibMTL's default is 4 epochs: 4 * len(loader); 1 here, the first step alone.
+        average: how many of the last warm-up steps the nadir averages; a quarter by default, which
+            is LibMTL's last epoch.
+        nadir: T numbers to use as z from the first step on, without warm-up.
+        form: "log" or "linear".
+        reference: T numbers or one, the ideal point of the linear form.
+    """
+
+    paper = "arXiv 2402.19078"
+
+    reference: Tensor
+
+    def __init__(
+        self,
+        mu: float = 1.0,
+        *,
+        warmup: int = 1,
+        average: int | None = None,
+        nadir: Sequence[float] | None = None,
+        form: Literal["log", "linear"] = "log",
+        reference: Sequence[float] | float = 0.0,
+    ) -> None:
+        super().__init__(warmup, average)
+        if not (math.isfinite(mu) and mu > 0):
+            raise ValueError(f"mu={mu}: it must be finite and positive")
+        if form not in ("log", "linear"):
+            raise ValueError(f'form={form!r}: choose "log" or "linear"')
+        self.mu = float(mu)
+        self.form = form
+        self.register_numbers("reference", reference)
+        if nadir is not None:
+            if not all(math.isfinite(z) and z > 0 for z in nadir):
+                raise ValueError("nadir must be finite and positive numbers, one a task")
+            self.total = self.average * torch.tensor(nadir, dtype=torch.float64)
+            self.steps.fill_(self.warmup)
+
+    def forward(self, losses: Tensor) -> Tensor:
+        losses = self.admit(losses, above=0.0 if self.form == "log" else None)
+        T = len(losses)
+        if self.form == "linear":
+            gap = (losses - self.reference) / (T * self.mu)
+            return self.mu * gap.logsumexp(dim=0)
+        logs = losses.log()
+        warm, z = self.advance(losses)
+        smooth = T * self.mu * ((logs - z.log()) / self.mu).logsumexp(dim=0)
+        return torch.where(warm, logs.sum(), smooth)
+
+    def extra_repr(self) -> str:
+        return f"mu={self.mu}, warmup={self.warmup}, average={self.average}, form={self.form!r}"
+
+
+class IGB(_Warmed):
+    """Improvable gap balancing, version 1 (Dai et al., arXiv 2307.15429): sum_i w_i log L_i.
+
+    w = T softmax(L / L_base), detached: more weight to the losses that have improved less. L_base
+    is each loss's mean over the last steps of a warm-up with w = 1; then the weights on the losses
+    themselves are w_i / L_i. Scaling one loss for good changes no gradient. A loss <= 0:
+    INVALID_LOSS. Version 2, which draws w from an agent trained beside the model, is not here.
+
+    Args:
+        warmup: steps. The published code warms up for whole epochs: give epochs * len(loader); 1
+            here, the first step alone.
+        average: how many of the last warm-up steps L_base averages; the published code takes one
+            epoch. A quarter of the warm-up by default.
+    """
+
+    paper = "arXiv 2307.15429"
+
+    def __init__(self, *, warmup: int = 1, average: int | None = None) -> None:
+        super().__init__(warmup, average)
+
+    def forward(self, losses: Tensor) -> Tensor:
+        losses = self.admit(losses, above=0.0)
+        warm, base = self.advance(losses)
+        gap = (losses.detach() / base).softmax(dim=0)
+        return (torch.where(warm, 1.0, len(losses) * gap) * losses.log()).sum()
+
+    def extra_repr(self) -> str:
+        return f"warmup={self.warmup}, average={self.average}"

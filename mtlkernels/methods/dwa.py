@@ -1,0 +1,82 @@
+"""DWA: more weight to the losses that fall more slowly."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtlkernels.methods.base import INVALID_LOSS, LossMethod, check_reduction
+
+
+class DWA(LossMethod):
+    """Dynamic weight average (Liu et al., arXiv 1803.10704): w = T softmax(r / temperature).
+
+    r_i is the mean of loss i over the last full window of steps by its mean over the one before;
+    equal weights during the first two windows. Scaling one loss for good changes no weight.
+
+    Args:
+        temperature: 2, the paper's.
+        window: steps in a window. The paper, LibMTL and TorchJD take an epoch, `len(loader)`; 25 is
+            nash-mtl's and SamsungLabs', whose two windows slide by one step at a time.
+        reduction: "sum", the paper's: the weights sum to T; "mean": to 1, as in nash-mtl.
+
+    A window whose mean is 0 has no ratio: INVALID_LOSS until it has passed.
+    """
+
+    paper = "arXiv 1803.10704"
+    keeps = "means of two windows a task"
+
+    total: Tensor
+    last: Tensor
+    previous: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        temperature: float = 2.0,
+        *,
+        window: int = 25,
+        reduction: Literal["sum", "mean"] = "sum",
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"temperature={temperature}: it must be finite and positive")
+        if window < 1:
+            raise ValueError(f"window={window}: a window has at least one step")
+        check_reduction(reduction)
+        self.temperature = float(temperature)
+        self.window = window
+        self.reduction = reduction
+        self.register_state("total", 0.0)
+        self.register_state("last", 1.0)
+        self.register_state("previous", 1.0)
+        self.register_buffer("steps", torch.tensor(0, dtype=torch.int64))
+
+    def forward(self, losses: Tensor) -> Tensor:
+        losses = self.admit(losses)
+        known = self.steps >= 2 * self.window
+        undefined = known & (self.previous == 0)
+        ratio = torch.where(known, self.last / self.previous, 1.0)
+        ratio = torch.where(undefined, torch.nan, ratio)
+        weights = (ratio / self.temperature).softmax(dim=0)
+        if self.reduction == "sum":
+            weights = len(losses) * weights
+        self._advance(losses.detach())
+        self.status = self.status | torch.where(undefined, INVALID_LOSS, 0)
+        return (weights * losses).sum()
+
+    def _advance(self, losses: Tensor) -> None:
+        steps, total = self.steps + 1, self.total + losses
+        full = steps % self.window == 0
+        self.remember(
+            steps=steps,
+            total=torch.where(full, 0.0, total),
+            previous=torch.where(full, self.last, self.previous),
+            last=torch.where(full, total / self.window, self.last),
+        )
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, window={self.window}, reduction={self.reduction!r}"

@@ -1,0 +1,112 @@
+"""FAMO: weights that even out how fast the losses fall, learned from their change over a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtlkernels.methods.base import INVALID_LOSS, NON_FINITE, LossMethod
+
+_BETAS, _EPS = (0.9, 0.999), 1e-8  # Adam's own, which FAMO leaves as they are
+_SHIFT = 1e-8  # added to every loss, as published
+
+
+class FAMO(LossMethod):
+    """Fast adaptive multitask optimization (Liu et al., arXiv 2306.03792).
+
+    With z = softmax(xi), D_i = L_i - b_i + 1e-8 and c = 1 / sum_i (z_i / D_i), detached: the scalar
+    is c sum_i z_i log D_i, so the weights c z_i / D_i sum to 1. After the step, `update` is given
+    the losses of the same batch: delta_i = log D_i(before) - log D_i(after), and xi takes an Adam
+    step along J_softmax(xi)^T delta + gamma xi.
+
+        optimizer.backward(losses)
+        optimizer.step()
+        with torch.no_grad():
+            optimizer.method.update(torch.stack(compute_losses(model, batch)))
+
+    That second forward costs what a forward costs, updates the statistics of BatchNorm a second
+    time and draws dropout anew, unless the person holds them still. Without it xi stays as it is.
+
+    Scaling one loss for good changes nothing but for b and the 1e-8; scaling all by s makes the
+    scalar's gradient s times as long. D_i <= 0, a loss below its minimum b_i, has no logarithm:
+    INVALID_LOSS, NaN and, in `update`, no step of xi.
+
+    Args:
+        lr: of xi; 0.025, the paper's.
+        gamma: weight decay of xi; 0.001, the paper's for all but Cityscapes (0.01). The published
+            class's own default is 1e-5, that of its scripts 0.01; LibMTL and TorchJD take 0.001.
+        min_losses: b, T numbers or one; 0.
+    """
+
+    paper = "arXiv 2306.03792"
+    cost = "1 backward, 1 forward after the step"
+    keeps = "xi, its Adam moments, the last losses"
+
+    xi: Tensor
+    first: Tensor
+    second: Tensor
+    before: Tensor
+    steps: Tensor
+    min_losses: Tensor
+
+    def __init__(
+        self,
+        *,
+        lr: float = 0.025,
+        gamma: float = 1e-3,
+        min_losses: Sequence[float] | float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("lr", lr), ("gamma", gamma)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}={value}: it must be finite and at least 0")
+        self.lr = float(lr)
+        self.gamma = float(gamma)
+        self.register_numbers("min_losses", min_losses)
+        for name in ("xi", "first", "second", "before"):
+            self.register_state(name, 0.0)
+        self.register_buffer("steps", torch.tensor(0, dtype=torch.int64))
+
+    def forward(self, losses: Tensor) -> Tensor:
+        gap = self._gap(losses)
+        with torch.no_grad():
+            self.before.copy_((losses.double() - self.min_losses + _SHIFT).log())
+            z = self.xi.softmax(dim=0)
+            c = 1 / (z / gap).sum()
+        return c * (z * gap.log()).sum()
+
+    @torch.no_grad()
+    def update(self, losses: Tensor) -> None:
+        """Moves xi by what the step did to the losses.
+
+        Args:
+            losses: (T) the losses of the same batch after the optimizer's step.
+
+        Raises:
+            ValueError: no step came before, or losses are not T numbers.
+        """
+        if len(self.before) == 0:
+            raise ValueError("FAMO.update comes after a backward and the optimizer's step")
+        delta = self.before - self._gap(losses.detach()).log()
+        self.status = self.status | torch.where(self.before.isfinite(), 0, INVALID_LOSS)
+        z = self.xi.softmax(dim=0)
+        grad = z * (delta - (z * delta).sum()) + self.gamma * self.xi
+        steps = self.steps + 1
+        first = _BETAS[0] * self.first + (1 - _BETAS[0]) * grad
+        second = _BETAS[1] * self.second + (1 - _BETAS[1]) * grad.square()
+        root = (second / (1 - _BETAS[1] ** steps.double())).sqrt() + _EPS
+        xi = self.xi - self.lr * first / (1 - _BETAS[0] ** steps.double()) / root
+        self.remember(xi=xi, first=first, second=second, steps=steps)
+
+    def _gap(self, losses: Tensor) -> Tensor:
+        """D, all NaN where one of them has no logarithm."""
+        gap = self.admit(losses) - self.min_losses + _SHIFT
+        below = (gap.detach() <= 0) & ((self.status & NON_FINITE) == 0)
+        self.status = self.status | torch.where(below, INVALID_LOSS, 0)
+        return gap * torch.where(below.any(), torch.nan, 1.0)
+
+    def extra_repr(self) -> str:
+        return f"lr={self.lr}, gamma={self.gamma}"

@@ -1,0 +1,46 @@
+"""Losses on a logarithmic scale: what counts is by which factor each one falls."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mtlkernels.methods.base import LossMethod
+
+
+class SI(LossMethod):
+    """Scale-invariant sum, sum_i log L_i: the weights are 1 / L_i.
+
+    A baseline of Nash-MTL (Navon et al., arXiv 2202.01017). Scaling one loss changes no gradient.
+    A loss <= 0 has no logarithm: INVALID_LOSS. A loss near 0 gets a weight without bound.
+
+    Args:
+        log1p: sum log(1 + L_i) instead, as SamsungLabs does: bounded weights 1 / (1 + L_i) that
+            are not scale-invariant; losses have to exceed -1.
+    """
+
+    paper = "arXiv 2202.01017"
+
+    def __init__(self, *, log1p: bool = False) -> None:
+        super().__init__()
+        self.log1p = log1p
+
+    def forward(self, losses: Tensor) -> Tensor:
+        losses = self.admit(losses, above=-1.0 if self.log1p else 0.0)
+        return (losses.log1p() if self.log1p else losses.log()).sum()
+
+    def extra_repr(self) -> str:
+        return f"log1p={self.log1p}"
+
+
+class GLS(LossMethod):
+    """Geometric loss strategy (Chennupati et al., arXiv 1904.08492): (prod_i L_i)^(1/T).
+
+    The weights are GLS / (T L_i); computed as exp(mean log L), which neither under- nor overflows.
+    Degree 1 in the scale of all losses; scaling one of them by s scales every gradient by s^(1/T).
+    A loss <= 0: INVALID_LOSS. (The weights that LibMTL logs for it are not these.)
+    """
+
+    paper = "arXiv 1904.08492"
+
+    def forward(self, losses: Tensor) -> Tensor:
+        return self.admit(losses, above=0.0).log().mean().exp()

@@ -1,0 +1,118 @@
+"""Weights that follow the size of each loss: learned (UW, IMTLL) or in closed form (UWSO)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mtlkernels.methods.base import LossMethod
+
+
+class _Learned(LossMethod):
+    """One learned number a task."""
+
+    keeps = "a learned scalar a task"
+
+    def __init__(self, num_tasks: int, init: float) -> None:
+        super().__init__()
+        if num_tasks < 1:
+            raise ValueError(f"num_tasks={num_tasks}: there is at least one task")
+        if not math.isfinite(init):
+            raise ValueError(f"init={init}: it must be finite")
+        self.s = nn.Parameter(torch.full((num_tasks,), float(init)))
+
+    def admit(self, losses: Tensor, above: float | None = None) -> Tensor:
+        losses = super().admit(losses, above)
+        if len(losses) != len(self.s):
+            raise ValueError(
+                f"this {type(self).__name__} was made for {len(self.s)} tasks and got "
+                f"{len(losses)} losses"
+            )
+        return losses
+
+    def extra_repr(self) -> str:
+        return f"num_tasks={len(self.s)}"
+
+
+class UW(_Learned):
+    """Uncertainty weighting (Kendall et al., arXiv 1705.07115): sum_i k L_i e^-s_i + s_i / 2.
+
+    s_i = log sigma_i^2 is learned: the weights are k e^-s_i, 1 / (2 L_i) at the optimum of s for
+    either k. Pass `method.parameters()` to the optimizer. (nash-mtl trains s at rate 0.025.)
+
+    Args:
+        num_tasks: T.
+        init: of every s_i; 0, as in most code. LibMTL starts at -0.5.
+        factor: k; 0.5, the paper's likelihood of a regression. Its classification, and SamsungLabs
+            for every task, take 1.
+
+    At the optimum of s, scaling one loss changes no gradient. The scalar may be negative.
+    """
+
+    paper = "arXiv 1705.07115"
+
+    def __init__(self, num_tasks: int, *, init: float = 0.0, factor: float = 0.5) -> None:
+        super().__init__(num_tasks, init)
+        if not (math.isfinite(factor) and factor > 0):
+            raise ValueError(f"factor={factor}: it must be finite and positive")
+        self.factor = float(factor)
+
+    def forward(self, losses: Tensor) -> Tensor:
+        losses = self.admit(losses)
+        s = self.s.double()
+        return (self.factor * losses * (-s).exp() + s / 2).sum()
+
+
+class IMTLL(_Learned):
+    """IMTL-L (Liu et al., ICLR 2021, openreview IMPnRXEWpvr): sum_i e^s_i L_i - s_i, s learned.
+
+    At the optimum e^s_i = 1 / L_i: every weighted loss is 1, and training that of `SI`. Pass
+    `method.parameters()` to the optimizer.
+
+    Args:
+        num_tasks: T.
+        init: of every s_i; 0.
+
+    LibMTL's "IMTL" feeds these losses to IMTL-G and has no pure IMTL-L.
+    """
+
+    paper = "openreview IMPnRXEWpvr"
+
+    def __init__(self, num_tasks: int, *, init: float = 0.0) -> None:
+        super().__init__(num_tasks, init)
+
+    def forward(self, losses: Tensor) -> Tensor:
+        losses = self.admit(losses)
+        s = self.s.double()
+        return (s.exp() * losses - s).sum()
+
+
+class UWSO(LossMethod):
+    """Soft optimal uncertainty weighting (Kirchdorfer et al., arXiv 2408.07985).
+
+    w = softmax(1 / (tau L)), the losses in w detached: the analytical optimum 1 / L of uncertainty
+    weighting for an L1 loss, tempered. The weights sum to 1. They are not scale-free: losses times
+    s ask for tau / s. A loss <= 0 has no such optimum: INVALID_LOSS.
+
+    Args:
+        temperature: tau. The paper tunes it for each data set and names no default; 1 here is the
+            absence of a choice, not a recommendation.
+    """
+
+    paper = "arXiv 2408.07985"
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"temperature={temperature}: it must be finite and positive")
+        self.temperature = float(temperature)
+
+    def forward(self, losses: Tensor) -> Tensor:
+        losses = self.admit(losses, above=0.0)
+        weights = (1 / (self.temperature * losses.detach())).softmax(dim=0)
+        return (weights * losses).sum()
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"

@@ -1,0 +1,427 @@
+"""Loss methods against their papers' formulas, and what all of them have in common."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from loss_formulas import FORMULAS, spread
+from test_backward import NoReadBack
+from torch import Tensor
+
+import mtlkernels
+from mtlkernels import (
+    DWA,
+    FAMO,
+    GLS,
+    IGB,
+    IMTLL,
+    RLW,
+    SI,
+    SLAW,
+    STCH,
+    UW,
+    UWSO,
+    GO4Align,
+    LossMethod,
+    Status,
+)
+from mtlkernels.methods import METHODS, base
+from mtlkernels.methods.go4align import group_means
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Each builds a method for T tasks.
+MAKE: dict[str, Callable[[int], LossMethod]] = {
+    "si": lambda T: SI(),
+    "si-log1p": lambda T: SI(log1p=True),
+    "gls": lambda T: GLS(),
+    "uw": lambda T: UW(T),
+    "uw-libmtl": lambda T: UW(T, init=-0.5),
+    "uw-samsung": lambda T: UW(T, factor=1.0),
+    "imtll": lambda T: IMTLL(T, init=0.25),
+    "uwso": lambda T: UWSO(temperature=3.0),
+    "rlw": lambda T: RLW(seed=5),
+    "rlw-sum": lambda T: RLW("sum"),
+    "dwa": lambda T: DWA(window=2),
+    "dwa-mean": lambda T: DWA(1.0, window=1, reduction="mean"),
+    "slaw": lambda T: SLAW(0.9),
+    "stch": lambda T: STCH(warmup=3, average=2),
+    "stch-0.3": lambda T: STCH(0.3),
+    "stch-nadir": lambda T: STCH(0.5, nadir=[1.0 + t for t in range(T)]),
+    "stch-linear": lambda T: STCH(0.5, form="linear", reference=0.25),
+    "igb": lambda T: IGB(warmup=4),
+    "famo": lambda T: FAMO(),
+    "famo-least": lambda T: FAMO(lr=0.1, gamma=0.01, min_losses=[-1.0] * T),
+    "go4align": lambda T: GO4Align(eta=0.05),
+    "go4align-1": lambda T: GO4Align(1),
+}
+# What every loss has to exceed; FAMO adds 1e-8 first.
+FLOOR = {
+    **dict.fromkeys(["si", "gls", "uwso", "stch", "stch-0.3", "stch-nadir", "igb"], 0.0),
+    "go4align": 0.0,
+    "go4align-1": 0.0,
+    "famo": -1e-8,
+    "si-log1p": -1.0,
+    "famo-least": -1.00001,
+}
+every_method = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE.keys())
+
+
+def batches(T: int, steps: int, seed: int = 0) -> Tensor:
+    """(steps, T) losses that fall, at scales from 1e-2 to 1e2."""
+    noise = torch.rand(steps, T, generator=torch.Generator().manual_seed(seed)).double()
+    fall = 0.8 ** torch.arange(steps).double()[:, None]
+    return (0.5 + noise) * fall * 10 ** torch.linspace(-2, 2, T).double()
+
+
+def evaluate(method: LossMethod, losses: Tensor) -> tuple[Tensor, Tensor]:
+    """The scalar, and the weights: its derivatives in the losses."""
+    leaf = losses.clone().requires_grad_()
+    scalar = method(leaf)
+    return scalar.detach(), torch.autograd.grad(scalar, leaf)[0]
+
+
+def run(method: LossMethod, losses: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Several steps. The losses after each are the next ones, for the methods that look at them."""
+    out = []
+    for now, after in zip(losses, [*losses[1:], losses[-1] / 2], strict=True):
+        out.append(evaluate(method, now))
+        if isinstance(method, FAMO):
+            method.update(after)
+    return out
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("T", [1, 2, 5])
+def test_values_and_weights_are_the_papers(name: str, T: int) -> None:
+    method = MAKE[name](T)
+    losses = batches(T, 8, seed=T)
+    for step, (value, weights) in enumerate(run(method, losses)):
+        expected, expected_weights = FORMULAS[name](losses[: step + 1].tolist())
+        tolerance = {"rtol": 1e-6, "atol": 1e-6} if "go4" in name else {"rtol": 1e-11, "atol": 0}
+        want = torch.tensor(expected, dtype=torch.float64)
+        torch.testing.assert_close(value, want, rtol=tolerance["rtol"], atol=1e-11)
+        torch.testing.assert_close(
+            weights, torch.tensor(expected_weights, dtype=torch.float64), **tolerance
+        )
+        assert method.status.tolist() == [0] * T
+
+
+def test_every_loss_method_is_tested_here() -> None:
+    here = {type(make(2)) for make in MAKE.values()}
+    assert here == {cls for cls in METHODS.values() if issubclass(cls, LossMethod)}
+    assert FORMULAS.keys() == MAKE.keys() - {"rlw", "rlw-sum"}
+
+
+# ------------------------------------------------------------------------------- one by one
+
+
+def test_rlw_draws_softmax_of_standard_normals_from_seed_and_step() -> None:
+    T = 2000
+    method, losses = RLW(seed=3), torch.ones(T)
+    x = evaluate(method, losses)[1].log()
+    x = x - x.mean()  # the softmax keeps normals up to a shift
+    assert abs(float(x.std()) - 1) < 0.06
+    assert abs(float((x**3).mean())) < 0.2
+    assert abs(float((x**4).mean()) - 3) < 0.6
+    first, second = (evaluate(RLW(seed=3), torch.ones(4))[1] for _ in range(2))
+    assert torch.equal(first, second)
+    again = [evaluate(method, torch.ones(4))[1] for _ in range(3)]
+    assert len({tuple(w.tolist()) for w in [first, *again]}) == 4
+    assert not torch.equal(first, evaluate(RLW(seed=4), torch.ones(4))[1])
+    torch.testing.assert_close(first.sum(), torch.tensor(1.0))
+    torch.testing.assert_close(evaluate(RLW("sum", seed=3), torch.ones(4))[1], 4 * first)
+
+
+def test_rlw_draws_these_numbers() -> None:
+    """Pinned, so that no machine and no version draws others: from SplitMix64 in Python's ints."""
+    mask = (1 << 64) - 1
+
+    def mix(x: int) -> int:
+        x = (x + 0x9E3779B97F4A7C15) & mask
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        return x ^ (x >> 31)
+
+    for seed, step in ((0, 0), (7, 12345)):
+        start = mix((mix(seed) + step) & mask)
+        uniform = [((mix((start + k) & mask) >> 11) + 0.5) / 2**53 for k in range(6)]
+        expected = [
+            math.sqrt(-2 * math.log(u)) * math.cos(2 * math.pi * v)
+            for u, v in zip(uniform[:3], uniform[3:], strict=True)
+        ]
+        got = mtlkernels.ops.standard_normal(torch.tensor(seed), torch.tensor(step), 3)
+        torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_slaw_does_not_cancel_on_large_losses_that_hardly_move() -> None:
+    """EMA(L^2) - EMA(L)^2 of losses near 1e6 holds no digit of a deviation of 1e-3."""
+    method = SLAW()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        move = torch.randn(1, generator=generator).double()
+        _, weights = evaluate(method, torch.cat([1e6 + 1e-3 * move, 1 + 1e-3 * move]))
+    torch.testing.assert_close(weights, torch.ones(2).double(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["si", "gls", "stch", "igb", "slaw", "dwa", "famo"])
+def test_scale_of_one_loss(name: str) -> None:
+    """Each weighted gradient, w_i times the factor of L_i, changes by a common factor at most."""
+    losses = batches(3, 6)
+    factors = torch.tensor([1.0, 64.0, 1.0]).double()
+    plain, scaled = (
+        run(MAKE[name](3), x)[-1][1] * f for x, f in ((losses, 1.0), (losses * factors, factors))
+    )
+    common = {"gls": 64 ** (1 / 3), "si": 1.0, "stch": 1.0, "igb": 1.0}.get(name)
+    if name == "dwa":  # its weights do not change, so the gradient does
+        torch.testing.assert_close(scaled, plain * factors)
+        return
+    ratio = scaled / plain
+    torch.testing.assert_close(ratio, ratio[:1].expand(3), rtol=1e-5, atol=0)
+    if common is not None:
+        torch.testing.assert_close(ratio, torch.full((3,), common).double())
+
+
+def test_stch_at_mu_one_in_closed_form() -> None:
+    z, L = [2.0, 3.0, 5.0], torch.tensor([1.0, 4.0, 0.5]).double()
+    w = 3 / (torch.tensor(z).double() * (L / torch.tensor(z)).sum())
+    torch.testing.assert_close(evaluate(STCH(nadir=z), L)[1], w)
+
+
+def test_learned_scalars_reach_their_optimum() -> None:
+    L = torch.tensor([0.1, 1.0, 10.0])
+    for method, weights in (
+        (UW(3), 1 / (2 * L)),
+        (UW(3, factor=1.0), 1 / (2 * L)),
+        (IMTLL(3), 1 / L),
+    ):
+        optimizer = torch.optim.Adam(method.parameters(), lr=0.05)
+        for _ in range(600):
+            optimizer.zero_grad()
+            method(L).backward()
+            optimizer.step()
+        got = evaluate(method, L)[1]
+        torch.testing.assert_close(got, weights, rtol=1e-2, atol=0)
+
+
+def test_famo_without_update_stays_and_with_it_shifts_weight_to_the_slow() -> None:
+    method = FAMO(lr=0.1, gamma=0.0)
+    L = torch.tensor([1.0, 1.0]).double()
+    for _ in range(3):
+        assert evaluate(method, L)[1].tolist() == pytest.approx([0.5, 0.5])
+    for _ in range(10):
+        evaluate(method, L)
+        method.update(torch.tensor([0.5, 0.99]))
+    z = method.xi.softmax(0)
+    assert z[1] > 0.6
+    torch.testing.assert_close(evaluate(method, L)[1].sum(), torch.tensor(1.0).double())
+
+
+def test_famo_says_what_it_cannot_take() -> None:
+    method = FAMO()
+    with pytest.raises(ValueError, match="comes after"):
+        method.update(torch.ones(2))
+    value, weights = evaluate(method, torch.tensor([1.0, -0.5]))
+    assert value.isnan()
+    assert weights.isnan().all()
+    assert method.status.tolist() == [0, Status.INVALID_LOSS]
+    for before, after in (([1.0, -0.5], [1.0, 1.0]), ([1.0, 1.0], [1.0, -1.0])):
+        evaluate(method, torch.tensor(before))
+        method.update(torch.tensor(after))
+        assert method.status.tolist() == [0, Status.INVALID_LOSS]
+        assert method.xi.tolist() == [0, 0]
+        assert int(method.steps) == 0
+
+
+def test_go4align_finds_the_best_clusters() -> None:
+    v = torch.tensor([1.0, 10.0, 1.2, 11.0, 0.8, 30.0]).double()
+    expected = torch.tensor([1.0, 10.5, 1.0, 10.5, 1.0, 30.0]).double()
+    torch.testing.assert_close(group_means(v, 3), expected)
+    torch.testing.assert_close(group_means(v, 1), v.mean().expand(6))
+    torch.testing.assert_close(group_means(v, 6), v)
+    torch.testing.assert_close(group_means(torch.full((4,), 2.0), 3), torch.full((4,), 2.0))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        v = torch.randn(5, generator=generator).double().exp()
+        best = min(
+            sum(spread(v[labels == k]) for k in range(3))
+            for labels in torch.cartesian_prod(*[torch.arange(3)] * 5)
+        )
+        got = float((v - group_means(v, 3)).square().sum())
+        assert got == pytest.approx(best, rel=1e-12, abs=1e-15)
+
+
+def test_dwa_says_where_a_window_was_zero() -> None:
+    method = DWA(window=1)
+    for row in ([0.0, 1.0], [1.0, 1.0]):
+        evaluate(method, torch.tensor(row))
+    value, weights = evaluate(method, torch.ones(2))
+    assert value.isnan()
+    assert weights.isnan().all()
+    assert method.status.tolist() == [Status.INVALID_LOSS, 0]
+    assert evaluate(method, torch.ones(2))[0] == 2
+
+
+# --------------------------------------------------------------------------- all of them
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "flag"),
+    [
+        *((name, v, Status.NON_FINITE) for name in MAKE for v in (math.nan, math.inf, -math.inf)),
+        *((name, v, Status.INVALID_LOSS) for name, v in FLOOR.items()),
+        *((name, v - 2, Status.INVALID_LOSS) for name, v in FLOOR.items()),
+    ],
+)
+def test_a_bad_loss_is_named_poisons_the_step_and_leaves_the_state(name, value, flag) -> None:
+    method, twin = MAKE[name](3), MAKE[name](3)
+    losses = batches(3, 6)
+    run(method, losses[:3])
+    run(twin, losses[:3])
+    bad = losses[3].clone()
+    bad[1] = value
+    scalar, weights = evaluate(method, bad)
+    assert scalar.isnan()
+    assert weights.isnan().all()
+    assert method.status[[0, 2]].tolist() == [0, 0]
+    assert int(method.status[1]) & flag
+    if isinstance(method, FAMO):
+        method.update(losses[4])
+    if isinstance(method, RLW):
+        twin.step.add_(1)
+    for (a, b), (c, d) in zip(run(method, losses[3:]), run(twin, losses[3:]), strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+
+
+@every_method
+def test_state_survives_a_round_trip_into_a_fresh_object(make) -> None:
+    losses = batches(3, 10)
+    method, fresh = make(3), make(3)
+    run(method, losses[:5])
+    fresh.load_state_dict(copy.deepcopy(method.state_dict()))
+    twin = copy.deepcopy(method)
+    for other in (fresh, twin):
+        for (a, b), (c, d) in zip(
+            run(other, losses[5:]), run(copy.deepcopy(method), losses[5:]), strict=True
+        ):
+            assert torch.equal(a, c)
+            assert torch.equal(b, d)
+    untouched = make(3)
+    untouched.load_state_dict(make(3).state_dict())
+    run(untouched, losses[:1])
+
+
+def test_famo_updates_after_a_round_trip() -> None:
+    method, fresh = FAMO(), FAMO()
+    evaluate(method, torch.tensor([1.0, 2.0]))
+    fresh.load_state_dict(method.state_dict())
+    for m in (method, fresh):
+        m.update(torch.tensor([0.5, 1.9]))
+    assert torch.equal(method.xi, fresh.xi)
+    assert int(fresh.steps) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["uw", "imtll", "dwa", "slaw", "stch", "stch-nadir", "igb", "famo", "go4align"]
+)
+def test_another_number_of_tasks_is_told(name: str) -> None:
+    method = MAKE[name](3)
+    evaluate(method, torch.ones(3))
+    with pytest.raises(ValueError, match=r"3 tasks.*4 losses"):
+        evaluate(method, torch.ones(4))
+
+
+@pytest.mark.parametrize("name", ["si", "gls", "rlw", "uwso"])
+def test_without_state_the_number_of_tasks_is_free(name: str) -> None:
+    method = MAKE[name](3)
+    for T in (3, 5, 1):
+        assert evaluate(method, torch.ones(T))[1].shape == (T,)
+
+
+@every_method
+def test_nothing_is_read_back(make) -> None:
+    method = make(3)
+    losses = batches(3, 6)
+    with NoReadBack():
+        run(method, losses)
+
+
+@every_method
+def test_float32_losses_give_the_same_in_float64(make) -> None:
+    losses = batches(3, 5).float()
+    for (a, b), (c, d) in zip(run(make(3), losses), run(make(3), losses.double()), strict=True):
+        assert a.dtype == torch.float64
+        assert torch.equal(a, c)
+        torch.testing.assert_close(b.double(), d, rtol=1e-7, atol=1e-37)
+
+
+@pytest.mark.parametrize("name", ["uw", "rlw", "dwa", "famo"])
+def test_compiles_to_one_graph(name: str) -> None:
+    losses = batches(3, 4)
+    plain, method = MAKE[name](3), MAKE[name](3)
+    evaluate(plain, losses[0])
+    evaluate(method, losses[0])
+    torch._dynamo.reset()
+    compiled = torch.compile(method, backend="aot_eager", fullgraph=True)
+    for row in losses[1:]:
+        want, got = evaluate(plain, row), evaluate(compiled, row)
+        for a, b in zip(want, got, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+@every_method
+@pytest.mark.parametrize(
+    "losses",
+    [torch.ones(()), torch.ones(2, 2), torch.ones(0), torch.ones(3, dtype=torch.int64)],
+    ids=["0-D", "2-D", "none", "int"],
+)
+def test_losses_that_are_none_are_refused(make, losses: Tensor) -> None:
+    with pytest.raises(ValueError, match="floating-point vector"):
+        make(3)(losses)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: UW(0), "num_tasks=0"),
+        (lambda: UW(2, init=math.nan), "init=nan"),
+        (lambda: UW(2, factor=0.0), "factor=0.0"),
+        (lambda: UWSO(-1.0), "temperature=-1.0"),
+        (lambda: DWA(0.0), "temperature=0.0"),
+        (lambda: DWA(window=0), "window=0"),
+        (lambda: DWA(reduction="max"), "reduction='max'"),
+        (lambda: RLW("max"), "reduction='max'"),
+        (lambda: SLAW(1.0), "beta=1.0"),
+        (lambda: SLAW(eps=0.0), "eps=0.0"),
+        (lambda: STCH(0.0), "mu=0.0"),
+        (lambda: STCH(warmup=0), "warmup=0"),
+        (lambda: STCH(warmup=4, average=5), "average=5"),
+        (lambda: STCH(form="square"), "form='square'"),
+        (lambda: STCH(nadir=[1.0, 0.0]), "nadir"),
+        (lambda: STCH(form="linear", reference=math.inf), "reference=inf"),
+        (lambda: IGB(average=0), "average=0"),
+        (lambda: FAMO(lr=-1.0), "lr=-1.0"),
+        (lambda: FAMO(gamma=math.inf), "gamma=inf"),
+        (lambda: FAMO(min_losses=[math.nan]), "min_losses"),
+        (lambda: GO4Align(0), "groups=0"),
+        (lambda: GO4Align(eta=-1.0), "eta=-1.0"),
+    ],
+)
+def test_wrong_arguments_are_named(make, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        make()
+
+
+def test_given_numbers_of_another_number_of_tasks_are_told() -> None:
+    with pytest.raises(ValueError, match="min_losses has 2 numbers for 3 losses"):
+        FAMO(min_losses=[0.0, 0.0])(torch.ones(3))
+
+
+def test_flags_are_those_of_status() -> None:
+    assert base.NON_FINITE == Status.NON_FINITE
+    assert base.INVALID_LOSS == Status.INVALID_LOSS

@@ -1,0 +1,57 @@
+"""What every registered method says of itself, and the table that prints it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import mtlkernels
+from mtlkernels import GramMethod, LossMethod
+from mtlkernels.__main__ import main
+from mtlkernels.methods import METHODS, find_method
+
+every_class = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS.keys())
+
+
+@every_class
+def test_facts(cls) -> None:
+    assert cls.family == ("Gram" if issubclass(cls, GramMethod) else "loss")
+    assert cls.paper == "baseline" or re.fullmatch(r"(arXiv|openreview) \S+", cls.paper)
+    assert cls.cost.startswith("T backwards" if cls.family == "Gram" else "1 backward")
+    assert cls.keeps
+
+
+@every_class
+def test_docstring_names_the_paper(cls) -> None:
+    assert cls.__dict__["__doc__"]
+    assert cls.paper.split()[-1] in cls.__doc__
+
+
+@every_class
+def test_public_under_its_own_name(cls) -> None:
+    assert getattr(mtlkernels, cls.__name__) is cls
+    assert cls.__name__ in mtlkernels.__all__
+    assert cls.__name__ in mtlkernels.methods.__all__
+    assert find_method(cls.__name__) is cls
+
+
+@every_class
+def test_what_keeps_nothing_has_no_state(cls) -> None:
+    method = cls(2) if cls.__name__ in ("UW", "IMTLL") else cls()
+    assert (cls.keeps == "nothing") == (len(method.state_dict()) == 0)
+
+
+def test_families_are_the_two() -> None:
+    assert all(issubclass(cls, GramMethod | LossMethod) for cls in METHODS.values())
+
+
+def test_table(capsys) -> None:
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(METHODS) + 1
+    for line, cls in zip(lines[1:], METHODS.values(), strict=True):
+        name, *facts = re.split(r"\s{2,}", line)
+        assert name == cls.__name__
+        assert facts == [cls.family, cls.cost, cls.keeps, cls.paper]
+    assert max(map(len, lines)) <= 120
