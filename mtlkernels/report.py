@@ -20,6 +20,8 @@ class Status(IntFlag):
     """Zero lies in the convex hull of the gradients; the method's fallback there was used."""
     NO_CONVERGENCE = 8
     """The solver met its bound on work first; its weights are the best point it reached."""
+    BAD_LOSS = 16
+    """The task's loss is not positive and finite, and the method needs it to be."""
 
 
 @dataclass(frozen=True, eq=False)

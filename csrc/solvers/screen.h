@@ -11,6 +11,7 @@ enum Status : int64_t {
   kZeroGradient = 2,  // the task's gradient is zero: it takes no part and its weight is 0
   kStationary = 4,    // zero lies in the convex hull of the gradients: the direction is a projection, not a step towards it
   kNoConvergence = 8, // the solver's bound on work was met first: the weights are the best point it reached
+  kBadLoss = 16,      // the task's loss is not positive and finite, and the method needs it to be
 };
 
 // Fills status and the list of tasks that take part. Returns their number, or -1 where some gradient is not finite

@@ -9,6 +9,7 @@ that is never read. The elements of a parameter pair up across tasks in row-majo
 tensors are read in place, others are copied first.
 """
 
+from mtlkernels.ops.convex import IMGradForm, dualproj, imgrad, mgda, upgrad
 from mtlkernels.ops.library import FLOAT_DTYPES, LIBRARY, MAX_NATIVE_TASKS, SCHEMAS
 from mtlkernels.ops.lists import combine, combine_out, flat_offsets, gram
 from mtlkernels.ops.solvers import (
@@ -20,9 +21,11 @@ from mtlkernels.ops.solvers import (
     task_status,
     visiting_order,
 )
+from mtlkernels.ops.stateful import gradnorm, gradvac, normal_numbers
 
 __all__ = [
     "FLOAT_DTYPES",
+    "IMGradForm",
     "LIBRARY",
     "MAX_NATIVE_TASKS",
     "SCHEMAS",
@@ -32,9 +35,16 @@ __all__ = [
     "cagrad",
     "combine",
     "combine_out",
+    "dualproj",
     "flat_offsets",
+    "gradnorm",
+    "gradvac",
     "gram",
+    "imgrad",
+    "mgda",
+    "normal_numbers",
     "pcgrad",
     "task_status",
+    "upgrad",
     "visiting_order",
 ]

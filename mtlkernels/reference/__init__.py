@@ -5,6 +5,7 @@ the kernels promise more than float32.
 """
 
 from mtlkernels.reference.cagrad import cagrad
+from mtlkernels.reference.convex import dualproj, imgrad, mgda, upgrad
 from mtlkernels.reference.lists import (
     FLOAT_DTYPES,
     check_list,
@@ -14,7 +15,9 @@ from mtlkernels.reference.lists import (
     gram,
     list_offsets,
 )
+from mtlkernels.reference.stateful import gradnorm, gradvac, normal_numbers
 from mtlkernels.reference.weights import (
+    BAD_LOSS,
     NO_CONVERGENCE,
     NON_FINITE,
     STATIONARY,
@@ -27,6 +30,7 @@ from mtlkernels.reference.weights import (
 )
 
 __all__ = [
+    "BAD_LOSS",
     "FLOAT_DTYPES",
     "NON_FINITE",
     "NO_CONVERGENCE",
@@ -38,10 +42,17 @@ __all__ = [
     "check_list",
     "combine",
     "combine_out",
+    "dualproj",
     "flat_offsets",
+    "gradnorm",
+    "gradvac",
     "gram",
+    "imgrad",
     "list_offsets",
+    "mgda",
+    "normal_numbers",
     "pcgrad",
     "task_status",
+    "upgrad",
     "visiting_order",
 ]

@@ -88,6 +88,24 @@ def simplex_slack(K: Tensor, b: Tensor, k: float) -> Slack:
     return slack
 
 
+def square_minimiser(b: Tensor, linear: float, square: float) -> Minimiser:
+    def minimise(support: Tensor, L: Tensor) -> tuple[Tensor, bool]:
+        bs = linear / (2 * square) * b[support]
+        y, z = torch.cholesky_solve(torch.stack([torch.ones_like(bs), bs], 1), L).unbind(1)
+        return (1 + z.sum()) / y.sum() * y - z, True
+
+    return minimise
+
+
+def square_slack(K: Tensor, b: Tensor, linear: float, square: float) -> Slack:
+    def slack(w: Tensor) -> tuple[Tensor, Tensor]:
+        condition = linear * b + 2 * square * (K @ w)
+        nu = w @ condition
+        return condition - nu, (linear * b).abs() + nu.abs() + 2 * square * (K.abs() @ w)
+
+    return slack
+
+
 def cone_minimiser(K: Tensor, b: Tensor) -> Minimiser:
     def minimise(support: Tensor, L: Tensor) -> tuple[Tensor, bool]:
         return torch.cholesky_solve(-b[support][:, None], L)[:, 0], True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,14 @@ from mtlkernels.reference.active_set import (
     simplex_slack,
 )
 from mtlkernels.reference.weights import NO_CONVERGENCE, NON_FINITE, STATIONARY, finish, task_status
+
+
+# What the direction is divided by, from c.
+RESCALE: dict[int, Callable[[float], float]] = {
+    0: lambda c: 1.0,
+    1: lambda c: 1 + c * c,
+    2: lambda c: 1 + c,
+}
 
 
 def cagrad(gram: Tensor, c: float, rescale: int, sum: bool) -> tuple[Tensor, Tensor]:
@@ -29,8 +39,7 @@ def cagrad(gram: Tensor, c: float, rescale: int, sum: bool) -> tuple[Tensor, Ten
     weights = torch.zeros(len(gram), dtype=torch.float64)
     if not bool((status & NON_FINITE).any()) and bool(takes_part.any()):
         active, flags = _cagrad_weights(gram.cpu()[takes_part][:, takes_part], c)
-        divisor = {0: 1.0, 1: 1 + c * c, 2: 1 + c}[rescale]
-        weights[takes_part] = active * ((len(active) if sum else 1) / divisor)
+        weights[takes_part] = active * ((len(active) if sum else 1) / RESCALE[rescale](c))
         status = status | flags
     return finish(weights.to(gram.device), status)
 
@@ -44,17 +53,28 @@ def _cagrad_weights(K: Tensor, c: float) -> tuple[Tensor, int]:
     mean = torch.full_like(b, 1 / n)
     if k == 0:
         return mean, 0
+    pull, flags = cagrad_pull(K, b, k)
+    return mean + pull, flags
+
+
+def cagrad_pull(K: Tensor, b: Tensor, k: float) -> tuple[Tensor, int]:
+    """What is added to the mean's weights, and flags; the largest squared norm is 1."""
     start = torch.zeros_like(b)
     start[(b + k * K.diagonal().sqrt()).argmin()] = 1.0
     w, converged = active_set(K, start, simplex_minimiser(K, b, k), simplex_slack(K, b, k))
     flags = 0 if converged else NO_CONVERGENCE
-    if w @ K @ w <= 1e-14 * (w @ K.diagonal()):
+    if is_stationary(K, w):
         v, converged = active_set(K, torch.zeros_like(b), cone_minimiser(K, b), cone_slack(K, b))
         flags |= 0 if converged else NO_CONVERGENCE
         if (v @ K @ v).clamp_min(0).sqrt() <= k * (1 + 1e-9):
-            return mean + v, flags | STATIONARY
+            return v, flags | STATIONARY
         w, converged = active_set(
             K, v / v.sum(), simplex_minimiser(K, b, k), simplex_slack(K, b, k)
         )
         flags |= 0 if converged else NO_CONVERGENCE
-    return mean + k * w / (w @ K @ w).sqrt(), flags
+    return k * w / (w @ K @ w).sqrt(), flags
+
+
+def is_stationary(K: Tensor, w: Tensor) -> bool:
+    """Whether ||g_w||^2 is rounding."""
+    return bool(w @ K @ w <= 1e-14 * (w @ K.diagonal()))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 # Flags of a task's status; report.Status names them for people.
-NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_CONVERGENCE = 1, 2, 4, 8
+NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_CONVERGENCE, BAD_LOSS = 1, 2, 4, 8, 16
 
 
 def check_gram(gram: Tensor) -> None:
@@ -32,7 +32,7 @@ def finish(weights: Tensor, status: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(((status & NON_FINITE) > 0).any(), torch.nan, weights), status
 
 
-def _splitmix64(x: Tensor) -> Tensor:
+def splitmix64(x: Tensor) -> Tensor:
     def shift(y: Tensor, bits: int) -> Tensor:  # logical: int64 would carry the sign along
         return (y >> bits) & ((1 << (64 - bits)) - 1)
 
@@ -50,8 +50,8 @@ def visiting_order(seed: Tensor, step: Tensor, num_tasks: int) -> Tensor:
     index = torch.arange(T, device=seed.device)[:, None]
     place = torch.arange(T - 1, device=seed.device)[None, :]
     order = torch.where(place < index, place, place + 1).contiguous()
-    stream = _splitmix64(_splitmix64(seed) + step)
-    draws = (_splitmix64(stream + index * T + place) >> 1) & ((1 << 63) - 1)
+    stream = splitmix64(splitmix64(seed) + step)
+    draws = (splitmix64(stream + index * T + place) >> 1) & ((1 << 63) - 1)
     for p in range(T - 2, 0, -1):
         other = draws[:, p : p + 1] % (p + 1)
         kept, moved = order[:, p : p + 1].clone(), order.gather(1, other)
@@ -60,14 +60,19 @@ def visiting_order(seed: Tensor, step: Tensor, num_tasks: int) -> Tensor:
     return order
 
 
-def pcgrad(gram: Tensor, order: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
-    """PCGrad's weights: all rows of C walk their own order at once (see csrc/solvers/pcgrad.h)."""
-    status = task_status(gram)
-    T = gram.shape[0]
+def check_order(order: Tensor, T: int) -> None:
+    """Raises unless order is (T, T-1) int64 and, where looking is free, names tasks."""
     if order.shape != (T, T - 1) or order.dtype != torch.int64:
         raise RuntimeError("order must be a contiguous int64 matrix (T, T - 1) on gram's device")
     if order.device.type == "cpu" and not ((order >= 0) & (order < T)).all():
         raise RuntimeError(f"order names a task outside 0 .. {T - 1}")
+
+
+def pcgrad(gram: Tensor, order: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+    """PCGrad's weights: all rows of C walk their own order at once (see csrc/solvers/pcgrad.h)."""
+    status = task_status(gram)
+    T = gram.shape[0]
+    check_order(order, T)
     takes_part = status == 0
     C = torch.eye(T, dtype=gram.dtype, device=gram.device)
     square = gram.diagonal()
@@ -98,6 +103,7 @@ def avgnorm(gram: Tensor, scale: int, constant: float) -> tuple[Tensor, Tensor]:
         3: lambda: (gram.diagonal().sum() / count).sqrt(),
         4: lambda: 0.5 * (ordered[last // 2] + ordered[(last + 1) // 2]),
         5: lambda: ordered[0],
+        7: lambda: count / torch.where(takes_part, 1 / norm, 0.0).sum(),
         6: lambda: torch.full_like(norm[0], constant),
     }[scale]()
     return finish(length / norm, status)
