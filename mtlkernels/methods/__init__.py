@@ -7,13 +7,71 @@ from typing import Any
 from mtlkernels.methods.avgnorm import AvgNorm
 from mtlkernels.methods.base import GramMethod
 from mtlkernels.methods.cagrad import CAGrad
-from mtlkernels.methods.fixed import Mean, Sum
+from mtlkernels.methods.crmogm import CRMOGM
+from mtlkernels.methods.fixed import FixedWeights, Mean, RandomWeights, Sum
+from mtlkernels.methods.gradnorm import GradNorm
+from mtlkernels.methods.gradvac import GradVac
+from mtlkernels.methods.imgrad import IMGrad
+from mtlkernels.methods.mgda import MGDA
+from mtlkernels.methods.norm_scaling import DBMTL, NTKMTL, SLW, NGDiff
 from mtlkernels.methods.pcgrad import PCGrad
+from mtlkernels.methods.precondition import ClippedTasks, LogLosses, Normalized, Preferred
+from mtlkernels.methods.projections import DualProj, UPGrad
 
-__all__ = ["METHODS", "AvgNorm", "CAGrad", "GramMethod", "Mean", "PCGrad", "Sum", "get_method"]
+__all__ = [
+    "CRMOGM",
+    "DBMTL",
+    "METHODS",
+    "MGDA",
+    "NTKMTL",
+    "SLW",
+    "AvgNorm",
+    "CAGrad",
+    "ClippedTasks",
+    "DualProj",
+    "FixedWeights",
+    "GradNorm",
+    "GradVac",
+    "GramMethod",
+    "IMGrad",
+    "LogLosses",
+    "Mean",
+    "NGDiff",
+    "Normalized",
+    "PCGrad",
+    "Preferred",
+    "RandomWeights",
+    "Sum",
+    "UPGrad",
+    "get_method",
+]
 
 METHODS: dict[str, type[GramMethod]] = {
-    cls.__name__.lower(): cls for cls in (Sum, Mean, PCGrad, CAGrad, AvgNorm)
+    cls.__name__.lower(): cls
+    for cls in (
+        Sum,
+        Mean,
+        PCGrad,
+        CAGrad,
+        AvgNorm,
+        MGDA,
+        UPGrad,
+        DualProj,
+        IMGrad,
+        GradVac,
+        NTKMTL,
+        SLW,
+        DBMTL,
+        NGDiff,
+        FixedWeights,
+        RandomWeights,
+        CRMOGM,
+        GradNorm,
+        Normalized,
+        Preferred,
+        ClippedTasks,
+        LogLosses,
+    )
 }
 
 

@@ -21,9 +21,9 @@ class AvgNorm(GramMethod):
     Args:
         scale: S. "sum", the norm of the summed gradients, is the paper's rule as far as it is
             known; it vanishes where the gradients cancel. "max", "mean", "rms", "median" (of an
-            even number the mean of the middle two) and "min" are statistics of the norms: "rms" is
-            NTKMTL with one sample a task, "max" is DB-MTL without its average and logarithm. A
-            positive number is S itself.
+            even number the mean of the middle two), "min" and "harmonic" (the harmonic mean) are
+            statistics of the norms: "rms" is NTKMTL with one sample a task, "max" is DB-MTL without
+            its average and logarithm, "harmonic" is SLW. A positive number is S itself.
 
     The paper measures the norms on the last layer of the shared backbone; here they are those of
     the Gram matrix given, by default over all shared parameters.
@@ -31,7 +31,7 @@ class AvgNorm(GramMethod):
 
     def __init__(
         self,
-        scale: Literal["sum", "max", "mean", "rms", "median", "min"] | float = "sum",
+        scale: Literal["sum", "max", "mean", "rms", "median", "min", "harmonic"] | float = "sum",
     ) -> None:
         super().__init__()
         if isinstance(scale, str):

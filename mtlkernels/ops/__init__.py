@@ -25,10 +25,10 @@ from mtlkernels.ops.stateful import gradnorm, gradvac, normal_numbers
 
 __all__ = [
     "FLOAT_DTYPES",
-    "IMGradForm",
     "LIBRARY",
     "MAX_NATIVE_TASKS",
     "SCHEMAS",
+    "IMGradForm",
     "NormScale",
     "Rescale",
     "avgnorm",

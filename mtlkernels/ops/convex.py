@@ -34,9 +34,7 @@ class IMGradForm(IntEnum):
     CODE = 1  # with ||g_w|| and 1.5 in place of 1
 
 
-def imgrad(
-    gram: Tensor, c: float, form: int, rescale: int = Rescale.NONE
-) -> tuple[Tensor, Tensor]:
+def imgrad(gram: Tensor, c: float, form: int, rescale: int = Rescale.NONE) -> tuple[Tensor, Tensor]:
     """IMGrad's weights (arXiv 2503.08006), exact. Degree 0 in the code's form.
 
     Args:

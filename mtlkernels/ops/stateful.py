@@ -39,8 +39,9 @@ def gradvac(
     Returns:
         weights (T) float64, status (T) int64 and the next step's targets (T, T).
     """
-    serve = call if fits_native(len(gram)) else _plain
-    return serve(_gradvac, gram, order, phi, beta, corrected)
+    if fits_native(len(gram)):
+        return call(_gradvac, gram, order, phi, beta, corrected)
+    return reference.gradvac(gram, order, phi, beta, corrected)
 
 
 def gradnorm(
@@ -59,17 +60,14 @@ def gradnorm(
     Returns:
         weights (T) float64 of this step, status (T) int64, and the next step's state and start.
     """
-    serve = call if fits_native(len(gram)) else _plain
-    return serve(_gradnorm, gram, losses, state, start, alpha, rate)
+    if fits_native(len(gram)):
+        return call(_gradnorm, gram, losses, state, start, alpha, rate)
+    return reference.gradnorm(gram, losses, state, start, alpha, rate)
 
 
 def normal_numbers(seed: Tensor, step: Tensor, n: int) -> Tensor:
     """(n) float64 standard normal numbers, a function of the int64 scalars seed and step alone."""
     return call(_normal_numbers, seed, step, n)
-
-
-def _plain(op: torch._ops.OpOverload, *args: object) -> tuple[Tensor, ...]:
-    return getattr(reference, op._schema.name.split("::")[1])(*args)
 
 
 @torch.library.register_fake("mtlkernels::gradvac", lib=LIBRARY)

@@ -16,7 +16,6 @@ from mtlkernels.reference.active_set import (
 )
 from mtlkernels.reference.weights import NO_CONVERGENCE, NON_FINITE, STATIONARY, finish, task_status
 
-
 # What the direction is divided by, from c.
 RESCALE: dict[int, Callable[[float], float]] = {
     0: lambda c: 1.0,

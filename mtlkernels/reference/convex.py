@@ -104,9 +104,7 @@ def _imgrad_pull(K: Tensor, c: float, form: int, unit: float) -> tuple[Tensor, i
     cosine = min(float(b @ w / (length * (w @ K @ w).sqrt())), 1.0)
     if form == 0:
         numbers = (1 - cosine, cosine * k * unit)
-        w, converged = active_set(
-            K, w, square_minimiser(b, *numbers), square_slack(K, b, *numbers)
-        )
+        w, converged = active_set(K, w, square_minimiser(b, *numbers), square_slack(K, b, *numbers))
     else:
         root = cosine / (1.5 - cosine) * k
         w, converged = active_set(K, w, simplex_minimiser(K, b, root), simplex_slack(K, b, root))
