@@ -223,7 +223,7 @@ def test_imgrad_is_optimal(form: str, kind: str, T: int, seed: int) -> None:
 
 @pytest.mark.parametrize("scale", [1e-8, 1e-3, 1e3, 1e8])
 def test_imgrads_paper_form_is_solved_in_the_gradients_own_units(scale: float) -> None:
-    """A factor moves the balance of its two terms: on the code's terms, towards one or the other."""
+    """A large factor leads to MGDA, a small one to the task least aligned with the mean."""
     K = hard_gram("random", 6, seed=2)
     weights = IMGrad()(scale**2 * K)
     w = (weights - 1 / 6) / (weights - 1 / 6).sum()
@@ -252,7 +252,7 @@ def test_imgrad_conventions() -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("T", [1, 3, 12, 40])
+@pytest.mark.parametrize("T", [1, 3, 12, 24])
 def test_native_and_reference_agree(kind: str, T: int) -> None:
     K = hard_gram(kind, T, seed=T)
     norm = K.diagonal().sqrt()
