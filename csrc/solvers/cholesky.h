@@ -26,7 +26,18 @@ MTLKERNELS_HOST_DEVICE void cholesky(const Lanes& lanes, const double* K, int ld
     const double pivot = L[c * ld + c];
     const double root = c < kept ? pivot : std::sqrt(pivot > kPivotFloor * diagonal ? pivot : kPivotFloor * diagonal);
     lanes.sync();
-    for (int r = first + lanes.lane; r < n; r += lanes.lanes) L[r * ld + c] = r == c ? root : L[r * ld + c] / root;
+    const bool eaten = root * root <= kPivotFloor * diagonal * (1 + 1e-9);
+    for (int r = first + lanes.lane; r < n; r += lanes.lanes) {
+      double value = r == c ? root : L[r * ld + c] / root;
+      if (eaten && r > c) {  // rounding over a floored pivot: beyond what is left of row r it would grow without bound
+        double room = K[index[r] * ld + index[r]];
+        const double least = kPivotFloor * room;
+        for (int k = 0; k < c; ++k) room -= L[r * ld + k] * L[r * ld + k];
+        const double limit = std::sqrt(room > least ? room : least);
+        value = std::fmax(std::fmin(value, limit), -limit);
+      }
+      L[r * ld + c] = value;
+    }
     lanes.sync();
   }
 }
