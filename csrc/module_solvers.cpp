@@ -8,8 +8,13 @@
 
 #include "solvers/avgnorm.h"
 #include "solvers/cagrad.h"
+#include "solvers/cone_projection.h"
+#include "solvers/draws.h"
+#include "solvers/gradnorm.h"
+#include "solvers/gradvac.h"
+#include "solvers/imgrad.h"
+#include "solvers/mgda.h"
 #include "solvers/pcgrad.h"
-#include "solvers/visiting_order.h"
 
 namespace py = pybind11;
 namespace mtl = mtlkernels;
@@ -31,12 +36,21 @@ py::tuple solved(const Matrix& gram, Solve&& solve) {
   return py::make_tuple(weights, status);
 }
 
+void check_order(const Order& order, int tasks) {
+  if (order.ndim() != 2 || order.shape(0) != tasks || order.shape(1) != tasks - 1)
+    throw std::invalid_argument("order must have shape (T, T - 1)");
+  for (py::ssize_t i = 0; i < order.size(); ++i)
+    if (order.data()[i] < 0 || order.data()[i] >= tasks) throw std::invalid_argument("order names a task that is not there");
+}
+
+const double* task_numbers(const Matrix& x, int tasks) {
+  if (x.size() != tasks) throw std::invalid_argument("expected one number a task");
+  return x.data();
+}
+
 py::tuple pcgrad(const Matrix& gram, const Order& order, bool mean) {
   return solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
-    if (order.ndim() != 2 || order.shape(0) != tasks || order.shape(1) != tasks - 1)
-      throw std::invalid_argument("order must have shape (T, T - 1)");
-    for (py::ssize_t i = 0; i < order.size(); ++i)
-      if (order.data()[i] < 0 || order.data()[i] >= tasks) throw std::invalid_argument("order names a task that is not there");
+    check_order(order, tasks);
     std::vector<double> workspace(mtl::pcgrad_workspace(tasks));
     std::vector<int> active(tasks);
     mtl::pcgrad(mtl::HostLane{}, K, order.data(), tasks, mean, weights, status, workspace.data(), active.data());
@@ -61,6 +75,65 @@ py::tuple avgnorm(const Matrix& gram, int64_t scale, double constant) {
   });
 }
 
+py::tuple mgda(const Matrix& gram) {
+  return solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
+    std::vector<double> workspace(mtl::mgda_workspace(tasks));
+    std::vector<int> ints(mtl::mgda_ints(tasks));
+    mtl::mgda(mtl::HostLane{}, K, tasks, weights, status, workspace.data(), ints.data());
+  });
+}
+
+py::tuple imgrad(const Matrix& gram, double c, int64_t form, int64_t rescale) {
+  return solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
+    std::vector<double> workspace(mtl::cagrad_workspace(tasks));
+    std::vector<int> ints(mtl::cagrad_ints(tasks));
+    mtl::imgrad(mtl::HostLane{}, K, tasks, c, static_cast<mtl::IMGradForm>(form), static_cast<mtl::Rescale>(rescale),
+                weights, status, workspace.data(), ints.data());
+  });
+}
+
+py::tuple cone_projection(const Matrix& gram, const Matrix& preference, bool each) {
+  return solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
+    const double* shares = preference.size() ? task_numbers(preference, tasks) : nullptr;
+    std::vector<double> workspace(mtl::cone_projection_workspace(tasks));
+    std::vector<int> ints(mtl::cone_projection_ints(tasks));
+    mtl::cone_projection(mtl::HostLane{}, K, tasks, shares, each, weights, status, workspace.data(), ints.data());
+  });
+}
+
+py::tuple gradvac(const Matrix& gram, const Order& order, const Matrix& phi, double beta, bool corrected) {
+  py::array_t<double> next({gram.shape(0), gram.shape(0)});
+  py::tuple answer = solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
+    check_order(order, tasks);
+    if (phi.size() != tasks * tasks) throw std::invalid_argument("phi must have shape (T, T)");
+    std::vector<double> workspace(mtl::gradvac_workspace(tasks));
+    std::vector<int> active(tasks);
+    mtl::gradvac(mtl::HostLane{}, K, order.data(), phi.data(), tasks, beta, corrected, weights, status,
+                 next.mutable_data(), workspace.data(), active.data());
+  });
+  return py::make_tuple(answer[0], answer[1], next);
+}
+
+py::tuple gradnorm(const Matrix& gram, const Matrix& losses, const Matrix& state, const Matrix& start, double alpha,
+                   double rate) {
+  py::array_t<double> next(gram.shape(0)), next_start(gram.shape(0));
+  py::tuple answer = solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
+    std::vector<double> ratio(tasks);
+    std::vector<int> active(tasks);
+    mtl::gradnorm(mtl::HostLane{}, K, task_numbers(losses, tasks), task_numbers(state, tasks), task_numbers(start, tasks),
+                  tasks, alpha, rate, weights, status, next.mutable_data(), next_start.mutable_data(), ratio.data(),
+                  active.data());
+  });
+  return py::make_tuple(answer[0], answer[1], next, next_start);
+}
+
+Matrix normal_numbers(int64_t seed, int64_t step, int64_t n) {
+  if (n < 0) throw std::invalid_argument("n must not be negative");
+  Matrix x(static_cast<py::ssize_t>(n));
+  mtl::normal_numbers(mtl::HostLane{}, static_cast<uint64_t>(seed), static_cast<uint64_t>(step), n, x.mutable_data());
+  return x;
+}
+
 Order visiting_order(int64_t seed, int64_t step, int tasks) {
   if (tasks < 1) throw std::invalid_argument("tasks must be at least 1");
   Order order({static_cast<py::ssize_t>(tasks), static_cast<py::ssize_t>(tasks - 1)});
@@ -77,6 +150,17 @@ void bind_solvers(py::module_& m) {
         "CAGrad on a (T, T) float64 array: (weights (T), status (T)).");
   m.def("avgnorm", &avgnorm, py::arg("gram"), py::arg("scale") = 0, py::arg("constant") = 1.0,
         "AvgNorm on a (T, T) float64 array: (weights (T), status (T)).");
+  m.def("mgda", &mgda, py::arg("gram"), "MGDA on a (T, T) float64 array: (weights (T), status (T)).");
+  m.def("imgrad", &imgrad, py::arg("gram"), py::arg("c"), py::arg("form") = 0, py::arg("rescale") = 0,
+        "IMGrad on a (T, T) float64 array: (weights (T), status (T)).");
+  m.def("cone_projection", &cone_projection, py::arg("gram"), py::arg("preference"), py::arg("each"),
+        "DualProj, or with each UPGrad, on a (T, T) float64 array; an empty preference is the mean: (weights, status).");
+  m.def("gradvac", &gradvac, py::arg("gram"), py::arg("order"), py::arg("phi"), py::arg("beta"), py::arg("corrected") = false,
+        "GradVac on a (T, T) float64 array: (weights (T), status (T), next phi (T, T)).");
+  m.def("gradnorm", &gradnorm, py::arg("gram"), py::arg("losses"), py::arg("state"), py::arg("start"), py::arg("alpha"),
+        py::arg("rate"), "GradNorm on a (T, T) float64 array: (weights, status, next state, next start), each (T).");
+  m.def("normal_numbers", &normal_numbers, py::arg("seed"), py::arg("step"), py::arg("n"),
+        "Standard normal numbers of one step: (n) float64.");
   m.def("visiting_order", &visiting_order, py::arg("seed"), py::arg("step"), py::arg("tasks"),
         "PCGrad's visiting order of one step: (T, T - 1) int64.");
   py::dict flags;
@@ -84,6 +168,7 @@ void bind_solvers(py::module_& m) {
   flags["ZERO_GRADIENT"] = static_cast<int64_t>(mtl::kZeroGradient);
   flags["STATIONARY"] = static_cast<int64_t>(mtl::kStationary);
   flags["NO_CONVERGENCE"] = static_cast<int64_t>(mtl::kNoConvergence);
+  flags["INVALID_LOSS"] = static_cast<int64_t>(mtl::kInvalidLoss);
   flags["ILL_CONDITIONED"] = static_cast<int64_t>(mtl::kIllConditioned);
   m.attr("STATUS_FLAGS") = flags;
 }

@@ -21,7 +21,7 @@ class Status(IntFlag):
     NO_CONVERGENCE = 8
     """The solver met its bound on work first; its weights are the best point it reached."""
     INVALID_LOSS = 32
-    """The loss is none that the method can take, the logarithm of a number <= 0; all is NaN."""
+    """The task's loss is none that the method can take, for example <= 0 for a logarithm."""
     ILL_CONDITIONED = 64
     """The answer hung on differences below the rounding of K: a ridge above it was added."""
 

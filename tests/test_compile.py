@@ -10,7 +10,20 @@ import torch
 from inputs import sample
 from torch import Tensor
 
-from mtlkernels import AvgNorm, CAGrad, GramMethod, Mean, PCGrad, Sum, ops
+from mtlkernels import (
+    CRMOGM,
+    MGDA,
+    AvgNorm,
+    CAGrad,
+    GradVac,
+    GramMethod,
+    Mean,
+    Normalized,
+    PCGrad,
+    Sum,
+    UPGrad,
+    ops,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,8 +33,18 @@ METHODS: dict[str, Callable[[], GramMethod]] = {
     "PCGrad": lambda: PCGrad(seed=7),
     "CAGrad": CAGrad,
     "AvgNorm": AvgNorm,
+    "UPGrad": UPGrad,
+    "GradVac": GradVac,
+    "CRMOGM": lambda: CRMOGM(Normalized(MGDA())),
 }
-SOLVER = {"PCGrad": ["visiting_order", "pcgrad"], "CAGrad": ["cagrad"], "AvgNorm": ["avgnorm"]}
+SOLVER = {
+    "PCGrad": ["visiting_order", "pcgrad"],
+    "CAGrad": ["cagrad"],
+    "AvgNorm": ["avgnorm"],
+    "UPGrad": ["upgrad"],
+    "GradVac": ["visiting_order", "gradvac"],
+    "CRMOGM": ["mgda"],
+}
 SAMPLES = ["ordinary", "one_task", "zero_size_middle", "channels_last"]
 
 
@@ -91,6 +114,7 @@ def test_pcgrad_draws_anew_in_each_compiled_call() -> None:
 
 # torch's own: inductor's modules are decorated with it when they are first imported.
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch._prims_common.check. is deprecated:FutureWarning")
 @pytest.mark.skipif(not has_cpp_compiler(), reason="inductor finds no C++ compiler")
 def test_inductor_equals_eager() -> None:
     def step_of_all() -> Callable[[list[Tensor], int], list[Tensor]]:

@@ -11,13 +11,24 @@ from mtlkernels import GramMethod, LossMethod
 from mtlkernels.__main__ import main
 from mtlkernels.methods import METHODS, find_method
 
+# What those are set up with that have no defaults.
+ARGUMENTS = {
+    "UW": (2,),
+    "IMTLL": (2,),
+    "FixedWeights": ([1.0, 2.0],),
+    "CRMOGM": (mtlkernels.Mean(),),
+    "Normalized": (mtlkernels.Mean(), "l2"),
+    "Preferred": (mtlkernels.Mean(), [1.0, 2.0]),
+    "ClippedTasks": (mtlkernels.Mean(), 1.0),
+    "LogLosses": (mtlkernels.Mean(),),
+}
 every_class = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS.keys())
 
 
 @every_class
 def test_facts(cls) -> None:
     assert cls.family == ("Gram" if issubclass(cls, GramMethod) else "loss")
-    assert cls.paper == "baseline" or re.fullmatch(r"(arXiv|openreview) \S+", cls.paper)
+    assert cls.paper == "baseline" or re.fullmatch(r"(arXiv|openreview|NeurIPS) \S+", cls.paper)
     assert cls.cost.startswith("T backwards" if cls.family == "Gram" else "1 backward")
     assert cls.keeps
 
@@ -38,7 +49,7 @@ def test_public_under_its_own_name(cls) -> None:
 
 @every_class
 def test_what_keeps_nothing_has_no_state(cls) -> None:
-    method = cls(2) if cls.__name__ in ("UW", "IMTLL") else cls()
+    method = cls(*ARGUMENTS.get(cls.__name__, ()))
     assert (cls.keeps == "nothing") == (len(method.state_dict()) == 0)
 
 

@@ -51,6 +51,10 @@ def order_of(K: Tensor) -> Tensor:
     return ops.visiting_order(torch.tensor(3), torch.tensor(1), len(K))
 
 
+def preferences(K: Tensor) -> tuple[Tensor, Tensor]:
+    return K.new_empty(0), K.new_ones(len(K))
+
+
 OP_SAMPLES: dict[str, Callable[[], Iterator[tuple]]] = {
     "gram": gram_samples,
     "combine": combine_samples,
@@ -60,6 +64,13 @@ OP_SAMPLES: dict[str, Callable[[], Iterator[tuple]]] = {
     "pcgrad": lambda: ((K, order_of(K), mean) for K in grams() for mean in (False, True)),
     "cagrad": lambda: ((K, 0.4, int(r), r == 0) for K in grams() for r in ops.Rescale),
     "avgnorm": lambda: ((K, int(s), 2.0) for K in grams() for s in ops.NormScale),
+    "mgda": lambda: ((K,) for K in grams()),
+    "imgrad": lambda: ((K, 0.8, int(f), 1) for K in grams() for f in ops.IMGradForm),
+    "dualproj": lambda: ((K, p) for K in grams() for p in preferences(K)),
+    "upgrad": lambda: ((K, p) for K in grams() for p in preferences(K)),
+    "gradvac": lambda: ((K, order_of(K), 0.1 * torch.ones_like(K), 0.5, True) for K in grams()),
+    "gradnorm": lambda: ((K, *3 * [torch.ones_like(K[0])], 1.5, 0.025) for K in grams()),
+    "normal_numbers": lambda: ((torch.tensor(5), torch.tensor(2), n) for n in (1, 2, 5)),
 }
 
 
@@ -144,6 +155,11 @@ SOLVERS = {
     "pcgrad": lambda K: ops.pcgrad(K, order_of(K)),
     "cagrad": lambda K: ops.cagrad(K, 0.4),
     "avgnorm": lambda K: ops.avgnorm(K, ops.NormScale.RMS),
+    "mgda": ops.mgda,
+    "imgrad": lambda K: ops.imgrad(K, 0.8, ops.IMGradForm.CODE),
+    "upgrad": lambda K: ops.upgrad(K, K.new_empty(0)),
+    "gradvac": lambda K: ops.gradvac(K, order_of(K), torch.zeros_like(K), 0.01)[:2],
+    "gradnorm": lambda K: ops.gradnorm(K, *3 * [torch.ones_like(K[0]).detach()], 1.5, 0.025)[:2],
 }
 
 

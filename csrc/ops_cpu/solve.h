@@ -1,4 +1,4 @@
-// What the registration of every solver needs: K checked, the outputs, the memory.
+// What the registration of every solver needs: arguments checked, the outputs, the memory.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -62,6 +62,30 @@ struct Problem {
   int64_t* s() { return static_cast<int64_t*>(status.mutable_data_ptr()); }
   std::tuple<Tensor, Tensor> answer() { return {weights, status}; }
 };
+
+inline uint64_t read_word(const Tensor& scalar) {
+  check(scalar.is_cpu() && scalar.numel() == 1 && scalar.scalar_type() == ScalarType::Long,
+                  "seed and step must be int64 scalars");
+  return static_cast<uint64_t>(*static_cast<const int64_t*>(scalar.const_data_ptr()));
+}
+
+// One float64 number a task.
+inline const double* task_vector(const Tensor& x, const char* name, int tasks) {
+  check(x.is_cpu() && x.scalar_type() == ScalarType::Double && x.dim() == 1 && x.is_contiguous() && x.size(0) == tasks,
+                  name, " must be a contiguous float64 vector of ", tasks, " numbers, one a task, on gram's device");
+  return static_cast<const double*>(x.const_data_ptr());
+}
+
+// The tasks' visits of each other, (T, T - 1).
+inline const int64_t* task_order(const Tensor& order, int tasks) {
+  check(order.is_cpu() && order.scalar_type() == ScalarType::Long && order.dim() == 2 && order.is_contiguous() &&
+                      order.size(0) == tasks && order.size(1) == tasks - 1,
+                  "order must be a contiguous int64 matrix (T, T - 1) on gram's device");
+  const auto* visits = static_cast<const int64_t*>(order.const_data_ptr());
+  for (int64_t i = 0; i < order.numel(); ++i)
+    check(visits[i] >= 0 && visits[i] < tasks, "order names task ", visits[i], " of ", tasks);
+  return visits;
+}
 
 inline int64_t task_ints(int64_t tasks) { return tasks; }
 inline int64_t no_doubles(int64_t) { return 0; }

@@ -2,7 +2,7 @@
 #include "../solvers/avgnorm.h"
 #include "../solvers/cagrad.h"
 #include "../solvers/pcgrad.h"
-#include "../solvers/visiting_order.h"
+#include "../solvers/draws.h"
 #include "solve.h"
 
 namespace mtlkernels::ops_cpu {
@@ -16,12 +16,6 @@ Tensor task_status(Tensor gram) {
   return problem.status;
 }
 
-uint64_t read_word(const Tensor& scalar) {
-  check(scalar.is_cpu() && scalar.numel() == 1 && scalar.scalar_type() == ScalarType::Long,
-                  "seed and step must be int64 scalars");
-  return static_cast<uint64_t>(*static_cast<const int64_t*>(scalar.const_data_ptr()));
-}
-
 Tensor visiting_order(Tensor seed, Tensor step, int64_t num_tasks) {
   check(num_tasks >= 1 && num_tasks <= mtl::kMaxTasks, "num_tasks must lie in 1 .. ", mtl::kMaxTasks);
   const int64_t shape[] = {num_tasks, num_tasks - 1};
@@ -33,12 +27,7 @@ Tensor visiting_order(Tensor seed, Tensor step, int64_t num_tasks) {
 
 std::tuple<Tensor, Tensor> pcgrad(Tensor gram, Tensor order, bool mean) {
   Problem problem(gram, mtl::pcgrad_workspace, task_ints);
-  check(order.is_cpu() && order.scalar_type() == ScalarType::Long && order.dim() == 2 && order.is_contiguous() &&
-                      order.size(0) == problem.tasks && order.size(1) == problem.tasks - 1,
-                  "order must be a contiguous int64 matrix (T, T - 1) on gram's device");
-  const auto* visits = static_cast<const int64_t*>(order.const_data_ptr());
-  for (int64_t i = 0; i < order.numel(); ++i)
-    check(visits[i] >= 0 && visits[i] < problem.tasks, "order names task ", visits[i], " of ", problem.tasks);
+  const int64_t* visits = task_order(order, problem.tasks);
   mtl::pcgrad(mtl::HostLane{}, problem.k(), visits, problem.tasks, mean, problem.w(), problem.s(),
               problem.workspace.data(), problem.ints.data());
   return problem.answer();
@@ -54,7 +43,7 @@ std::tuple<Tensor, Tensor> cagrad(Tensor gram, double c, int64_t rescale, bool s
 }
 
 std::tuple<Tensor, Tensor> avgnorm(Tensor gram, int64_t scale, double constant) {
-  check(scale >= 0 && scale <= static_cast<int64_t>(mtl::NormScale::kConstant), "scale must be a NormScale");
+  check(scale >= 0 && scale <= static_cast<int64_t>(mtl::NormScale::kHarmonic), "scale must be a NormScale");
   Problem problem(gram, mtl::avgnorm_workspace, task_ints);
   mtl::avgnorm(mtl::HostLane{}, problem.k(), problem.tasks, static_cast<mtl::NormScale>(scale), constant, problem.w(),
                problem.s(), problem.workspace.data(), problem.ints.data());

@@ -39,13 +39,15 @@ MTLKERNELS_HOST_DEVICE void multiply(const Lanes& lanes, const double* K, const 
 }
 
 // Moves x from where it is towards the minimiser over its support, dropping coordinates, until it is there.
-// `added` is the coordinate that joined at zero, or -1. False where it could not move: x is then as good as it gets.
+// `added` is the coordinate that joined at zero, or -1; `factored` counts the first coordinates of the support whose
+// rows of the factor hold. False where it could not move: x is then as good as it gets.
 template <class Lanes, class Problem>
 MTLKERNELS_HOST_DEVICE bool descend(const Lanes& lanes, const Problem& problem, double* x, int& count, int added,
-                                    const ActiveSetMemory& memory) {
+                                    int& factored, const ActiveSetMemory& memory) {
   int* support = memory.support;
   while (count > 0) {
-    cholesky(lanes, problem.K, problem.n, support, count, memory.L);
+    cholesky(lanes, problem.K, problem.n, support, count, memory.L, factored);
+    factored = count;
     const bool bounded = problem.minimise(lanes, support, count, memory);  // fills target: a point, or else a direction
     double step = bounded ? 1.0 : INFINITY;
     int blocking = -1;
@@ -61,21 +63,24 @@ MTLKERNELS_HOST_DEVICE bool descend(const Lanes& lanes, const Problem& problem, 
     const bool stuck = blocking >= 0 && support[blocking] == added && step == 0;
     lanes.sync();
     if (lanes.lane == 0) {
-      int kept = 0;
+      int kept = 0, unmoved = 0;
       for (int s = 0; s < count; ++s) {
         const int i = support[s];
         const double change = bounded ? memory.target[s] - x[i] : memory.target[s];
         x[i] = blocking < 0 ? memory.target[s] : s == blocking ? 0.0 : x[i] + step * change;
         if (x[i] > 0) {
+          unmoved += kept == s;
           support[kept++] = i;
         } else {
           x[i] = 0.0;
         }
       }
-      memory.target[0] = kept;
+      memory.y[0] = kept;
+      memory.z[0] = unmoved;
     }
     lanes.sync();
-    count = static_cast<int>(memory.target[0]);
+    count = static_cast<int>(memory.y[0]);
+    factored = static_cast<int>(memory.z[0]);
     lanes.sync();
     if (stuck) return false;
     if (blocking < 0) return true;
@@ -87,9 +92,9 @@ MTLKERNELS_HOST_DEVICE bool descend(const Lanes& lanes, const Problem& problem, 
 template <class Lanes, class Problem>
 MTLKERNELS_HOST_DEVICE bool active_set(const Lanes& lanes, const Problem& problem, double* x, int& count,
                                        const ActiveSetMemory& memory) {
-  int added = -1;
+  int added = -1, factored = 0;
   for (int round = 0; round < 8 * problem.n + 16; ++round) {
-    if (!descend(lanes, problem, x, count, added, memory)) return true;
+    if (!descend(lanes, problem, x, count, added, factored, memory)) return true;
     added = problem.worst_violation(lanes, x, memory);
     if (added < 0) return true;
     lanes.sync();

@@ -7,7 +7,8 @@
 namespace mtlkernels {
 
 // S, over the tasks whose gradient is not zero. Length of the sum, or a statistic of the norms, or the given constant.
-enum class NormScale : int64_t { kSum = 0, kMax = 1, kMean = 2, kRms = 3, kMedian = 4, kMin = 5, kConstant = 6 };
+enum class NormScale : int64_t { kSum = 0, kMax = 1, kMean = 2, kRms = 3, kMedian = 4, kMin = 5, kConstant = 6,
+                                 kHarmonic = 7 };
 
 constexpr int64_t avgnorm_workspace(int64_t tasks) { return 2 * tasks; }  // doubles
 
@@ -42,17 +43,19 @@ MTLKERNELS_HOST_DEVICE void avgnorm(const Lanes& lanes, const double* K, int tas
       for (int j = 0; j < tasks; ++j) square += K[i * tasks + j];
     length = std::sqrt(square > 0 ? square : 0.0);
   } else if (scale != NormScale::kConstant) {
-    double largest = norm[0], smallest = norm[0], sum = 0, squares = 0;
+    double largest = norm[0], smallest = norm[0], sum = 0, squares = 0, inverses = 0;
     for (int a = 0; a < count; ++a) {
       largest = norm[a] > largest ? norm[a] : largest;
       smallest = norm[a] < smallest ? norm[a] : smallest;
       sum += norm[a];
       squares += norm[a] * norm[a];
+      inverses += 1 / norm[a];
     }
-    length = scale == NormScale::kMax    ? largest
-             : scale == NormScale::kMin  ? smallest
-             : scale == NormScale::kMean ? sum / count
-                                         : std::sqrt(squares / count);
+    length = scale == NormScale::kMax        ? largest
+             : scale == NormScale::kMin      ? smallest
+             : scale == NormScale::kMean     ? sum / count
+             : scale == NormScale::kHarmonic ? count / inverses
+                                             : std::sqrt(squares / count);
   }
   for (int a = lanes.lane; a < count; a += lanes.lanes) weights[active[a]] = length / norm[a];
   lanes.sync();

@@ -32,52 +32,76 @@ MTLKERNELS_HOST_DEVICE double quadratic(const Lanes& lanes, const double* K, con
   return square > 0 ? square : 0.0;
 }
 
-// The best single task to start from.
 template <class Lanes>
-MTLKERNELS_HOST_DEVICE int start_at_vertex(const Lanes& lanes, const SimplexRoot& problem, double* w,
-                                           const ActiveSetMemory& memory) {
-  int best = 0;
-  double lowest = INFINITY;
-  for (int i = 0; i < problem.n; ++i) {
-    const double value = problem.b[i] + problem.k * std::sqrt(problem.K[i * problem.n + i]);
-    if (value < lowest) lowest = value, best = i;
-  }
-  fill(lanes, w, problem.n, 0.0);
-  if (lanes.lane == 0) w[best] = 1.0, memory.support[0] = best;
-  lanes.sync();
-  return 1;
-}
-
-struct Answer {  // weights = 1 / T + share * v
-  double share = 0;
-  const double* v = nullptr;
-  int64_t flags = 0;
-};
-
-template <class Lanes>
-MTLKERNELS_HOST_DEVICE Answer solve_cagrad(const Lanes& lanes, const double* A, const double* b, double k, int n, double* w,
-                                           double* v, const ActiveSetMemory& memory) {
-  const SimplexRoot dual{A, b, k, n};
-  int count = start_at_vertex(lanes, dual, w, memory);
-  bool converged = active_set(lanes, dual, w, count, memory);
-  double length = std::sqrt(quadratic(lanes, A, w, n, memory.Kx));
+MTLKERNELS_HOST_DEVICE bool is_stationary(const Lanes& lanes, const double* A, const double* w, int n, double square) {
   double size = 0;
   for (int i = 0; i < n; ++i) size += w[i] * A[i * n + i];
-  if (length * length <= kStationaryShare * size) {
+  return square <= kStationaryShare * size;
+}
+
+// A: the tasks that take part, scaled so that the largest squared norm is 1. b = A 1 / n. Returns the scale.
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE double normalise(const Lanes& lanes, const double* K, int tasks, const int* active, int n,
+                                        double* A, double* b) {
+  double largest = 0;
+  for (int a = 0; a < n; ++a) largest = std::fmax(largest, K[active[a] * tasks + active[a]]);
+  for (int r = lanes.lane; r < n; r += lanes.lanes) {
+    double total = 0;
+    for (int s = 0; s < n; ++s) total += A[r * n + s] = K[active[r] * tasks + active[s]] / largest;
+    b[r] = total / n;
+  }
+  lanes.sync();
+  return largest;
+}
+
+// What is added to the mean's weights: share * along.
+struct Pull {
+  double share;
+  const double* along;  // (n)
+  bool stationary, converged;
+};
+
+// CAGrad's, for k > 0. w, v: (n).
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE Pull cagrad_pull(const Lanes& lanes, const SimplexRoot& dual, double* w, double* v,
+                                        const ActiveSetMemory& memory) {
+  const int n = dual.n;
+  int count = start_at_vertex(lanes, dual, w, memory);
+  bool converged = active_set(lanes, dual, w, count, memory);
+  double square = quadratic(lanes, dual.K, w, n, memory.Kx);
+  if (is_stationary(lanes, dual.K, w, n, square)) {
     fill(lanes, v, n, 0.0);
     count = 0;
-    converged = active_set(lanes, DualCone{A, b, n}, v, count, memory) && converged;
-    length = std::sqrt(quadratic(lanes, A, v, n, memory.Kx));
-    if (length <= k * (1 + 1e-9)) return {1.0, v, kStationary | (converged ? 0 : kNoConvergence)};
-    // The hull reaches past zero: go on from the point that shows it.
-    double total = 0;
+    converged = active_set(lanes, DualCone{dual.K, dual.b, n}, v, count, memory) && converged;
+    if (std::sqrt(quadratic(lanes, dual.K, v, n, memory.Kx)) <= dual.k * (1 + 1e-9)) return {1.0, v, true, converged};
+    double total = 0;  // the hull reaches past zero: go on from the point that shows it
     for (int i = 0; i < n; ++i) total += v[i];
     for (int i = lanes.lane; i < n; i += lanes.lanes) w[i] = v[i] / total;
     lanes.sync();
     converged = active_set(lanes, dual, w, count, memory) && converged;
-    length = std::sqrt(quadratic(lanes, A, w, n, memory.Kx));
+    square = quadratic(lanes, dual.K, w, n, memory.Kx);
   }
-  return {k / length, w, converged ? 0 : kNoConvergence};
+  return {dual.k / std::sqrt(square), w, false, converged};
+}
+
+// weights = factor (1 / n + share * along) over the tasks that take part, and the flags.
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE void pulled_mean(const Lanes& lanes, const Pull& pull, double c, Rescale rescale, bool sum,
+                                        const int* active, int n, int tasks, double* weights, int64_t* status) {
+  if (pull.stationary) flag_all(lanes, status, tasks, kStationary);
+  if (!pull.converged) flag_all(lanes, status, tasks, kNoConvergence);
+  const double divisor = rescale == Rescale::kSquare ? 1 + c * c : rescale == Rescale::kLinear ? 1 + c : 1.0;
+  const double factor = (sum ? n : 1) / divisor;
+  for (int r = lanes.lane; r < n; r += lanes.lanes)
+    weights[active[r]] = factor * (1.0 / n + (pull.share > 0 ? pull.share * pull.along[r] : 0.0));
+  lanes.sync();
+}
+
+// ||g0|| from b = A 1 / n.
+MTLKERNELS_HOST_DEVICE inline double mean_length(const double* b, int n) {
+  double square = 0;
+  for (int r = 0; r < n; ++r) square += b[r] / n;
+  return std::sqrt(square > 0 ? square : 0.0);
 }
 
 template <class Lanes>
@@ -87,44 +111,28 @@ MTLKERNELS_HOST_DEVICE void cagrad(const Lanes& lanes, const double* K, int task
   const int n = screen(lanes, K, tasks, status, active);
   fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
   if (n <= 0) return;
-
-  // The tasks that take part, scaled so that the largest squared norm is 1. Weights do not change with the scale.
   double* A = workspace;
   double *b = A + tasks * tasks, *w = b + tasks, *v = w + tasks;
   const ActiveSetMemory memory(v + tasks, ints + tasks, n);
-  double largest = 0;
-  for (int a = 0; a < n; ++a) largest = std::fmax(largest, K[active[a] * tasks + active[a]]);
-  for (int r = lanes.lane; r < n; r += lanes.lanes) {
-    double total = 0;
-    for (int s = 0; s < n; ++s) total += A[r * n + s] = K[active[r] * tasks + active[s]] / largest;
-    b[r] = total / n;
-  }
-  lanes.sync();
-  double square = 0;
-  for (int r = 0; r < n; ++r) square += b[r] / n;
-  const double k = c * std::sqrt(square > 0 ? square : 0.0);
-
-  Answer answer;
+  normalise(lanes, K, tasks, active, n, A, b);
+  const double k = c * mean_length(b, n);
+  Pull pull{0.0, w, false, true};
   if (k > 0) {
-    answer = solve_cagrad(lanes, A, b, k, n, w, v, memory);
+    const SimplexRoot dual{A, b, k, n};
+    pull = cagrad_pull(lanes, dual, w, v, memory);
     // A K from float32 gradients is known to 1e-7 or so of ||g_i|| ||g_j||. Where long terms cancel to a short
     // correction, that noise is all there is to solve for: a ridge above it keeps the correction inside the ball.
     double terms = 0;
-    for (int i = 0; i < n; ++i) terms += answer.share * answer.v[i] * std::sqrt(A[i * n + i]);
+    for (int i = 0; i < n; ++i) terms += pull.share * pull.along[i] * std::sqrt(A[i * n + i]);
     if (!(kNoise * terms * terms <= 0.25 * k * k)) {  // also where it is NaN
       lanes.sync();
       for (int i = lanes.lane; i < n; i += lanes.lanes) A[i * n + i] *= 1 + kNoise;
       lanes.sync();
-      answer = solve_cagrad(lanes, A, b, k, n, w, v, memory);
-      answer.flags |= kIllConditioned;
+      pull = cagrad_pull(lanes, dual, w, v, memory);
+      flag_all(lanes, status, tasks, kIllConditioned);
     }
   }
-  if (answer.flags) flag_all(lanes, status, tasks, answer.flags);
-  const double divisor = rescale == Rescale::kSquare ? 1 + c * c : rescale == Rescale::kLinear ? 1 + c : 1.0;
-  const double factor = (sum ? n : 1) / divisor;
-  for (int r = lanes.lane; r < n; r += lanes.lanes)
-    weights[active[r]] = factor * (1.0 / n + (answer.share > 0 ? answer.share * answer.v[r] : 0.0));
-  lanes.sync();
+  pulled_mean(lanes, pull, c, rescale, sum, active, n, tasks, weights, status);
 }
 
 }  // namespace mtlkernels

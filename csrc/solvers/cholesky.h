@@ -10,11 +10,13 @@ namespace mtlkernels {
 constexpr double kPivotFloor = 4e-15;
 
 // L: lower triangle of the Cholesky factor of A = K[index, index], n x n with leading dimension ld. Diagonal scaling
-// commutes with the factorisation, so K may be badly scaled.
+// commutes with the factorisation, so K may be badly scaled. The first `kept` rows of L hold already.
 template <class Lanes>
-MTLKERNELS_HOST_DEVICE void cholesky(const Lanes& lanes, const double* K, int ld, const int* index, int n, double* L) {
+MTLKERNELS_HOST_DEVICE void cholesky(const Lanes& lanes, const double* K, int ld, const int* index, int n, double* L,
+                                     int kept = 0) {
   for (int c = 0; c < n; ++c) {
-    for (int r = c + lanes.lane; r < n; r += lanes.lanes) {
+    const int first = c > kept ? c : kept;
+    for (int r = first + lanes.lane; r < n; r += lanes.lanes) {
       double sum = K[index[r] * ld + index[c]];
       for (int k = 0; k < c; ++k) sum -= L[r * ld + k] * L[c * ld + k];
       L[r * ld + c] = sum;
@@ -22,9 +24,20 @@ MTLKERNELS_HOST_DEVICE void cholesky(const Lanes& lanes, const double* K, int ld
     lanes.sync();
     const double diagonal = K[index[c] * ld + index[c]];
     const double pivot = L[c * ld + c];
-    const double root = std::sqrt(pivot > kPivotFloor * diagonal ? pivot : kPivotFloor * diagonal);
+    const double root = c < kept ? pivot : std::sqrt(pivot > kPivotFloor * diagonal ? pivot : kPivotFloor * diagonal);
     lanes.sync();
-    for (int r = c + lanes.lane; r < n; r += lanes.lanes) L[r * ld + c] = r == c ? root : L[r * ld + c] / root;
+    const bool eaten = root * root <= kPivotFloor * diagonal * (1 + 1e-9);
+    for (int r = first + lanes.lane; r < n; r += lanes.lanes) {
+      double value = r == c ? root : L[r * ld + c] / root;
+      if (eaten && r > c) {  // rounding over a floored pivot: beyond what is left of row r it would grow without bound
+        double room = K[index[r] * ld + index[r]];
+        const double least = kPivotFloor * room;
+        for (int k = 0; k < c; ++k) room -= L[r * ld + k] * L[r * ld + k];
+        const double limit = std::sqrt(room > least ? room : least);
+        value = std::fmax(std::fmin(value, limit), -limit);
+      }
+      L[r * ld + c] = value;
+    }
     lanes.sync();
   }
 }

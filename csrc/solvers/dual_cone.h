@@ -28,10 +28,10 @@ struct DualCone {
     int worst = -1;
     double worst_share = -kViolation;
     for (int i = 0; i < n; ++i) {
-      if (v[i] > 0) continue;
+      const double slack = memory.Kx[i] + b[i];
+      if (v[i] > 0 || slack >= 0) continue;
       double size = std::fabs(b[i]);
       for (int j = 0; j < n; ++j) size += std::fabs(K[i * n + j]) * v[j];
-      const double slack = memory.Kx[i] + b[i];
       if (slack < worst_share * size) {
         worst_share = slack / size;
         worst = i;

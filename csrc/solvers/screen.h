@@ -11,6 +11,7 @@ enum Status : int64_t {
   kZeroGradient = 2,  // the task's gradient is zero: it takes no part and its weight is 0
   kStationary = 4,    // zero lies in the convex hull of the gradients: the direction is a projection, not a step towards it
   kNoConvergence = 8, // the solver's bound on work was met first: the weights are the best point it reached
+  kInvalidLoss = 32,     // the task's loss is not positive and finite, and the method needs it to be
   kIllConditioned = 64,  // the answer hung on differences below the rounding of K: a ridge above it was added
 };
 

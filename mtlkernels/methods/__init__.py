@@ -8,42 +8,90 @@ from mtlkernels.methods.avgnorm import AvgNorm
 from mtlkernels.methods.base import GramMethod, LossMethod
 from mtlkernels.methods.baseline import IGB, STCH
 from mtlkernels.methods.cagrad import CAGrad
+from mtlkernels.methods.crmogm import CRMOGM
 from mtlkernels.methods.dwa import DWA
 from mtlkernels.methods.famo import FAMO
-from mtlkernels.methods.fixed import Mean, Sum
+from mtlkernels.methods.fixed import FixedWeights, Mean, RandomWeights, Sum
 from mtlkernels.methods.go4align import GO4Align
+from mtlkernels.methods.gradnorm import GradNorm
+from mtlkernels.methods.gradvac import GradVac
+from mtlkernels.methods.imgrad import IMGrad
 from mtlkernels.methods.log_losses import GLS, SI
+from mtlkernels.methods.mgda import MGDA
+from mtlkernels.methods.norm_scaling import DBMTL, NTKMTL, SLW, NGDiff
 from mtlkernels.methods.pcgrad import PCGrad
+from mtlkernels.methods.precondition import ClippedTasks, LogLosses, Normalized, Preferred
+from mtlkernels.methods.projections import DualProj, UPGrad
 from mtlkernels.methods.rlw import RLW
 from mtlkernels.methods.slaw import SLAW
 from mtlkernels.methods.uncertainty import IMTLL, UW, UWSO
 
 __all__ = [
+    "CRMOGM",
+    "DBMTL",
     "DWA",
     "FAMO",
     "GLS",
     "IGB",
     "IMTLL",
     "METHODS",
+    "MGDA",
+    "NTKMTL",
     "RLW",
     "SI",
     "SLAW",
+    "SLW",
     "STCH",
     "UW",
     "UWSO",
     "AvgNorm",
     "CAGrad",
+    "ClippedTasks",
+    "DualProj",
+    "FixedWeights",
     "GO4Align",
+    "GradNorm",
+    "GradVac",
     "GramMethod",
+    "IMGrad",
+    "LogLosses",
     "LossMethod",
     "Mean",
+    "NGDiff",
+    "Normalized",
     "PCGrad",
+    "Preferred",
+    "RandomWeights",
     "Sum",
+    "UPGrad",
     "find_method",
     "get_method",
 ]
 
-_GRAM: tuple[type[GramMethod], ...] = (Sum, Mean, PCGrad, CAGrad, AvgNorm)
+_GRAM: tuple[type[GramMethod], ...] = (
+    Sum,
+    Mean,
+    PCGrad,
+    CAGrad,
+    AvgNorm,
+    MGDA,
+    UPGrad,
+    DualProj,
+    IMGrad,
+    GradVac,
+    NTKMTL,
+    SLW,
+    DBMTL,
+    NGDiff,
+    FixedWeights,
+    RandomWeights,
+    CRMOGM,
+    GradNorm,
+    Normalized,
+    Preferred,
+    ClippedTasks,
+    LogLosses,
+)
 _LOSS: tuple[type[LossMethod], ...] = (
     *(SI, GLS, UW, UWSO, IMTLL, RLW, DWA, SLAW),
     *(STCH, IGB, FAMO, GO4Align),

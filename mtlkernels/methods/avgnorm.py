@@ -21,9 +21,9 @@ class AvgNorm(GramMethod):
     Args:
         scale: S. "sum", the norm of the summed gradients, is the paper's rule as far as it is
             known; it vanishes where the gradients cancel. "max", "mean", "rms", "median" (of an
-            even number the mean of the middle two) and "min" are statistics of the norms: "rms" is
-            NTKMTL with one sample a task, "max" is DB-MTL without its average and logarithm. A
-            positive number is S itself.
+            even number the mean of the middle two), "min" and "harmonic" (the harmonic mean) are
+            statistics of the norms: "rms" is NTKMTL with one sample a task, "max" is DB-MTL without
+            its average and logarithm, "harmonic" is SLW. A positive number is S itself.
 
     A constant S fixes the direction's length whatever the losses' scale: with a gradient scaler the
     step would shrink by its scale. The paper scales the losses, so that heads are weighted too:
@@ -36,7 +36,7 @@ class AvgNorm(GramMethod):
 
     def __init__(
         self,
-        scale: Literal["sum", "max", "mean", "rms", "median", "min"] | float = "sum",
+        scale: Literal["sum", "max", "mean", "rms", "median", "min", "harmonic"] | float = "sum",
     ) -> None:
         super().__init__()
         if isinstance(scale, str):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.draws import Drawing
 
 
 class Sum(GramMethod):
@@ -27,3 +31,57 @@ class Mean(GramMethod):
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         self.status = ops.task_status(gram)
         return torch.full_like(gram[0], 1 / len(gram))
+
+
+class FixedWeights(GramMethod):
+    """d = sum_t w_t g_t with weights that a person chose, also where a task's gradient is zero.
+
+    Args:
+        weights: one finite number a task.
+
+    A baseline, from no paper.
+    """
+
+    paper = "baseline"
+
+    weights: Tensor
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        super().__init__()
+        given = [float(w) for w in weights]
+        if not given or not all(math.isfinite(w) for w in given):
+            raise ValueError(f"weights={weights}: give one finite number a task")
+        self.register_buffer("weights", torch.tensor(given, dtype=torch.float64), persistent=False)
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        if len(self.weights) != len(gram):
+            raise ValueError(f"there are {len(self.weights)} weights for {len(gram)} tasks")
+        if self.weights.device != gram.device:
+            self.to(gram.device)
+        self.status = ops.task_status(gram)
+        return self.weights.clone()
+
+    def extra_repr(self) -> str:
+        return f"weights={self.weights.tolist()}"
+
+
+class RandomWeights(Drawing):
+    """Random loss weighting, RLW (Lin et al., arXiv 2111.10603): w = softmax(z), z ~ N(0, I).
+
+    Drawn anew in every step; the weights sum to 1, as in the paper, LibMTL and nash-mtl (IGB4MTL
+    multiplies by T). They do not look at the gradients, a zero one included.
+
+    Args:
+        seed: of the draws. They are a function of the seed and of the number of calls alone; both
+            are in `state_dict`.
+    """
+
+    paper = "arXiv 2111.10603"
+    keeps = "a seed and a count"
+
+    def __init__(self, *, seed: int = 0) -> None:
+        super().__init__(seed)
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        self.status = ops.task_status(gram)
+        return self._draw_normal(gram).softmax(dim=0)

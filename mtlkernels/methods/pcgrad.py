@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.draws import Drawing
 
 
-class PCGrad(GramMethod):
+class PCGrad(Drawing):
     """Gradient surgery (Yu et al., arXiv 2001.06782).
 
     Task i starts from v = g_i, visits the other tasks j in random order, and where v . g_j < 0
@@ -33,16 +32,11 @@ class PCGrad(GramMethod):
     paper = "arXiv 2001.06782"
     keeps = "a seed and a count"
 
-    seed: Tensor
-    step: Tensor
-
     def __init__(self, reduction: Literal["sum", "mean"] = "sum", *, seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(seed)
         if reduction not in ("sum", "mean"):
             raise ValueError(f'reduction={reduction!r}: choose "sum" or "mean"')
         self.reduction = reduction
-        self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
-        self.register_buffer("step", torch.tensor(0, dtype=torch.int64))
 
     def forward(
         self, gram: Tensor, losses: Tensor | None = None, order: Tensor | None = None
@@ -55,10 +49,7 @@ class PCGrad(GramMethod):
             order: (T, T-1) int64, row i the other tasks as task i visits them; drawn where None.
         """
         if order is None:
-            if self.step.device != gram.device:
-                self.to(gram.device)
-            order = ops.visiting_order(self.seed, self.step, len(gram))
-            self.step.add_(1)
+            order = self._draw_order(gram)
         weights, self.status = ops.pcgrad(gram, order, self.reduction == "mean")
         return weights
 

@@ -9,6 +9,7 @@ that is never read. The elements of a parameter pair up across tasks in row-majo
 tensors are read in place, others are copied first.
 """
 
+from mtlkernels.ops.convex import IMGradForm, dualproj, imgrad, mgda, upgrad
 from mtlkernels.ops.draws import standard_normal
 from mtlkernels.ops.library import FLOAT_DTYPES, LIBRARY, MAX_NATIVE_TASKS, SCHEMAS
 from mtlkernels.ops.lists import combine, combine_out, flat_offsets, gram
@@ -21,22 +22,31 @@ from mtlkernels.ops.solvers import (
     task_status,
     visiting_order,
 )
+from mtlkernels.ops.stateful import gradnorm, gradvac, normal_numbers
 
 __all__ = [
     "FLOAT_DTYPES",
     "LIBRARY",
     "MAX_NATIVE_TASKS",
     "SCHEMAS",
+    "IMGradForm",
     "NormScale",
     "Rescale",
     "avgnorm",
     "cagrad",
     "combine",
     "combine_out",
+    "dualproj",
     "flat_offsets",
+    "gradnorm",
+    "gradvac",
     "gram",
+    "imgrad",
+    "mgda",
+    "normal_numbers",
     "pcgrad",
     "standard_normal",
     "task_status",
+    "upgrad",
     "visiting_order",
 ]

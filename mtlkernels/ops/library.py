@@ -32,7 +32,7 @@ def define_solver(name: str, arguments: str) -> Callable[..., tuple[Tensor, Tens
     """
     op = define(name, f"(Tensor gram{arguments}) -> (Tensor, Tensor)")
     torch.library.register_fake(f"mtlkernels::{name}", _fake_solver, lib=LIBRARY)
-    torch.library.register_autograd(f"mtlkernels::{name}", _refuse_backward, lib=LIBRARY)
+    torch.library.register_autograd(f"mtlkernels::{name}", refuse_backward, lib=LIBRARY)
     plain = getattr(reference, name)
 
     def solve(gram: Tensor, *numbers: object) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,8 @@ def _fake_solver(gram: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return gram.new_empty(gram.shape[0]), gram.new_empty(gram.shape[0], dtype=torch.int64)
 
 
-def _refuse_backward(ctx: Any, *cotangents: Tensor) -> None:
+def refuse_backward(ctx: Any, *cotangents: Tensor) -> None:
+    """The gradient of every solver: none, and it says so."""
     raise RuntimeError(
         "a method's weights are not differentiable: detach the Gram matrix before the method, or "
         "call it under torch.no_grad()"

@@ -93,6 +93,7 @@ class NormScale(IntEnum):
     MEDIAN = 4  # median norm; of an even number the mean of the middle two
     MIN = 5  # smallest norm
     CONSTANT = 6  # a given number
+    HARMONIC = 7  # harmonic mean of the norms
 
 
 _avgnorm = define_solver("avgnorm", ", int scale, float constant")

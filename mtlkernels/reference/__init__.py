@@ -5,6 +5,7 @@ the kernels promise more than float32.
 """
 
 from mtlkernels.reference.cagrad import cagrad
+from mtlkernels.reference.convex import dualproj, imgrad, mgda, upgrad
 from mtlkernels.reference.draws import standard_normal
 from mtlkernels.reference.lists import (
     FLOAT_DTYPES,
@@ -15,7 +16,9 @@ from mtlkernels.reference.lists import (
     gram,
     list_offsets,
 )
+from mtlkernels.reference.stateful import gradnorm, gradvac, normal_numbers
 from mtlkernels.reference.weights import (
+    INVALID_LOSS,
     NO_CONVERGENCE,
     NON_FINITE,
     STATIONARY,
@@ -29,6 +32,7 @@ from mtlkernels.reference.weights import (
 
 __all__ = [
     "FLOAT_DTYPES",
+    "INVALID_LOSS",
     "NON_FINITE",
     "NO_CONVERGENCE",
     "STATIONARY",
@@ -39,11 +43,18 @@ __all__ = [
     "check_list",
     "combine",
     "combine_out",
+    "dualproj",
     "flat_offsets",
+    "gradnorm",
+    "gradvac",
     "gram",
+    "imgrad",
     "list_offsets",
+    "mgda",
+    "normal_numbers",
     "pcgrad",
     "standard_normal",
     "task_status",
+    "upgrad",
     "visiting_order",
 ]

@@ -55,12 +55,21 @@ def _descend(
 
 
 def _cholesky(A: Tensor) -> Tensor:
-    """The lower factor; a pivot that rounding has eaten is 4e-15 of its diagonal."""
+    """The lower factor; a pivot that rounding has eaten is 4e-15 of its diagonal.
+
+    Below such a pivot stands rounding too: it is kept within what is left of each row, or it would
+    grow without bound from one floored pivot to the next.
+    """
     L = A.tril()
     for j in range(len(A)):
         column = L[j:, j] - L[j:, :j] @ L[j, :j]
-        root = column[0].clamp_min(4e-15 * float(A[j, j])).sqrt()
+        floor = 4e-15 * A[j, j]
+        root = column[0].clamp_min(floor).sqrt()
         L[j:, j] = column / root
+        if root * root <= floor * (1 + 1e-9):
+            room = A.diagonal()[j:] - L[j:, :j].square().sum(dim=1)
+            limit = torch.maximum(room, 4e-15 * A.diagonal()[j:]).sqrt()
+            L[j:, j] = L[j:, j].clamp(-limit, limit)
         L[j, j] = root
     return L
 
@@ -84,6 +93,24 @@ def simplex_slack(K: Tensor, b: Tensor, k: float) -> Slack:
         condition = mu * b + K @ w
         nu = w @ condition
         return condition - nu, (mu * b).abs() + nu.abs() + K.abs() @ w
+
+    return slack
+
+
+def square_minimiser(b: Tensor, linear: float, square: float) -> Minimiser:
+    def minimise(support: Tensor, L: Tensor) -> tuple[Tensor, bool]:
+        bs = linear / (2 * square) * b[support]
+        y, z = torch.cholesky_solve(torch.stack([torch.ones_like(bs), bs], 1), L).unbind(1)
+        return (1 + z.sum()) / y.sum() * y - z, True
+
+    return minimise
+
+
+def square_slack(K: Tensor, b: Tensor, linear: float, square: float) -> Slack:
+    def slack(w: Tensor) -> tuple[Tensor, Tensor]:
+        condition = linear * b + 2 * square * (K @ w)
+        nu = w @ condition
+        return condition - nu, (linear * b).abs() + nu.abs() + 2 * square * (K.abs() @ w)
 
     return slack
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,13 @@ from mtlkernels.reference.weights import (
 
 NOISE = 1e-6  # relative rounding of a K whose products are float32, with a margin
 
+# What the direction is divided by, from c.
+RESCALE: dict[int, Callable[[float], float]] = {
+    0: lambda c: 1.0,
+    1: lambda c: 1 + c * c,
+    2: lambda c: 1 + c,
+}
+
 
 def cagrad(gram: Tensor, c: float, rescale: int, sum: bool) -> tuple[Tensor, Tensor]:
     """CAGrad's weights 1/T + k w / ||g_w||, where w solves the dual problem
@@ -42,8 +51,7 @@ def cagrad(gram: Tensor, c: float, rescale: int, sum: bool) -> tuple[Tensor, Ten
     weights = torch.zeros(len(gram), dtype=torch.float64)
     if not bool((status & NON_FINITE).any()) and bool(takes_part.any()):
         active, flags = _cagrad_weights(gram.cpu()[takes_part][:, takes_part], c)
-        divisor = {0: 1.0, 1: 1 + c * c, 2: 1 + c}[rescale]
-        weights[takes_part] = active * ((len(active) if sum else 1) / divisor)
+        weights[takes_part] = active * ((len(active) if sum else 1) / RESCALE[rescale](c))
         status = status | flags
     return finish(weights.to(gram.device), status)
 
@@ -55,22 +63,22 @@ def _cagrad_weights(K: Tensor, c: float) -> tuple[Tensor, int]:
     k = c * float(b.mean().clamp_min(0).sqrt())
     if k == 0:
         return torch.full_like(b, 1 / len(b)), 0
-    v, flags = _solve(K, b, k)
+    pull, flags = cagrad_pull(K, b, k)
     # A K from float32 gradients is known to NOISE or so: see csrc/solvers/cagrad.h
-    terms = float(v @ K.diagonal().sqrt())
+    terms = float(pull @ K.diagonal().sqrt())
     if not NOISE * terms * terms <= 0.25 * k * k:  # also where it is NaN
-        v, flags = _solve(K + NOISE * torch.diag(K.diagonal()), b, k)
+        pull, flags = cagrad_pull(K + NOISE * torch.diag(K.diagonal()), b, k)
         flags |= ILL_CONDITIONED
-    return 1 / len(b) + v, flags
+    return 1 / len(b) + pull, flags
 
 
-def _solve(K: Tensor, b: Tensor, k: float) -> tuple[Tensor, int]:
-    """The correction v to the mean, d = g0 + G^T v."""
+def cagrad_pull(K: Tensor, b: Tensor, k: float) -> tuple[Tensor, int]:
+    """What is added to the mean's weights, and flags; the largest squared norm is 1."""
     start = torch.zeros_like(b)
     start[(b + k * K.diagonal().sqrt()).argmin()] = 1.0
     w, converged = active_set(K, start, simplex_minimiser(K, b, k), simplex_slack(K, b, k))
     flags = 0 if converged else NO_CONVERGENCE
-    if w @ K @ w <= 1e-14 * (w @ K.diagonal()):
+    if is_stationary(K, w):
         v, converged = active_set(K, torch.zeros_like(b), cone_minimiser(K, b), cone_slack(K, b))
         flags |= 0 if converged else NO_CONVERGENCE
         if (v @ K @ v).clamp_min(0).sqrt() <= k * (1 + 1e-9):
@@ -80,3 +88,8 @@ def _solve(K: Tensor, b: Tensor, k: float) -> tuple[Tensor, int]:
         )
         flags |= 0 if converged else NO_CONVERGENCE
     return k * w / (w @ K @ w).sqrt(), flags
+
+
+def is_stationary(K: Tensor, w: Tensor) -> bool:
+    """Whether ||g_w||^2 is rounding."""
+    return bool(w @ K @ w <= 1e-14 * (w @ K.diagonal()))

@@ -8,7 +8,8 @@ from torch import Tensor
 from mtlkernels.reference.draws import splitmix64, stream
 
 # Flags of a task's status; report.Status names them for people.
-NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_CONVERGENCE, ILL_CONDITIONED = 1, 2, 4, 8, 64
+NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_CONVERGENCE = 1, 2, 4, 8
+INVALID_LOSS, ILL_CONDITIONED = 32, 64
 
 
 def check_gram(gram: Tensor) -> None:
@@ -51,14 +52,19 @@ def visiting_order(seed: Tensor, step: Tensor, num_tasks: int) -> Tensor:
     return order
 
 
-def pcgrad(gram: Tensor, order: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
-    """PCGrad's weights: all rows of C walk their own order at once (see csrc/solvers/pcgrad.h)."""
-    status = task_status(gram)
-    T = gram.shape[0]
+def check_order(order: Tensor, T: int) -> None:
+    """Raises unless order is (T, T-1) int64 and, where looking is free, names tasks."""
     if order.shape != (T, T - 1) or order.dtype != torch.int64:
         raise RuntimeError("order must be a contiguous int64 matrix (T, T - 1) on gram's device")
     if order.device.type == "cpu" and not ((order >= 0) & (order < T)).all():
         raise RuntimeError(f"order names a task outside 0 .. {T - 1}")
+
+
+def pcgrad(gram: Tensor, order: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+    """PCGrad's weights: all rows of C walk their own order at once (see csrc/solvers/pcgrad.h)."""
+    status = task_status(gram)
+    T = gram.shape[0]
+    check_order(order, T)
     takes_part = status == 0
     C = torch.eye(T, dtype=gram.dtype, device=gram.device)
     square = gram.diagonal()
@@ -75,7 +81,7 @@ def pcgrad(gram: Tensor, order: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
 
 def avgnorm(gram: Tensor, scale: int, constant: float) -> tuple[Tensor, Tensor]:
     """AvgNorm's weights S / ||g_i||; scale picks S (see csrc/solvers/avgnorm.h)."""
-    if not 0 <= scale <= 6:
+    if not 0 <= scale <= 7:
         raise RuntimeError("scale must be a NormScale")
     status = task_status(gram)
     takes_part = status == 0
@@ -91,6 +97,7 @@ def avgnorm(gram: Tensor, scale: int, constant: float) -> tuple[Tensor, Tensor]:
         3: lambda: (gram.diagonal().sum() / count).sqrt(),
         4: lambda: 0.5 * (ordered[last // 2] + ordered[(last + 1) // 2]),
         5: lambda: ordered[0],
+        7: lambda: count / torch.where(takes_part, 1 / norm, 0.0).sum(),
         6: lambda: torch.full_like(norm[0], constant),
     }[scale]()
     return finish(length / norm, status)

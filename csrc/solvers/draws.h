@@ -1,5 +1,5 @@
-// The order in which PCGrad's tasks visit each other: for each task a uniform permutation of the others, from a
-// counter-based generator. The same numbers on every device, rank and run; the counter is the only state.
+// Random numbers of a step from a counter-based generator: the same on every device, rank and run; the counter is the
+// only state. The order in which PCGrad's and GradVac's tasks visit each other, and normal numbers.
 #pragma once
 
 #include "lanes.h"
@@ -28,6 +28,19 @@ MTLKERNELS_HOST_DEVICE void visiting_order(const Lanes& lanes, uint64_t seed, ui
       row[p] = row[other];
       row[other] = kept;
     }
+  }
+  lanes.sync();
+}
+
+// x: (n) standard normal numbers (Box and Muller), number i from the draws 2 i and 2 i + 1 of the step.
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE void normal_numbers(const Lanes& lanes, uint64_t seed, uint64_t step, int64_t n, double* x) {
+  const uint64_t stream = splitmix64(splitmix64(seed) + step);
+  constexpr double kUnit = 1.0 / (1ull << 53);
+  for (int64_t i = lanes.lane; i < n; i += lanes.lanes) {
+    const double radius = static_cast<double>((splitmix64(stream + 2 * i) >> 11) + 1) * kUnit;  // in (0, 1]
+    const double angle = static_cast<double>(splitmix64(stream + 2 * i + 1) >> 11) * kUnit;
+    x[i] = std::sqrt(-2 * std::log(radius)) * std::cos(6.283185307179586 * angle);
   }
   lanes.sync();
 }

@@ -1,0 +1,64 @@
+// GradVac (arXiv 2010.05874) as weights. Row i of C holds task i's gradient as it is changed, v = sum_k C_ik g_k. It
+// visits the other tasks, and where cos(v, g_j) = p lies below its target q = phi_ij, v turns towards g_j until the
+// cosine is q:  C_ij += (||v|| / ||g_j||) (q sqrt(1 - p^2) - p sqrt(1 - q^2)) / sqrt(1 - q^2).
+// The target then follows: phi_ij <- (1 - beta) phi_ij + beta p. Row i alone reads and writes phi's row i. O(T^3).
+#pragma once
+
+#include "screen.h"
+
+namespace mtlkernels {
+
+constexpr int64_t gradvac_workspace(int64_t tasks) { return 2 * tasks * tasks; }  // doubles
+
+// A target is met at a finite weight as long as it stays below 1.
+constexpr double kLargestTarget = 1 - 1e-12;
+// ||v||^2 below this share of (sum_k |C_k| ||g_k||)^2 is rounding: v is zero and has no cosine.
+constexpr double kZeroRow = 1e-14;
+
+// phi: (T, T) targets, `next` those of the next step. A pair without a cosine keeps its target; so do all where some
+// gradient is not finite. corrected: the targets follow at corrected pairs only.
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE void gradvac(const Lanes& lanes, const double* K, const int64_t* order, const double* phi,
+                                    int tasks, double beta, bool corrected, double* weights, int64_t* status,
+                                    double* next, double* workspace, int* active) {
+  const int count = screen(lanes, K, tasks, status, active);
+  for (int i = lanes.lane; i < tasks * tasks; i += lanes.lanes) next[i] = phi[i];
+  fill(lanes, weights, tasks, count < 0 ? NAN : 0.0);
+  if (count <= 0) return;
+  double* C = workspace;
+  for (int i = lanes.lane; i < tasks; i += lanes.lanes) {
+    double *row = C + i * tasks, *dots = C + tasks * tasks + i * tasks;  // dots = K row: products of v with all g
+    const bool takes_part = K[i * tasks + i] > 0;
+    for (int k = 0; k < tasks; ++k) row[k] = k == i && takes_part ? 1.0 : 0.0, dots[k] = K[i * tasks + k];
+    for (int visit = 0; takes_part && visit + 1 < tasks; ++visit) {
+      const int j = static_cast<int>(order[i * (tasks - 1) + visit]);
+      if (!(K[j * tasks + j] > 0)) continue;
+      double square = 0, size = 0;
+      for (int k = 0; k < tasks; ++k) {
+        square += row[k] * dots[k];
+        size += std::fabs(row[k]) * std::sqrt(K[k * tasks + k]);
+      }
+      if (!(square > kZeroRow * size * size)) continue;
+      const double ratio = std::sqrt(square / K[j * tasks + j]);  // ||v|| / ||g_j||
+      const double cosine = std::fmin(std::fmax(dots[j] / (ratio * K[j * tasks + j]), -1.0), 1.0);
+      const double target = std::fmin(phi[i * tasks + j], kLargestTarget);
+      const bool below = cosine < target;
+      if (below) {
+        const double sine = std::sqrt((1 - cosine) * (1 + cosine)), target_sine = std::sqrt((1 - target) * (1 + target));
+        const double step = ratio * (target * sine / target_sine - cosine);
+        row[j] += step;
+        for (int k = 0; k < tasks; ++k) dots[k] += step * K[j * tasks + k];
+      }
+      if (below || !corrected) next[i * tasks + j] = (1 - beta) * phi[i * tasks + j] + beta * cosine;
+    }
+  }
+  lanes.sync();
+  for (int j = lanes.lane; j < tasks; j += lanes.lanes) {
+    double sum = 0;
+    for (int i = 0; i < tasks; ++i) sum += C[i * tasks + j];
+    weights[j] = sum;
+  }
+  lanes.sync();
+}
+
+}  // namespace mtlkernels

@@ -1,0 +1,52 @@
+"""CR-MOGM: any method's weights, averaged over the steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.state import SizedByTasks
+
+
+class CRMOGM(SizedByTasks):
+    """Exponential average of a method's weights (Zhou et al., NeurIPS 2022).
+
+    s <- alpha s + (1 - alpha) w with w the method's weights; the first step takes w itself. Against
+    the bias that stochastic gradients give a min-max rule. The average, `average` (T), and the
+    method's own state are in `state_dict`. A step whose weights are not finite gives them and
+    leaves the average as it was.
+
+    Args:
+        method: any Gram method.
+        alpha: in 0 .. 1; 0 is the method itself. 0.9 is the usual choice.
+    """
+
+    paper = "NeurIPS 2022"
+    keeps = "an average weight a task"
+
+    average: Tensor
+    _sized = ("average",)
+
+    def __init__(self, method: GramMethod, alpha: float = 0.9) -> None:
+        super().__init__()
+        if not isinstance(method, GramMethod):
+            raise ValueError(f"method is a {type(method).__name__}, not a Gram method")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha={alpha}: it must lie in 0 .. 1")
+        self.method = method
+        self.alpha = float(alpha)
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        if self._first_call(gram):
+            self.average = torch.full_like(gram[0], torch.nan)
+        weights = self.method(gram, losses)
+        self.status = self.method.status
+        finite = weights.isfinite().all()
+        averaged = self.average.lerp(weights, 1 - self.alpha)
+        following = torch.where(self.average.isnan(), weights, averaged)
+        self.average = torch.where(finite, following, self.average)
+        return torch.where(finite, following, weights)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}"

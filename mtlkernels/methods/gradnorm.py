@@ -1,0 +1,67 @@
+"""GradNorm: learn weights that make the tasks train at similar rates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.state import SizedByTasks
+
+
+class GradNorm(SizedByTasks):
+    """Gradient normalisation (Chen et al., arXiv 1711.02257).
+
+    With n_i = ||g_i||, m the mean of the w_i n_i, and r_i = L_i / L_i(0) over its mean, each step
+    takes w_i <- w_i - lr (n_i / m) sign(w_i n_i - m r_i^alpha), the subgradient of
+    sum_i |w_i n_i - m r_i^alpha| / m with the target held fixed; then the w_i sum to T again. A
+    step's direction uses the weights from before its update; they start at 1. T norms are enough,
+    there is no second backward. Degree 1 in the gradients.
+
+    Needs losses, positive and finite: another one is flagged INVALID_LOSS and its step leaves the
+    weights as they are, as does a gradient that is not finite. L_i(0) is the first good loss. A
+    zero gradient gets weight 0 and does not count; the others' weights sum to their number. The
+    state, `weights` and `start` (T), is in `state_dict`.
+
+    Args:
+        alpha: at least 0, the strength of the pull towards equal rates. 1.5 is the paper's on NYUv2
+            and LibMTL's; SamsungLabs' default is 2.
+        lr: the step of the weights, positive.
+
+    The paper leaves the loss in the gradients' own units and its step to the main optimizer; here m
+    divides it and a weight stops at 0, so that neither the gradients' scale nor a long step can
+    turn a sign. LibMTL writes w = T softmax(s), measures on all shared parameters and takes L(0)
+    from the first epoch.
+    """
+
+    paper = "arXiv 1711.02257"
+    keeps = "a weight and a first loss a task"
+
+    weights: Tensor
+    start: Tensor
+    _sized = ("weights", "start")
+
+    def __init__(self, alpha: float = 1.5, lr: float = 0.025) -> None:
+        super().__init__()
+        if not (math.isfinite(alpha) and alpha >= 0):
+            raise ValueError(f"alpha={alpha}: it must be finite and at least 0")
+        if not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"lr={lr}: it must be finite and positive")
+        self.alpha = float(alpha)
+        self.lr = float(lr)
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        if losses is None:
+            raise ValueError("GradNorm needs the tasks' losses")
+        if self._first_call(gram):
+            self.weights = torch.ones_like(gram[0])
+            self.start = torch.full_like(gram[0], torch.nan)
+        weights, self.status, self.weights, self.start = ops.gradnorm(
+            gram, losses.detach().to(gram), self.weights, self.start, self.alpha, self.lr
+        )
+        return weights
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, lr={self.lr}"

@@ -1,0 +1,65 @@
+"""IMGrad: CAGrad with a balance that follows the angle between the mean and MGDA's direction."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import GramMethod
+
+
+class IMGrad(GramMethod):
+    """Imbalance-sensitive gradient descent (arXiv 2503.08006).
+
+    d = g0 + c ||g0|| g_w / ||g_w||, g0 the mean gradient and g_w = sum_i w_i g_i. With
+    x = cos(g0, MGDA's direction), w is the minimiser over the simplex of
+
+        "paper":  (1 - x) <g_w, g0> + x c ||g0|| ||g_w||^2
+        "code":   (1.5 - x) <g_w, g0> + x c ||g0|| ||g_w||
+
+    Both solved exactly by an active set, after MGDA's problem. Where the gradients are
+    Pareto-stationary MGDA has no direction and x no meaning: the answer is CAGrad's and the status
+    says STATIONARY.
+
+    The code's form has degree 1 in the gradients. The paper's has none: its second term carries one
+    power more, so a common factor of all gradients (a loss scaler's, say) moves w.
+
+    Args:
+        c: at least 0; 0 gives the mean. 0.8 is the published code's.
+        form: which of the two; they are different methods, and the published numbers are of "code".
+        rescale: 0 leaves d as it is, the paper's; 1 divides by 1 + c^2, as the published code does;
+            2 divides by 1 + c.
+
+    The published code solves with SLSQP on the raw Gram matrix.
+    """
+
+    paper = "arXiv 2503.08006"
+
+    def __init__(
+        self,
+        c: float = 0.8,
+        *,
+        form: Literal["paper", "code"] = "paper",
+        rescale: Literal[0, 1, 2] = 0,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(c) and c >= 0):
+            raise ValueError(f"c={c}: it must be finite and at least 0")
+        if form not in ("paper", "code"):
+            raise ValueError(f'form={form!r}: choose "paper" or "code"')
+        if rescale not in (0, 1, 2):
+            raise ValueError(f"rescale={rescale!r}: choose 0, 1 or 2")
+        self.c = float(c)
+        self.form = form
+        self.rescale = rescale
+        self._form = int(ops.IMGradForm[form.upper()])
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        weights, self.status = ops.imgrad(gram, self.c, self._form, self.rescale)
+        return weights
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}, form={self.form!r}, rescale={self.rescale}"

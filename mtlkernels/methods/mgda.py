@@ -1,0 +1,30 @@
+"""MGDA: the shortest convex combination of the gradients."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import GramMethod
+
+
+class MGDA(GramMethod):
+    """Multiple-gradient descent (Désidéri 2012; Sener and Koltun, arXiv 1810.04650).
+
+    w = argmin over the simplex of ||sum_i w_i g_i||^2, d = sum_i w_i g_i. Solved exactly by an
+    active set. Where zero lies in the hull of the gradients d is zero to rounding, and the status
+    says STATIONARY. Short gradients dominate by construction. Degree 1 in the gradients.
+
+    A task whose gradient is zero takes no part; read literally, the problem would answer d = 0 and
+    stop the training of all others. Known implementations: the official one and its ports return
+    0.999 and 0.001 where a vertex is the answer, stop at 1e-5 and cannot take one task; torchjd
+    stops Frank and Wolfe's iteration at 1e-3 or after 100 steps; nash-mtl multiplies by T. The
+    official code finds w on normalised gradients (l2, loss or both) and applies it to the raw ones:
+    `Normalized(MGDA(), by=..., keep_weights=True)`; LibMTL combines the normalised ones.
+    """
+
+    paper = "arXiv 1810.04650"
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        weights, self.status = ops.mgda(gram)
+        return weights

@@ -1,0 +1,188 @@
+"""Rescale the gradients one by one before any Gram method sees them.
+
+With S a diagonal matrix, a method that is given S K S answers weights of the gradients s_i g_i; S
+times those are weights of the g_i. No gradient is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import INVALID_LOSS, GramMethod
+
+# Of mtlkernels.Status: the task's loss is not positive and finite.
+
+
+class _Preconditioned(GramMethod):
+    """method on S K S, its weights mapped back to S w."""
+
+    _needs_losses = False
+    _keep_weights = False
+
+    def __init__(self, method: GramMethod) -> None:
+        super().__init__()
+        if not isinstance(method, GramMethod):
+            raise ValueError(f"method is a {type(method).__name__}, not a Gram method")
+        self.method = method
+
+    @abstractmethod
+    def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
+        """(T) the diagonal of S."""
+
+    def _inner_losses(self, losses: Tensor | None) -> Tensor | None:
+        """The losses that the method sees."""
+        return losses
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        if not self._needs_losses:
+            return self._solve(gram, losses)
+        if losses is None:
+            raise ValueError(f"{type(self).__name__} needs the tasks' losses")
+        losses = losses.detach().to(gram)
+        good = (losses > 0) & losses.isfinite()
+        weights = self._solve(gram, torch.where(good, losses, torch.nan))
+        # the method saw NaN in the place of a bad loss: what K itself says of the gradient stands
+        self.status = torch.where(good, self.status, ops.task_status(gram) | INVALID_LOSS)
+        return torch.where(good.all(), weights, torch.nan)
+
+    def _solve(self, gram: Tensor, losses: Tensor | None) -> Tensor:
+        scale = self._scale(gram, losses)
+        weights = self.method(scale[:, None] * gram * scale, self._inner_losses(losses))
+        self.status = self.method.status
+        return weights if self._keep_weights else scale * weights
+
+
+class Normalized(_Preconditioned):
+    """A method on normalised gradients: "l2" g_i / ||g_i||, "loss" g_i / L_i, "loss+" both.
+
+    These are the normalisations of MGDA's official code (arXiv 1810.04650), for any Gram method.
+    With "l2" the direction has degree 0 in the gradients, and the method's own where the weights
+    are kept and it depends on cosines alone.
+
+    Args:
+        method: any Gram method.
+        by: "l2", "loss" or "loss+". The last two need positive, finite losses; without them the
+            weights are NaN and the status says INVALID_LOSS.
+        keep_weights: apply the method's weights to the gradients as they are, as the official MGDA
+            does; by default they belong to the normalised gradients, as in LibMTL.
+    """
+
+    paper = "arXiv 1810.04650"
+
+    def __init__(
+        self,
+        method: GramMethod,
+        by: Literal["l2", "loss", "loss+"] = "l2",
+        keep_weights: bool = False,
+    ) -> None:
+        super().__init__(method)
+        if by not in ("l2", "loss", "loss+"):
+            raise ValueError(f'by={by!r}: choose "l2", "loss" or "loss+"')
+        self.by = by
+        self.keep_weights = keep_weights
+        self._needs_losses = by != "l2"
+        self._keep_weights = keep_weights
+
+    def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
+        scale = torch.ones_like(gram[0]) if self.by == "l2" or losses is None else 1 / losses
+        if self.by == "loss":
+            return scale
+        norm = gram.diagonal().sqrt()
+        return scale / torch.where(norm == 0, torch.inf, norm)
+
+    def extra_repr(self) -> str:
+        return f"by={self.by!r}, keep_weights={self.keep_weights}"
+
+
+class Preferred(_Preconditioned):
+    """A method on p_i g_i, p a person's preference: as if the losses had been p_i L_i.
+
+    Args:
+        method: any Gram method.
+        preference: p, one positive number a task.
+
+    A baseline, from no paper.
+    """
+
+    paper = "baseline"
+
+    preference: Tensor
+
+    def __init__(self, method: GramMethod, preference: Sequence[float]) -> None:
+        super().__init__(method)
+        parts = [float(p) for p in preference]
+        if not parts or not all(math.isfinite(p) and p > 0 for p in parts):
+            raise ValueError(f"preference={preference}: give one positive number a task")
+        self.register_buffer(
+            "preference", torch.tensor(parts, dtype=torch.float64), persistent=False
+        )
+
+    def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
+        if len(self.preference) != len(gram):
+            raise ValueError(f"preference names {len(self.preference)} tasks, not {len(gram)}")
+        if self.preference.device != gram.device:
+            self.to(gram.device)
+        return self.preference
+
+    def _inner_losses(self, losses: Tensor | None) -> Tensor | None:
+        return None if losses is None else self.preference * losses.detach().to(self.preference)
+
+    def extra_repr(self) -> str:
+        return f"preference={self.preference.tolist()}"
+
+
+class ClippedTasks(_Preconditioned):
+    """A method on gradients clipped one by one: g_i min(1, max_norm / ||g_i||).
+
+    Args:
+        method: any Gram method.
+        max_norm: positive, in the gradients' own units.
+
+    A baseline, from no paper.
+    """
+
+    paper = "baseline"
+
+    def __init__(self, method: GramMethod, max_norm: float) -> None:
+        super().__init__(method)
+        if not (math.isfinite(max_norm) and max_norm > 0):
+            raise ValueError(f"max_norm={max_norm}: it must be finite and positive")
+        self.max_norm = float(max_norm)
+
+    def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
+        return (self.max_norm / gram.diagonal().sqrt()).clamp_max(1)
+
+    def extra_repr(self) -> str:
+        return f"max_norm={self.max_norm}"
+
+
+class LogLosses(_Preconditioned):
+    """A method on the gradients of log L_i, which are g_i / L_i: no loss's unit matters.
+
+    The method sees log L_i as losses. A loss that is not positive and finite makes the weights NaN,
+    and its status says INVALID_LOSS; nothing is read from the device. With an epsilon inside the
+    logarithm (1e-8 in DB-MTL, arXiv 2308.12029) losses of its size would be damped; here there is
+    none. The direction has degree 0 where gradients and losses scale together and the method has
+    degree 1.
+
+    Args:
+        method: any Gram method; `LogLosses(DBMTL())` is DB-MTL with beta = 0.
+    """
+
+    paper = "arXiv 2308.12029"
+
+    _needs_losses = True
+
+    def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
+        assert losses is not None
+        return 1 / losses
+
+    def _inner_losses(self, losses: Tensor | None) -> Tensor | None:
+        return None if losses is None else losses.log()

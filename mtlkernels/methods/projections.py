@@ -1,0 +1,85 @@
+"""UPGrad and DualProj: projections onto the directions that conflict with no task."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import GramMethod
+
+
+class _Projection(GramMethod):
+    preference: Tensor
+
+    @staticmethod
+    @abstractmethod
+    def _project(gram: Tensor, preference: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and status."""
+
+    def __init__(self, preference: Sequence[float] | None = None) -> None:
+        super().__init__()
+        parts = [] if preference is None else [float(p) for p in preference]
+        if preference is not None and (
+            not parts or not all(math.isfinite(p) and p >= 0 for p in parts) or max(parts) == 0
+        ):
+            raise ValueError(
+                f"preference={preference}: give one number a task, at least 0 and not all 0"
+            )
+        self.register_buffer(
+            "preference", torch.tensor(parts, dtype=torch.float64), persistent=False
+        )
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        if len(self.preference) not in (0, len(gram)):
+            raise ValueError(f"preference names {len(self.preference)} tasks, not {len(gram)}")
+        if self.preference.device != gram.device:
+            self.to(gram.device)
+        weights, self.status = self._project(gram, self.preference)
+        return weights
+
+    def extra_repr(self) -> str:
+        return f"preference={self.preference.tolist() or None}"
+
+
+class DualProj(_Projection):
+    """Projection of the mean gradient onto {d : <g_i, d> >= 0 for all i} (arXiv 2406.16232).
+
+    d = sum_i (p_i + v_i) g_i with v = argmin over v >= 0 of ||sum_i (p_i + v_i) g_i||. Solved
+    exactly by an active set at any scale of the gradients, without a ridge. Degree 1.
+
+    Args:
+        preference: p, one number a task, at least 0; None is 1/T, the paper's, over the tasks whose
+            gradient is not zero.
+
+    torchjd adds a ridge of 1e-4 and takes K as zero where its trace is below 1e-4, which makes
+    small gradients' answer the plain mean.
+    """
+
+    paper = "arXiv 2406.16232"
+
+    _project = staticmethod(ops.dualproj)
+
+
+class UPGrad(_Projection):
+    """Each gradient projected so that it conflicts with no other, then averaged (2406.16232).
+
+    d = sum_i p_i P(g_i), P the projection onto {d : <g_j, d> >= 0 for all j}. T convex problems
+    over one matrix, solved exactly by an active set at any scale, without a ridge. For two tasks it
+    is half of PCGrad. Degree 1 in the gradients.
+
+    Args:
+        preference: p, one number a task, at least 0; None is 1/T, the paper's, over the tasks whose
+            gradient is not zero.
+
+    torchjd adds a ridge of 1e-4 and takes K as zero where its trace is below 1e-4, which makes
+    small gradients' answer the plain mean.
+    """
+
+    paper = "arXiv 2406.16232"
+
+    _project = staticmethod(ops.upgrad)

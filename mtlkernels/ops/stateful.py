@@ -1,0 +1,94 @@
+"""Ops for methods with a state, which goes in and comes out, and normal random numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtlkernels import reference
+from mtlkernels.ops.library import LIBRARY, call, define, fits_native, refuse_backward
+
+_gradvac = define(
+    "gradvac",
+    "(Tensor gram, Tensor order, Tensor phi, float beta, bool corrected)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+_gradnorm = define(
+    "gradnorm",
+    "(Tensor gram, Tensor losses, Tensor state, Tensor start, float alpha, float rate)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+_normal_numbers = define("normal_numbers", "(Tensor seed, Tensor step, int n) -> Tensor")
+
+for _name in ("gradvac", "gradnorm"):
+    torch.library.register_autograd(f"mtlkernels::{_name}", refuse_backward, lib=LIBRARY)
+
+
+def gradvac(
+    gram: Tensor, order: Tensor, phi: Tensor, beta: float, corrected: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """GradVac's weights (arXiv 2010.05874), exact, from K alone. Degree 0.
+
+    Args:
+        gram: (T, T) float64.
+        order: (T, T-1) int64, row i the other tasks as task i visits them.
+        phi: (T, T) float64, the target cosines.
+        beta: how far a target moves towards the cosine met, in 0 .. 1.
+        corrected: move the targets of corrected pairs only.
+
+    Returns:
+        weights (T) float64, status (T) int64 and the next step's targets (T, T).
+    """
+    if fits_native(len(gram)):
+        return call(_gradvac, gram, order, phi, beta, corrected)
+    return reference.gradvac(gram, order, phi, beta, corrected)
+
+
+def gradnorm(
+    gram: Tensor, losses: Tensor, state: Tensor, start: Tensor, alpha: float, rate: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """GradNorm's weights (arXiv 1711.02257) from T norms and T losses. Degree 0.
+
+    Args:
+        gram: (T, T) float64.
+        losses: (T) float64.
+        state: (T) float64, the weights, which sum to T.
+        start: (T) float64, each task's first loss, NaN before there is one.
+        alpha: strength of the pull towards equal training rates.
+        rate: step of the weights.
+
+    Returns:
+        weights (T) float64 of this step, status (T) int64, and the next step's state and start.
+    """
+    if fits_native(len(gram)):
+        return call(_gradnorm, gram, losses, state, start, alpha, rate)
+    return reference.gradnorm(gram, losses, state, start, alpha, rate)
+
+
+def normal_numbers(seed: Tensor, step: Tensor, n: int) -> Tensor:
+    """(n) float64 standard normal numbers, a function of the int64 scalars seed and step alone."""
+    return call(_normal_numbers, seed, step, n)
+
+
+@torch.library.register_fake("mtlkernels::gradvac", lib=LIBRARY)
+def _(
+    gram: Tensor, order: Tensor, phi: Tensor, beta: float, corrected: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    reference.check_gram(gram)
+    status = gram.new_empty(gram.shape[0], dtype=torch.int64)
+    return gram.new_empty(gram.shape[0]), status, torch.empty_like(phi)
+
+
+@torch.library.register_fake("mtlkernels::gradnorm", lib=LIBRARY)
+def _(
+    gram: Tensor, losses: Tensor, state: Tensor, start: Tensor, alpha: float, rate: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    reference.check_gram(gram)
+    status = gram.new_empty(gram.shape[0], dtype=torch.int64)
+    weights, following, first = (gram.new_empty(gram.shape[0]) for _ in range(3))
+    return weights, status, following, first
+
+
+@torch.library.register_fake("mtlkernels::normal_numbers", lib=LIBRARY)
+def _(seed: Tensor, step: Tensor, n: int) -> Tensor:
+    return seed.new_empty(n, dtype=torch.float64)

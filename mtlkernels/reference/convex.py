@@ -1,0 +1,130 @@
+"""MGDA, IMGrad, DualProj and UPGrad: small convex problems by the active-set walk, in plain torch.
+
+The walk branches on the host: on a device this reads K back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mtlkernels.reference.active_set import (
+    active_set,
+    cone_minimiser,
+    cone_slack,
+    simplex_minimiser,
+    simplex_slack,
+    square_minimiser,
+    square_slack,
+)
+from mtlkernels.reference.cagrad import RESCALE, cagrad_pull, is_stationary
+from mtlkernels.reference.weights import NO_CONVERGENCE, NON_FINITE, STATIONARY, finish, task_status
+
+
+def mgda(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """MGDA's weights: argmin over the simplex of w^T K w."""
+
+    def solve(K: Tensor, _: Tensor) -> tuple[Tensor, int]:
+        K = K / K.diagonal().max()
+        w, flags = _nearest_to_zero(K)
+        return w, flags | (STATIONARY if is_stationary(K, w) else 0)
+
+    return _on_tasks_with_a_gradient(gram, solve)
+
+
+def imgrad(gram: Tensor, c: float, form: int, rescale: int) -> tuple[Tensor, Tensor]:
+    """IMGrad's weights 1/T + (k / ||g_w||) w; see csrc/solvers/imgrad.h for w."""
+
+    def solve(K: Tensor, _: Tensor) -> tuple[Tensor, int]:
+        unit = K.diagonal().max().sqrt()
+        pull, flags = _imgrad_pull(K / unit / unit, c, form, float(unit))
+        return (1 / len(K) + pull) / RESCALE[rescale](c), flags
+
+    return _on_tasks_with_a_gradient(gram, solve)
+
+
+def dualproj(gram: Tensor, preference: Tensor) -> tuple[Tensor, Tensor]:
+    """DualProj's weights: the (preferred) mean, projected onto {d : G d >= 0}."""
+
+    def solve(K: Tensor, tasks: Tensor) -> tuple[Tensor, int]:
+        return _project(K, _shares(preference, tasks))
+
+    return _on_tasks_with_a_gradient(gram, solve)
+
+
+def upgrad(gram: Tensor, preference: Tensor) -> tuple[Tensor, Tensor]:
+    """UPGrad's weights: each gradient projected onto {d : G d >= 0}, then the (preferred) mean."""
+
+    def solve(K: Tensor, tasks: Tensor) -> tuple[Tensor, int]:
+        shares = _shares(preference, tasks)
+        weights, flags = torch.zeros_like(shares), 0
+        for u in torch.diag(shares):
+            projected, flag = _project(K, u)
+            weights, flags = weights + projected, flags | flag
+        return weights, flags
+
+    return _on_tasks_with_a_gradient(gram, solve)
+
+
+def _on_tasks_with_a_gradient(
+    gram: Tensor, solve: Callable[[Tensor, Tensor], tuple[Tensor, int]]
+) -> tuple[Tensor, Tensor]:
+    """solve(K, tasks) of the problem without zero gradients: weights and a flag for all."""
+    status = task_status(gram)
+    tasks = (status == 0).cpu().nonzero().flatten()
+    weights = torch.zeros(len(gram), dtype=torch.float64)
+    if not bool((status & NON_FINITE).any()) and len(tasks):
+        weights[tasks], flags = solve(gram.cpu()[tasks][:, tasks], tasks)
+        status = status | flags
+    return finish(weights.to(gram.device), status)
+
+
+def _nearest_to_zero(K: Tensor) -> tuple[Tensor, int]:
+    start = torch.zeros_like(K[0])
+    start[K.diagonal().argmin()] = 1.0
+    zero = torch.zeros_like(start)
+    w, converged = active_set(
+        K, start, square_minimiser(zero, 0.0, 0.5), square_slack(K, zero, 0.0, 0.5)
+    )
+    return w, 0 if converged else NO_CONVERGENCE
+
+
+def _imgrad_pull(K: Tensor, c: float, form: int, unit: float) -> tuple[Tensor, int]:
+    b = K.sum(dim=1) / len(K)
+    length = float(b.mean().clamp_min(0).sqrt())
+    k = c * length
+    if k == 0:
+        return torch.zeros_like(b), 0
+    w, flags = _nearest_to_zero(K)
+    if is_stationary(K, w):
+        pull, flag = cagrad_pull(K, b, k)
+        return pull, flag | STATIONARY
+    cosine = min(float(b @ w / (length * (w @ K @ w).sqrt())), 1.0)
+    if form == 0:
+        numbers = (1 - cosine, cosine * k * unit)
+        w, converged = active_set(K, w, square_minimiser(b, *numbers), square_slack(K, b, *numbers))
+    else:
+        root = cosine / (1.5 - cosine) * k
+        w, converged = active_set(K, w, simplex_minimiser(K, b, root), simplex_slack(K, b, root))
+    return k * w / (w @ K @ w).sqrt(), flags | (0 if converged else NO_CONVERGENCE)
+
+
+def _shares(preference: Tensor, tasks: Tensor) -> Tensor:
+    if preference.numel() == 0:
+        return torch.full((len(tasks),), 1 / len(tasks), dtype=torch.float64)
+    return preference.cpu()[tasks]
+
+
+def _project(K: Tensor, u: Tensor) -> tuple[Tensor, int]:
+    """Weights of the projection of G^T u, posed for unit gradients."""
+    norm = K.diagonal().sqrt()
+    C = K / norm / norm[:, None]
+    lengths = norm * u
+    unit = lengths.max()
+    if unit == 0:
+        return u, 0
+    b = C @ (lengths / unit)
+    x, converged = active_set(C, torch.zeros_like(b), cone_minimiser(C, b), cone_slack(C, b))
+    return u + x * (unit / norm), 0 if converged else NO_CONVERGENCE

@@ -1,0 +1,94 @@
+"""GradVac, GradNorm and normal numbers, in plain torch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mtlkernels.reference.draws import splitmix64
+from mtlkernels.reference.weights import (
+    INVALID_LOSS,
+    NON_FINITE,
+    check_order,
+    finish,
+    task_status,
+)
+
+
+def gradvac(
+    gram: Tensor, order: Tensor, phi: Tensor, beta: float, corrected: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """GradVac's weights and next targets: all rows of C walk at once (csrc/solvers/gradvac.h)."""
+    status = task_status(gram)
+    T = len(gram)
+    check_order(order, T)
+    if phi.shape != (T, T) or phi.dtype != torch.float64:
+        raise RuntimeError("phi must be a contiguous float64 matrix (T, T) on gram's device")
+    takes_part = status == 0
+    finite = ~((status & NON_FINITE) > 0).any()
+    square = torch.where(takes_part, gram.diagonal(), 0.0)
+    rows = torch.arange(T, device=gram.device)
+    C = torch.eye(T, dtype=gram.dtype, device=gram.device)
+    following = phi.clone()
+    for visit in range(T - 1):
+        j = order[:, visit]
+        dots = C @ gram
+        length = (C * dots).sum(dim=1)
+        size = C.abs() @ square.sqrt()
+        paired = finite & takes_part & takes_part[j] & (length > 1e-14 * size * size)
+        ratio = torch.where(paired, length / square[j], 1.0).sqrt()
+        scale = torch.where(paired, ratio * square[j], 1.0)
+        cosine = (dots[rows, j] / scale).clamp(-1, 1)
+        target = phi[rows, j].clamp_max(1 - 1e-12)
+        below = paired & (cosine < target)
+        sine = ((1 - cosine) * (1 + cosine)).sqrt()
+        target_sine = ((1 - target) * (1 + target)).sqrt()
+        step = ratio * (target * sine / torch.where(below, target_sine, 1.0) - cosine)
+        C[rows, j] += torch.where(below, step, 0.0)
+        moved = (1 - beta) * phi[rows, j] + beta * cosine
+        following[rows, j] = torch.where(below if corrected else paired, moved, phi[rows, j])
+    return *finish((C * takes_part[:, None]).sum(dim=0), status), following
+
+
+def gradnorm(
+    gram: Tensor, losses: Tensor, state: Tensor, start: Tensor, alpha: float, rate: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """GradNorm's weights of this step, and the next state and start (csrc/solvers/gradnorm.h)."""
+    status = task_status(gram)
+    for name, x in (("losses", losses), ("state", state), ("start", start)):
+        if x.shape != gram[0].shape or x.dtype != torch.float64:
+            raise RuntimeError(
+                f"{name} must be a contiguous float64 vector of {len(gram)} numbers, one a task, "
+                "on gram's device"
+            )
+    takes_part = status == 0
+    usable = (losses > 0) & losses.isfinite()
+    start = torch.where(start.isnan() & usable, losses, start)
+    norm = torch.where(takes_part, gram.diagonal(), 0.0).sqrt()
+    count = takes_part.sum()
+    total = (state * takes_part).sum()
+    weights = torch.where(total > 0, count * state / total, 1.0)
+
+    mean = (state * norm).sum() / count
+    ratio = torch.where(takes_part, losses / start, 0.0)
+    target = (ratio / (ratio.sum() / count)) ** alpha
+    scaled = norm / mean
+    moved = (state - rate * scaled * (state * scaled - target).sign()).clamp_min(0)
+    moved = torch.where(takes_part, moved, state)
+    moves = usable.all() & ~((status & NON_FINITE) > 0).any() & (mean > 0) & (moved.sum() > 0)
+    following = torch.where(moves, len(gram) * moved / moved.sum(), state)
+    weights, _ = finish(weights, status)
+    return weights, status | torch.where(usable, 0, INVALID_LOSS), following, start
+
+
+def normal_numbers(seed: Tensor, step: Tensor, n: int) -> Tensor:
+    """(n) standard normal numbers, by the transform of Box and Muller, from (seed, step)."""
+    if any(x.numel() != 1 or x.dtype != torch.int64 for x in (seed, step)):
+        raise RuntimeError("seed and step must be int64 scalars")
+    stream = splitmix64(splitmix64(seed) + step)
+    draws = splitmix64(stream + torch.arange(2 * n, device=seed.device))
+    unit = ((draws >> 11) & ((1 << 53) - 1)).to(torch.float64)
+    radius, angle = (unit[0::2] + 1) * 2.0**-53, unit[1::2] * 2.0**-53
+    return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
