@@ -2,12 +2,16 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "solvers/aligned.h"
 #include "solvers/avgnorm.h"
 #include "solvers/cagrad.h"
+#include "solvers/equiangular.h"
+#include "solvers/fair.h"
 #include "solvers/pcgrad.h"
 #include "solvers/visiting_order.h"
 
@@ -61,6 +65,41 @@ py::tuple avgnorm(const Matrix& gram, int64_t scale, double constant) {
   });
 }
 
+using Numbers = std::optional<py::array_t<double, py::array::c_style | py::array::forcecast>>;
+
+const double* task_numbers(const Numbers& numbers, int tasks) {
+  if (!numbers) return nullptr;
+  if (numbers->ndim() != 1 || numbers->shape(0) != tasks) throw std::invalid_argument("expected one number a task");
+  return numbers->data();
+}
+
+py::tuple fairgrad(const Matrix& gram, double alpha, const Numbers& importance, double max_norm) {
+  return solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
+    std::vector<double> workspace(mtl::fair_workspace(tasks));
+    std::vector<int> ints(mtl::fair_ints(tasks));
+    mtl::fair(mtl::HostLane{}, K, task_numbers(importance, tasks), tasks, alpha, max_norm, weights, status,
+              workspace.data(), ints.data());
+  });
+}
+
+py::tuple equiangular(const Matrix& gram, int64_t length) {
+  return solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
+    std::vector<double> workspace(mtl::equiangular_workspace(tasks));
+    std::vector<int> active(tasks);
+    mtl::equiangular(mtl::HostLane{}, K, tasks, static_cast<mtl::EquiangularLength>(length), weights, status,
+                     workspace.data(), active.data());
+  });
+}
+
+py::tuple aligned(const Matrix& gram, const Numbers& preference, int64_t scale, bool mean) {
+  return solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
+    std::vector<double> workspace(mtl::aligned_workspace(tasks));
+    std::vector<int> active(tasks);
+    mtl::aligned(mtl::HostLane{}, K, task_numbers(preference, tasks), tasks, static_cast<mtl::AlignedScale>(scale), mean,
+                 weights, status, workspace.data(), active.data());
+  });
+}
+
 Order visiting_order(int64_t seed, int64_t step, int tasks) {
   if (tasks < 1) throw std::invalid_argument("tasks must be at least 1");
   Order order({static_cast<py::ssize_t>(tasks), static_cast<py::ssize_t>(tasks - 1)});
@@ -77,6 +116,13 @@ void bind_solvers(py::module_& m) {
         "CAGrad on a (T, T) float64 array: (weights (T), status (T)).");
   m.def("avgnorm", &avgnorm, py::arg("gram"), py::arg("scale") = 0, py::arg("constant") = 1.0,
         "AvgNorm on a (T, T) float64 array: (weights (T), status (T)).");
+  m.def("fairgrad", &fairgrad, py::arg("gram"), py::arg("alpha"), py::arg("importance") = py::none(),
+        py::arg("max_norm") = INFINITY,
+        "NashMTL, FairGrad and PIVRG on a (T, T) float64 array: (weights (T), status (T)).");
+  m.def("equiangular", &equiangular, py::arg("gram"), py::arg("length"),
+        "ConFIG and IMTL-G on a (T, T) float64 array: (weights (T), status (T)).");
+  m.def("aligned", &aligned, py::arg("gram"), py::arg("preference") = py::none(), py::arg("scale") = 0,
+        py::arg("mean") = false, "Aligned-MTL on a (T, T) float64 array: (weights (T), status (T)).");
   m.def("visiting_order", &visiting_order, py::arg("seed"), py::arg("step"), py::arg("tasks"),
         "PCGrad's visiting order of one step: (T, T - 1) int64.");
   py::dict flags;
@@ -84,5 +130,6 @@ void bind_solvers(py::module_& m) {
   flags["ZERO_GRADIENT"] = static_cast<int64_t>(mtl::kZeroGradient);
   flags["STATIONARY"] = static_cast<int64_t>(mtl::kStationary);
   flags["NO_CONVERGENCE"] = static_cast<int64_t>(mtl::kNoConvergence);
+  flags["NO_SOLUTION"] = static_cast<int64_t>(mtl::kNoSolution);
   m.attr("STATUS_FLAGS") = flags;
 }

@@ -6,18 +6,38 @@ from mtlkernels import ops
 from mtlkernels.aggregation import aggregate
 from mtlkernels.backends import backends, build_info
 from mtlkernels.backprop import backward
-from mtlkernels.methods import AvgNorm, CAGrad, GramMethod, Mean, PCGrad, Sum, get_method
+from mtlkernels.methods import (
+    IMTLG,
+    PIVRG,
+    AlignedMTL,
+    AvgNorm,
+    CAGrad,
+    ConFIG,
+    FairGrad,
+    GramMethod,
+    Mean,
+    NashMTL,
+    PCGrad,
+    Sum,
+    get_method,
+)
 from mtlkernels.optimizer import MTLOptimizer
 from mtlkernels.report import Report, Status
 
 __version__ = _version("mtlkernels")
 
 __all__ = [
+    "IMTLG",
+    "PIVRG",
+    "AlignedMTL",
     "AvgNorm",
     "CAGrad",
+    "ConFIG",
+    "FairGrad",
     "GramMethod",
     "MTLOptimizer",
     "Mean",
+    "NashMTL",
     "PCGrad",
     "Report",
     "Status",

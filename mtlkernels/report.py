@@ -20,6 +20,8 @@ class Status(IntFlag):
     """Zero lies in the convex hull of the gradients; the method's fallback there was used."""
     NO_CONVERGENCE = 8
     """The solver met its bound on work first; its weights are the best point it reached."""
+    NO_SOLUTION = 16
+    """The method's equations have no solution; its weights solve them with a small ridge on K."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdlib>
+#include <optional>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -51,6 +52,15 @@ struct Problem {
   int64_t* s() { return static_cast<int64_t*>(status.mutable_data_ptr()); }
   std::tuple<Tensor, Tensor> answer() { return {weights, status}; }
 };
+
+// One number a task, or null where none were given.
+inline const double* task_numbers(const std::optional<Tensor>& numbers, int tasks, const char* name) {
+  if (!numbers) return nullptr;
+  STD_TORCH_CHECK(numbers->is_cpu() && numbers->scalar_type() == ScalarType::Double && numbers->dim() == 1 &&
+                      numbers->is_contiguous() && numbers->size(0) == tasks,
+                  name, " must be a contiguous float64 vector (T) on gram's device");
+  return static_cast<const double*>(numbers->const_data_ptr());
+}
 
 inline int64_t task_ints(int64_t tasks) { return tasks; }
 inline int64_t no_doubles(int64_t) { return 0; }

@@ -11,6 +11,7 @@ enum Status : int64_t {
   kZeroGradient = 2,  // the task's gradient is zero: it takes no part and its weight is 0
   kStationary = 4,    // zero lies in the convex hull of the gradients: the direction is a projection, not a step towards it
   kNoConvergence = 8, // the solver's bound on work was met first: the weights are the best point it reached
+  kNoSolution = 16,   // the method's equations have no solution: the weights solve them with a small ridge on K's diagonal
 };
 
 // Fills status and the list of tasks that take part. Returns their number, or -1 where some gradient is not finite

@@ -4,16 +4,50 @@ from __future__ import annotations
 
 from typing import Any
 
+from mtlkernels.methods.aligned import AlignedMTL
 from mtlkernels.methods.avgnorm import AvgNorm
 from mtlkernels.methods.base import GramMethod
 from mtlkernels.methods.cagrad import CAGrad
+from mtlkernels.methods.config import ConFIG
+from mtlkernels.methods.fairgrad import FairGrad
 from mtlkernels.methods.fixed import Mean, Sum
+from mtlkernels.methods.imtlg import IMTLG
+from mtlkernels.methods.nashmtl import NashMTL
 from mtlkernels.methods.pcgrad import PCGrad
+from mtlkernels.methods.pivrg import PIVRG
 
-__all__ = ["METHODS", "AvgNorm", "CAGrad", "GramMethod", "Mean", "PCGrad", "Sum", "get_method"]
+__all__ = [
+    "IMTLG",
+    "METHODS",
+    "PIVRG",
+    "AlignedMTL",
+    "AvgNorm",
+    "CAGrad",
+    "ConFIG",
+    "FairGrad",
+    "GramMethod",
+    "Mean",
+    "NashMTL",
+    "PCGrad",
+    "Sum",
+    "get_method",
+]
 
 METHODS: dict[str, type[GramMethod]] = {
-    cls.__name__.lower(): cls for cls in (Sum, Mean, PCGrad, CAGrad, AvgNorm)
+    cls.__name__.lower(): cls
+    for cls in (
+        Sum,
+        Mean,
+        PCGrad,
+        CAGrad,
+        AvgNorm,
+        NashMTL,
+        FairGrad,
+        PIVRG,
+        ConFIG,
+        IMTLG,
+        AlignedMTL,
+    )
 }
 
 

@@ -9,6 +9,7 @@ that is never read. The elements of a parameter pair up across tasks in row-majo
 tensors are read in place, others are copied first.
 """
 
+from mtlkernels.ops.fair import fairgrad
 from mtlkernels.ops.library import FLOAT_DTYPES, LIBRARY, MAX_NATIVE_TASKS, SCHEMAS
 from mtlkernels.ops.lists import combine, combine_out, flat_offsets, gram
 from mtlkernels.ops.solvers import (
@@ -20,18 +21,24 @@ from mtlkernels.ops.solvers import (
     task_status,
     visiting_order,
 )
+from mtlkernels.ops.spectral import AlignedScale, EquiangularLength, aligned, equiangular
 
 __all__ = [
     "FLOAT_DTYPES",
     "LIBRARY",
     "MAX_NATIVE_TASKS",
     "SCHEMAS",
+    "AlignedScale",
+    "EquiangularLength",
     "NormScale",
     "Rescale",
+    "aligned",
     "avgnorm",
     "cagrad",
     "combine",
     "combine_out",
+    "equiangular",
+    "fairgrad",
     "flat_offsets",
     "gram",
     "pcgrad",

@@ -5,6 +5,7 @@ the kernels promise more than float32.
 """
 
 from mtlkernels.reference.cagrad import cagrad
+from mtlkernels.reference.fair import fairgrad
 from mtlkernels.reference.lists import (
     FLOAT_DTYPES,
     check_list,
@@ -14,8 +15,10 @@ from mtlkernels.reference.lists import (
     gram,
     list_offsets,
 )
+from mtlkernels.reference.spectral import aligned, equiangular
 from mtlkernels.reference.weights import (
     NO_CONVERGENCE,
+    NO_SOLUTION,
     NON_FINITE,
     STATIONARY,
     ZERO_GRADIENT,
@@ -30,14 +33,18 @@ __all__ = [
     "FLOAT_DTYPES",
     "NON_FINITE",
     "NO_CONVERGENCE",
+    "NO_SOLUTION",
     "STATIONARY",
     "ZERO_GRADIENT",
+    "aligned",
     "avgnorm",
     "cagrad",
     "check_gram",
     "check_list",
     "combine",
     "combine_out",
+    "equiangular",
+    "fairgrad",
     "flat_offsets",
     "gram",
     "list_offsets",
