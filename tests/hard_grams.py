@@ -7,7 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-KINDS = ("random", "low-rank", "nearly-parallel", "conflicting", "badly-scaled", "conflicting-scaled")
+KINDS = (
+    "random",
+    "low-rank",
+    "nearly-parallel",
+    "conflicting",
+    "badly-scaled",
+    "conflicting-scaled",
+)
 
 
 def random_rows(T: int, n: int, seed: int) -> Tensor:
@@ -23,7 +30,7 @@ def hard_gram(kind: str, T: int, seed: int) -> Tensor:
     """K of T gradients; norms spread over 1e8 where badly scaled."""
     G = random_rows(T, 100, seed)
     if kind == "low-rank":
-        G = random_rows(T, max(1, T // 3), seed)
+        G = random_rows(T, max(2, T // 3), seed)
     elif kind == "nearly-parallel":
         G = G[:1] + 1e-4 * random_rows(T, 100, seed + 1)
     elif kind.startswith("conflicting"):

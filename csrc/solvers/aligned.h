@@ -33,7 +33,7 @@ MTLKERNELS_HOST_DEVICE void aligned(const Lanes& lanes, const double* K, const d
   if (n <= 0) return;
   double *C = workspace, *F = C + n * n, *norm = F + n * n, *p = norm + n, *sigma = p + n, *rest = sigma + n;
   cosines(lanes, K, tasks, active, n, C, norm);
-  const int rank = factorise(lanes, C, n, F, rest);
+  const int rank = factorise(lanes, C, norm, n, F, rest);
   for (int i = lanes.lane; i < n; i += lanes.lanes) {
     for (int k = 0; k < rank; ++k) F[k * n + i] *= norm[i];
     p[i] = preference ? preference[active[i]] : 1.0;

@@ -13,19 +13,23 @@ namespace mtlkernels {
 // A gradient whose part outside the span of the others has less than this share of its squared norm lies in it.
 constexpr double kRankShare = 1e-13;
 constexpr int kJacobiSweeps = 40;
-constexpr double kJacobiCosine = 2e-16;  // times n: rows are orthogonal to rounding
+constexpr double kJacobiShare = 2e-16;  // times n, of the terms of a product of rows: what rounding leaves of zero
 
-// C: (n, n) with a diagonal of ones. F: (n, n), the first rank rows are filled. Returns the rank.
+// C: (n, n) with a diagonal of ones. F: (n, n), the first rank rows are filled. Returns the rank. Pivots are the largest
+// of C with its columns scaled by `scale`, or of C where it is null: rows then come in the order of their lengths, with
+// exact zeros where rotations would otherwise have to cancel what a long gradient adds to a short row.
 template <class Lanes>
-MTLKERNELS_HOST_DEVICE int factorise(const Lanes& lanes, const double* C, int n, double* F, double* rest) {
+MTLKERNELS_HOST_DEVICE int factorise(const Lanes& lanes, const double* C, const double* scale, int n, double* F, double* rest) {
   fill(lanes, rest, n, 1.0);
   for (int k = 0; k < n; ++k) {
-    int pivot = 0;
-    for (int i = 1; i < n; ++i)
-      if (rest[i] > rest[pivot]) pivot = i;
-    const double square = rest[pivot];
-    if (square <= kRankShare) return k;
-    const double root = std::sqrt(square);
+    int pivot = -1;
+    double longest = 0;
+    for (int i = 0; i < n; ++i) {
+      const double length = rest[i] > kRankShare ? std::sqrt(rest[i]) * (scale ? scale[i] : 1.0) : 0.0;
+      if (length > longest) longest = length, pivot = i;
+    }
+    if (pivot < 0) return k;
+    const double root = std::sqrt(rest[pivot]);
     double* row = F + k * n;
     for (int i = lanes.lane; i < n; i += lanes.lanes) row[i] = C[pivot * n + i];
     for (int m = 0; m < k; ++m) {
@@ -44,13 +48,14 @@ MTLKERNELS_HOST_DEVICE int factorise(const Lanes& lanes, const double* C, int n,
 }
 
 struct RowProducts {
-  double pp, qq, pq;
+  double pp, qq, pq, terms;
 
-  MTLKERNELS_HOST_DEVICE RowProducts(const double* p, const double* q, int n) : pp(0), qq(0), pq(0) {
+  MTLKERNELS_HOST_DEVICE RowProducts(const double* p, const double* q, int n) : pp(0), qq(0), pq(0), terms(0) {
     for (int i = 0; i < n; ++i) {
       pp += p[i] * p[i];
       qq += q[i] * q[i];
       pq += p[i] * q[i];
+      terms += std::fabs(p[i] * q[i]);
     }
   }
 };
@@ -64,7 +69,7 @@ MTLKERNELS_HOST_DEVICE bool orthogonalise(const Lanes& lanes, double* F, int ran
       for (int b = a + 1; b < rank; ++b) {
         double *p = F + a * n, *q = F + b * n;
         const RowProducts dot(p, q, n);
-        if (std::fabs(dot.pq) <= kJacobiCosine * n * std::sqrt(dot.pp) * std::sqrt(dot.qq)) continue;
+        if (std::fabs(dot.pq) <= kJacobiShare * n * dot.terms) continue;
         orthogonal = false;
         const double ratio = (dot.qq - dot.pp) / (2 * dot.pq);
         const double tangent = (ratio < 0 ? -1 : 1) / (std::fabs(ratio) + std::sqrt(1 + ratio * ratio));

@@ -53,7 +53,7 @@ MTLKERNELS_HOST_DEVICE void equiangular(const Lanes& lanes, const double* K, int
   if (n <= 0) return;
   double *C = workspace, *F = C + n * n, *norm = F + n * n, *rest = norm + n, *y = rest + n, *e = y + n;
   cosines(lanes, K, tasks, active, n, C, norm);
-  const int rank = factorise(lanes, C, n, F, rest);
+  const int rank = factorise(lanes, C, nullptr, n, F, rest);
   if (!orthogonalise(lanes, F, rank, n)) flag_all(lanes, status, tasks, kNoConvergence);
   const double reach = equal_projections(lanes, F, rank, n, y, e);
   if (!(reach > 0)) return flag_all(lanes, status, tasks, kStationary);

@@ -82,7 +82,7 @@ def _newton(
             return y, True
         if round_ < 3:
             u = torch.where(Cy > 0.5 * u, Cy, u)
-        scale = (1 + u / (alpha * y)).rsqrt()
+        scale = (C.diagonal() + u / (alpha * y)).rsqrt()
         H = (C * scale[:, None] * scale).fill_diagonal_(1.0)
         target = scale * (u * (wanted / u).log() - (Cy - u))
         L, _ = torch.linalg.cholesky_ex(H)

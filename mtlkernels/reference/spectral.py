@@ -22,7 +22,7 @@ def equiangular(gram: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """ConFIG's and IMTL-G's weights from y = C^+ 1 (see csrc/solvers/equiangular.h)."""
 
     def solve(C: Tensor, n: Tensor, takes_part: Tensor) -> tuple[Tensor, int]:
-        rows, flags = orthogonal_rows(factor(C))
+        rows, flags = orthogonal_rows(factor(C, torch.ones_like(n)))
         square, sums = rows.square().sum(dim=1), rows.sum(dim=1)
         part = torch.where(sums.abs() <= 1e-14 * square.sqrt(), 0.0, sums / square)
         reach = part.square().sum()
@@ -45,7 +45,7 @@ def aligned(
 
     def solve(C: Tensor, n: Tensor, takes_part: Tensor) -> tuple[Tensor, int]:
         p = numbers[takes_part]
-        rows, flags = orthogonal_rows(factor(C) * n)
+        rows, flags = orthogonal_rows(factor(C, n) * n)
         sigma = rows.norm(dim=1)
         length = {
             0: lambda: sigma.min(),
@@ -74,13 +74,13 @@ def _solved(gram: Tensor, solve) -> tuple[Tensor, Tensor]:  # type: ignore[no-un
     return finish(weights.to(gram.device), status)
 
 
-def factor(C: Tensor) -> Tensor:
-    """F (rank, n) with F^T F = C, by Cholesky with pivots."""
+def factor(C: Tensor, scale: Tensor) -> Tensor:
+    """F (rank, n) with F^T F = C, by Cholesky; pivots are the largest of F's scaled columns."""
     rest = torch.ones(len(C), dtype=C.dtype)
     rows: list[Tensor] = []
     chosen: list[int] = []
     while len(rows) < len(C) and rest.max() > RANK_SHARE:
-        pivot = int(rest.argmax())
+        pivot = int(torch.where(rest > RANK_SHARE, rest.sqrt() * scale, 0.0).argmax())
         root = rest[pivot].sqrt()
         row = C[pivot].clone()
         for earlier in rows:
@@ -115,7 +115,7 @@ def orthogonal_rows(F: Tensor) -> tuple[Tensor, int]:
             a, b = torch.tensor(pairs).T
             p, q = F[a], F[b]
             pp, qq, pq = p.square().sum(1), q.square().sum(1), (p * q).sum(1)
-            rotated = pq.abs() > 2e-16 * n * pp.sqrt() * qq.sqrt()
+            rotated = pq.abs() > 2e-16 * n * (p * q).abs().sum(1)
             orthogonal = orthogonal and not bool(rotated.any())
             ratio = (qq - pp) / (2 * pq)
             tangent = torch.where(ratio < 0, -1, 1) / (ratio.abs() + (1 + ratio**2).sqrt())
