@@ -10,7 +10,7 @@ import torch
 from inputs import sample
 from torch import Tensor
 
-from mtlkernels import AvgNorm, CAGrad, GramMethod, Mean, PCGrad, Sum, ops
+from mtlkernels import AlignedMTL, AvgNorm, CAGrad, GramMethod, Mean, NashMTL, PCGrad, Sum, ops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,8 +20,16 @@ METHODS: dict[str, Callable[[], GramMethod]] = {
     "PCGrad": lambda: PCGrad(seed=7),
     "CAGrad": CAGrad,
     "AvgNorm": AvgNorm,
+    "NashMTL": NashMTL,
+    "AlignedMTL": AlignedMTL,
 }
-SOLVER = {"PCGrad": ["visiting_order", "pcgrad"], "CAGrad": ["cagrad"], "AvgNorm": ["avgnorm"]}
+SOLVER = {
+    "PCGrad": ["visiting_order", "pcgrad"],
+    "CAGrad": ["cagrad"],
+    "AvgNorm": ["avgnorm"],
+    "NashMTL": ["fairgrad"],
+    "AlignedMTL": ["aligned"],
+}
 SAMPLES = ["ordinary", "one_task", "zero_size_middle", "channels_last"]
 
 

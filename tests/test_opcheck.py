@@ -51,6 +51,10 @@ def order_of(K: Tensor) -> Tensor:
     return ops.visiting_order(torch.tensor(3), torch.tensor(1), len(K))
 
 
+def numbers_of(K: Tensor) -> Tensor:
+    return torch.linspace(0.5, 2, len(K), dtype=torch.float64)
+
+
 OP_SAMPLES: dict[str, Callable[[], Iterator[tuple]]] = {
     "gram": gram_samples,
     "combine": combine_samples,
@@ -60,6 +64,14 @@ OP_SAMPLES: dict[str, Callable[[], Iterator[tuple]]] = {
     "pcgrad": lambda: ((K, order_of(K), mean) for K in grams() for mean in (False, True)),
     "cagrad": lambda: ((K, 0.4, int(r), r == 0) for K in grams() for r in ops.Rescale),
     "avgnorm": lambda: ((K, int(s), 2.0) for K in grams() for s in ops.NormScale),
+    "fairgrad": lambda: ((K, 2.0, p, 1.0) for K in grams() for p in (None, numbers_of(K))),
+    "equiangular": lambda: ((K, int(s)) for K in grams() for s in ops.EquiangularLength),
+    "aligned": lambda: (
+        (K, p, int(s), s == 0)
+        for K in grams()
+        for s in ops.AlignedScale
+        for p in (None, numbers_of(K))
+    ),
 }
 
 
@@ -144,6 +156,9 @@ SOLVERS = {
     "pcgrad": lambda K: ops.pcgrad(K, order_of(K)),
     "cagrad": lambda K: ops.cagrad(K, 0.4),
     "avgnorm": lambda K: ops.avgnorm(K, ops.NormScale.RMS),
+    "fairgrad": lambda K: ops.fairgrad(K, 2.0),
+    "equiangular": lambda K: ops.equiangular(K, ops.EquiangularLength.UNIT_SUM),
+    "aligned": ops.aligned,
 }
 
 

@@ -18,6 +18,9 @@ class ConFIG(GramMethod):
     gradient that is another's but for 1e-13 of its squared norm counts as in its span. Where the
     unit gradients add up to zero, d = 0 and the status says STATIONARY. Degree 1 in the gradients.
 
+    For dependent gradients x may project negatively on some; where the sum of the gradients'
+    projections on it is negative, the paper's length is too, and is kept.
+
     The published README speaks of equal inner products; paper and code have equal cosines. For two
     tasks the published code takes another formula, which loses the length where gradients are
     nearly parallel and is NaN for a zero gradient; here two tasks are no special case.
