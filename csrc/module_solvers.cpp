@@ -2,10 +2,12 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "solvers/aligned.h"
 #include "solvers/avgnorm.h"
 #include "solvers/cagrad.h"
 #include "solvers/cone_projection.h"
@@ -14,6 +16,8 @@
 #include "solvers/gradvac.h"
 #include "solvers/imgrad.h"
 #include "solvers/mgda.h"
+#include "solvers/equiangular.h"
+#include "solvers/fair.h"
 #include "solvers/pcgrad.h"
 
 namespace py = pybind11;
@@ -134,6 +138,41 @@ Matrix normal_numbers(int64_t seed, int64_t step, int64_t n) {
   return x;
 }
 
+using Numbers = std::optional<py::array_t<double, py::array::c_style | py::array::forcecast>>;
+
+const double* task_numbers(const Numbers& numbers, int tasks) {
+  if (!numbers) return nullptr;
+  if (numbers->ndim() != 1 || numbers->shape(0) != tasks) throw std::invalid_argument("expected one number a task");
+  return numbers->data();
+}
+
+py::tuple fairgrad(const Matrix& gram, double alpha, const Numbers& importance, double max_norm) {
+  return solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
+    std::vector<double> workspace(mtl::fair_workspace(tasks));
+    std::vector<int> ints(mtl::fair_ints(tasks));
+    mtl::fair(mtl::HostLane{}, K, task_numbers(importance, tasks), tasks, alpha, max_norm, weights, status,
+              workspace.data(), ints.data());
+  });
+}
+
+py::tuple equiangular(const Matrix& gram, int64_t length) {
+  return solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
+    std::vector<double> workspace(mtl::equiangular_workspace(tasks));
+    std::vector<int> active(tasks);
+    mtl::equiangular(mtl::HostLane{}, K, tasks, static_cast<mtl::EquiangularLength>(length), weights, status,
+                     workspace.data(), active.data());
+  });
+}
+
+py::tuple aligned(const Matrix& gram, const Numbers& preference, int64_t scale, bool mean) {
+  return solved(gram, [&](const double* K, int tasks, double* weights, int64_t* status) {
+    std::vector<double> workspace(mtl::aligned_workspace(tasks));
+    std::vector<int> active(tasks);
+    mtl::aligned(mtl::HostLane{}, K, task_numbers(preference, tasks), tasks, static_cast<mtl::AlignedScale>(scale), mean,
+                 weights, status, workspace.data(), active.data());
+  });
+}
+
 Order visiting_order(int64_t seed, int64_t step, int tasks) {
   if (tasks < 1) throw std::invalid_argument("tasks must be at least 1");
   Order order({static_cast<py::ssize_t>(tasks), static_cast<py::ssize_t>(tasks - 1)});
@@ -161,6 +200,13 @@ void bind_solvers(py::module_& m) {
         py::arg("rate"), "GradNorm on a (T, T) float64 array: (weights, status, next state, next start), each (T).");
   m.def("normal_numbers", &normal_numbers, py::arg("seed"), py::arg("step"), py::arg("n"),
         "Standard normal numbers of one step: (n) float64.");
+  m.def("fairgrad", &fairgrad, py::arg("gram"), py::arg("alpha"), py::arg("importance") = py::none(),
+        py::arg("max_norm") = INFINITY,
+        "NashMTL, FairGrad and PIVRG on a (T, T) float64 array: (weights (T), status (T)).");
+  m.def("equiangular", &equiangular, py::arg("gram"), py::arg("length"),
+        "ConFIG and IMTL-G on a (T, T) float64 array: (weights (T), status (T)).");
+  m.def("aligned", &aligned, py::arg("gram"), py::arg("preference") = py::none(), py::arg("scale") = 0,
+        py::arg("mean") = false, "Aligned-MTL on a (T, T) float64 array: (weights (T), status (T)).");
   m.def("visiting_order", &visiting_order, py::arg("seed"), py::arg("step"), py::arg("tasks"),
         "PCGrad's visiting order of one step: (T, T - 1) int64.");
   py::dict flags;
@@ -170,5 +216,6 @@ void bind_solvers(py::module_& m) {
   flags["NO_CONVERGENCE"] = static_cast<int64_t>(mtl::kNoConvergence);
   flags["INVALID_LOSS"] = static_cast<int64_t>(mtl::kInvalidLoss);
   flags["ILL_CONDITIONED"] = static_cast<int64_t>(mtl::kIllConditioned);
+  flags["NO_SOLUTION"] = static_cast<int64_t>(mtl::kNoSolution);
   m.attr("STATUS_FLAGS") = flags;
 }

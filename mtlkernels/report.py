@@ -24,6 +24,8 @@ class Status(IntFlag):
     """The task's loss is none that the method can take, for example <= 0 for a logarithm."""
     ILL_CONDITIONED = 64
     """The answer hung on differences below the rounding of K: a ridge above it was added."""
+    NO_SOLUTION = 16
+    """The method's equations have no solution; its weights solve them with a small ridge on K."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,11 +13,13 @@ from torch import Tensor
 from mtlkernels import (
     CRMOGM,
     MGDA,
+    AlignedMTL,
     AvgNorm,
     CAGrad,
     GradVac,
     GramMethod,
     Mean,
+    NashMTL,
     Normalized,
     PCGrad,
     Sum,
@@ -36,6 +38,8 @@ METHODS: dict[str, Callable[[], GramMethod]] = {
     "UPGrad": UPGrad,
     "GradVac": GradVac,
     "CRMOGM": lambda: CRMOGM(Normalized(MGDA())),
+    "NashMTL": NashMTL,
+    "AlignedMTL": AlignedMTL,
 }
 SOLVER = {
     "PCGrad": ["visiting_order", "pcgrad"],
@@ -44,6 +48,8 @@ SOLVER = {
     "UPGrad": ["upgrad"],
     "GradVac": ["visiting_order", "gradvac"],
     "CRMOGM": ["mgda"],
+    "NashMTL": ["fairgrad"],
+    "AlignedMTL": ["aligned"],
 }
 SAMPLES = ["ordinary", "one_task", "zero_size_middle", "channels_last"]
 

@@ -15,16 +15,22 @@ import mtlkernels
 from mtlkernels import (
     CRMOGM,
     DBMTL,
+    IMTLG,
     MGDA,
     NTKMTL,
+    PIVRG,
     SLW,
+    AlignedMTL,
     AvgNorm,
     CAGrad,
+    ConFIG,
     DualProj,
+    FairGrad,
     GradVac,
     GramMethod,
     IMGrad,
     Mean,
+    NashMTL,
     Normalized,
     PCGrad,
     Status,
@@ -54,6 +60,26 @@ METHODS = {
     "ntkmtl": NTKMTL,
     "slw": SLW,
     "dbmtl": DBMTL,
+    "config": ConFIG,
+    "imtlg": IMTLG,
+    "aligned": AlignedMTL,
+    "aligned-mean": lambda: AlignedMTL("rmse", reduction="mean"),
+    "nash": NashMTL,
+    "nash-exact": lambda: NashMTL(max_norm=None),
+    "fairgrad": FairGrad,
+    "fairgrad-0.5": lambda: FairGrad(0.5),
+    "pivrg": PIVRG,
+}
+# Of the direction in the scale of all gradients, where it is not 1.
+DEGREE = {
+    "mgda-l2": 0,
+    "cagrad-l2": 0,
+    "avgnorm-2.5": 0,
+    "nash": 0,
+    "nash-exact": 0,
+    "fairgrad": -1 / 3,
+    "fairgrad-0.5": 1 / 3,
+    "pivrg": -1 / 3,
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 
@@ -88,6 +114,8 @@ ONE_TASK = {
     "cagrad-l2": 1.4 / 13,
     "avgnorm-2.5": 2.5 / 13,
 }
+ONE_TASK |= {"nash": 1 / 13, "nash-exact": 1 / 13}
+ONE_TASK |= {"fairgrad": 13 ** (-4 / 3), "fairgrad-0.5": 13 ** (-2 / 3), "pivrg": 13 ** (-4 / 3)}
 IDENTICAL = {
     "sum": 3,
     "mean": 1,
@@ -105,6 +133,13 @@ IDENTICAL = {
     "dualproj": 1,
     "imgrad-code": 1.8 / 1.64,
     "cagrad-l2": 1.4 / 13,
+    "imtlg": 1,
+    "aligned-mean": 1,
+    "nash": 1 / 13,
+    "nash-exact": math.sqrt(3) / 13,
+    "fairgrad": 3 * (3 * 169) ** (-2 / 3),
+    "fairgrad-0.5": 3 * (3 * 169) ** (-1 / 3),
+    "pivrg": 3 * (3 * 169) ** (-2 / 3),
 }
 
 
@@ -171,14 +206,13 @@ def test_a_gradient_that_is_not_finite_is_named_and_poisons_the_direction(method
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("exponent", range(-12, 13, 3))
 def test_scale_of_all_gradients(name: str, exponent: int) -> None:
-    method = METHODS[name]
+    method, degree = METHODS[name], DEGREE.get(name, 1)
     G = random_rows(5, 40, seed=7).to(torch.float32)
     scale = 10.0**exponent
     grads = [[g] for g in G]
     scaled = [[g] for g in G * scale]
     base, _ = mtlkernels.aggregate(grads, method())
     got, _ = mtlkernels.aggregate(scaled, method())
-    degree = 0 if name in ("avgnorm-2.5", "mgda-l2", "cagrad-l2") else 1
     torch.testing.assert_close(
         got[0].double() / scale**degree, base[0].double(), rtol=2e-5, atol=2e-6 * base[0].norm()
     )
@@ -201,7 +235,9 @@ def test_permuting_tasks_permutes_weights(method, T: int, seed: int) -> None:
     else:
         weights, permuted = first(K), second(K[permutation][:, permutation])
     d, e = G.T @ weights, G[permutation].T @ permuted
-    torch.testing.assert_close(d, e, rtol=1e-8, atol=1e-8 * float(G.norm()))
+    # without a solution the ridge decides what rounding leaves
+    tolerance = 1e-3 if bool((first.status & Status.NO_SOLUTION).any()) else 1e-8
+    torch.testing.assert_close(d, e, rtol=tolerance, atol=tolerance * float(G.norm()))
 
 
 @every_method
@@ -434,7 +470,7 @@ def test_avgnorm_median_of_an_odd_number_is_the_middle_one() -> None:
 def test_methods_by_name() -> None:
     assert isinstance(mtlkernels.get_method("PCGrad"), PCGrad)
     assert mtlkernels.get_method("ca-grad", c=0.3).c == 0.3
-    with pytest.raises(ValueError, match="choose one of avgnorm, cagrad"):
+    with pytest.raises(ValueError, match="choose one of alignedmtl, avgnorm, cagrad"):
         mtlkernels.get_method("nothing")
 
 
@@ -479,7 +515,11 @@ def test_an_order_that_is_none_is_refused() -> None:
         PCGrad()(K, order=torch.tensor([[1, 2], [0, 3], [0, 1]]))
 
 
-@pytest.mark.parametrize("method", [PCGrad(), CAGrad(), AvgNorm()], ids=repr)
+@pytest.mark.parametrize(
+    "method",
+    [PCGrad(), CAGrad(), AvgNorm(), NashMTL(), ConFIG(), AlignedMTL()],
+    ids=repr,
+)
 def test_more_tasks_than_native_solvers_take_are_served_and_said(method) -> None:
     G = random_rows(70, 100, seed=0)
     with pytest.warns(UserWarning, match="70 tasks are more than the 64"):

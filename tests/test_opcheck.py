@@ -55,6 +55,10 @@ def preferences(K: Tensor) -> tuple[Tensor, Tensor]:
     return K.new_empty(0), K.new_ones(len(K))
 
 
+def numbers_of(K: Tensor) -> Tensor:
+    return torch.linspace(0.5, 2, len(K), dtype=torch.float64)
+
+
 OP_SAMPLES: dict[str, Callable[[], Iterator[tuple]]] = {
     "gram": gram_samples,
     "combine": combine_samples,
@@ -71,6 +75,14 @@ OP_SAMPLES: dict[str, Callable[[], Iterator[tuple]]] = {
     "gradvac": lambda: ((K, order_of(K), 0.1 * torch.ones_like(K), 0.5, True) for K in grams()),
     "gradnorm": lambda: ((K, *3 * [torch.ones_like(K[0])], 1.5, 0.025) for K in grams()),
     "normal_numbers": lambda: ((torch.tensor(5), torch.tensor(2), n) for n in (1, 2, 5)),
+    "fairgrad": lambda: ((K, 2.0, p, 1.0) for K in grams() for p in (None, numbers_of(K))),
+    "equiangular": lambda: ((K, int(s)) for K in grams() for s in ops.EquiangularLength),
+    "aligned": lambda: (
+        (K, p, int(s), s == 0)
+        for K in grams()
+        for s in ops.AlignedScale
+        for p in (None, numbers_of(K))
+    ),
 }
 
 
@@ -160,6 +172,9 @@ SOLVERS = {
     "upgrad": lambda K: ops.upgrad(K, K.new_empty(0)),
     "gradvac": lambda K: ops.gradvac(K, order_of(K), torch.zeros_like(K), 0.01)[:2],
     "gradnorm": lambda K: ops.gradnorm(K, *3 * [torch.ones_like(K[0]).detach()], 1.5, 0.025)[:2],
+    "fairgrad": lambda K: ops.fairgrad(K, 2.0),
+    "equiangular": lambda K: ops.equiangular(K, ops.EquiangularLength.UNIT_SUM),
+    "aligned": ops.aligned,
 }
 
 

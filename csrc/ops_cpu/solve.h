@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdlib>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string_view>
@@ -85,6 +86,15 @@ inline const int64_t* task_order(const Tensor& order, int tasks) {
   for (int64_t i = 0; i < order.numel(); ++i)
     check(visits[i] >= 0 && visits[i] < tasks, "order names task ", visits[i], " of ", tasks);
   return visits;
+}
+
+// One number a task, or null where none were given.
+inline const double* task_numbers(const std::optional<Tensor>& numbers, int tasks, const char* name) {
+  if (!numbers) return nullptr;
+  check(numbers->is_cpu() && numbers->scalar_type() == ScalarType::Double && numbers->dim() == 1 &&
+                      numbers->is_contiguous() && numbers->size(0) == tasks,
+                  name, " must be a contiguous float64 vector (T) on gram's device");
+  return static_cast<const double*>(numbers->const_data_ptr());
 }
 
 inline int64_t task_ints(int64_t tasks) { return tasks; }

@@ -13,6 +13,7 @@ enum Status : int64_t {
   kNoConvergence = 8, // the solver's bound on work was met first: the weights are the best point it reached
   kInvalidLoss = 32,     // the task's loss is not positive and finite, and the method needs it to be
   kIllConditioned = 64,  // the answer hung on differences below the rounding of K: a ridge above it was added
+  kNoSolution = 16,   // the method's equations have no solution: the weights solve them with a small ridge on K's diagonal
 };
 
 // Fills status and the list of tasks that take part. Returns their number, or -1 where some gradient is not finite

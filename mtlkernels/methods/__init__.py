@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from mtlkernels.methods.aligned import AlignedMTL
 from mtlkernels.methods.avgnorm import AvgNorm
 from mtlkernels.methods.base import GramMethod, LossMethod
 from mtlkernels.methods.baseline import IGB, STCH
 from mtlkernels.methods.cagrad import CAGrad
+from mtlkernels.methods.config import ConFIG
 from mtlkernels.methods.crmogm import CRMOGM
 from mtlkernels.methods.dwa import DWA
+from mtlkernels.methods.fairgrad import FairGrad
 from mtlkernels.methods.famo import FAMO
 from mtlkernels.methods.fixed import FixedWeights, Mean, RandomWeights, Sum
 from mtlkernels.methods.go4align import GO4Align
 from mtlkernels.methods.gradnorm import GradNorm
 from mtlkernels.methods.gradvac import GradVac
 from mtlkernels.methods.imgrad import IMGrad
+from mtlkernels.methods.imtlg import IMTLG
 from mtlkernels.methods.log_losses import GLS, SI
 from mtlkernels.methods.mgda import MGDA
+from mtlkernels.methods.nashmtl import NashMTL
 from mtlkernels.methods.norm_scaling import DBMTL, NTKMTL, SLW, NGDiff
 from mtlkernels.methods.pcgrad import PCGrad
+from mtlkernels.methods.pivrg import PIVRG
 from mtlkernels.methods.precondition import ClippedTasks, LogLosses, Normalized, Preferred
 from mtlkernels.methods.projections import DualProj, UPGrad
 from mtlkernels.methods.rlw import RLW
@@ -33,10 +39,12 @@ __all__ = [
     "FAMO",
     "GLS",
     "IGB",
+    "IMTLG",
     "IMTLL",
     "METHODS",
     "MGDA",
     "NTKMTL",
+    "PIVRG",
     "RLW",
     "SI",
     "SLAW",
@@ -44,10 +52,13 @@ __all__ = [
     "STCH",
     "UW",
     "UWSO",
+    "AlignedMTL",
     "AvgNorm",
     "CAGrad",
     "ClippedTasks",
+    "ConFIG",
     "DualProj",
+    "FairGrad",
     "FixedWeights",
     "GO4Align",
     "GradNorm",
@@ -58,6 +69,7 @@ __all__ = [
     "LossMethod",
     "Mean",
     "NGDiff",
+    "NashMTL",
     "Normalized",
     "PCGrad",
     "Preferred",
@@ -91,6 +103,12 @@ _GRAM: tuple[type[GramMethod], ...] = (
     Preferred,
     ClippedTasks,
     LogLosses,
+    AlignedMTL,
+    ConFIG,
+    FairGrad,
+    IMTLG,
+    NashMTL,
+    PIVRG,
 )
 _LOSS: tuple[type[LossMethod], ...] = (
     *(SI, GLS, UW, UWSO, IMTLL, RLW, DWA, SLAW),

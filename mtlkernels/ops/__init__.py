@@ -11,6 +11,7 @@ tensors are read in place, others are copied first.
 
 from mtlkernels.ops.convex import IMGradForm, dualproj, imgrad, mgda, upgrad
 from mtlkernels.ops.draws import standard_normal
+from mtlkernels.ops.fair import fairgrad
 from mtlkernels.ops.library import FLOAT_DTYPES, LIBRARY, MAX_NATIVE_TASKS, SCHEMAS
 from mtlkernels.ops.lists import combine, combine_out, flat_offsets, gram
 from mtlkernels.ops.solvers import (
@@ -22,6 +23,7 @@ from mtlkernels.ops.solvers import (
     task_status,
     visiting_order,
 )
+from mtlkernels.ops.spectral import AlignedScale, EquiangularLength, aligned, equiangular
 from mtlkernels.ops.stateful import gradnorm, gradvac, normal_numbers
 
 __all__ = [
@@ -29,14 +31,19 @@ __all__ = [
     "LIBRARY",
     "MAX_NATIVE_TASKS",
     "SCHEMAS",
+    "AlignedScale",
+    "EquiangularLength",
     "IMGradForm",
     "NormScale",
     "Rescale",
+    "aligned",
     "avgnorm",
     "cagrad",
     "combine",
     "combine_out",
     "dualproj",
+    "equiangular",
+    "fairgrad",
     "flat_offsets",
     "gradnorm",
     "gradvac",

@@ -7,6 +7,7 @@ the kernels promise more than float32.
 from mtlkernels.reference.cagrad import cagrad
 from mtlkernels.reference.convex import dualproj, imgrad, mgda, upgrad
 from mtlkernels.reference.draws import standard_normal
+from mtlkernels.reference.fair import fairgrad
 from mtlkernels.reference.lists import (
     FLOAT_DTYPES,
     check_list,
@@ -16,10 +17,12 @@ from mtlkernels.reference.lists import (
     gram,
     list_offsets,
 )
+from mtlkernels.reference.spectral import aligned, equiangular
 from mtlkernels.reference.stateful import gradnorm, gradvac, normal_numbers
 from mtlkernels.reference.weights import (
     INVALID_LOSS,
     NO_CONVERGENCE,
+    NO_SOLUTION,
     NON_FINITE,
     STATIONARY,
     ZERO_GRADIENT,
@@ -35,8 +38,10 @@ __all__ = [
     "INVALID_LOSS",
     "NON_FINITE",
     "NO_CONVERGENCE",
+    "NO_SOLUTION",
     "STATIONARY",
     "ZERO_GRADIENT",
+    "aligned",
     "avgnorm",
     "cagrad",
     "check_gram",
@@ -44,6 +49,8 @@ __all__ = [
     "combine",
     "combine_out",
     "dualproj",
+    "equiangular",
+    "fairgrad",
     "flat_offsets",
     "gradnorm",
     "gradvac",

@@ -8,7 +8,7 @@ from torch import Tensor
 from mtlkernels.reference.draws import splitmix64, stream
 
 # Flags of a task's status; report.Status names them for people.
-NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_CONVERGENCE = 1, 2, 4, 8
+NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_CONVERGENCE, NO_SOLUTION = 1, 2, 4, 8, 16
 INVALID_LOSS, ILL_CONDITIONED = 32, 64
 
 
@@ -27,6 +27,15 @@ def task_status(gram: Tensor) -> Tensor:
     bad = ~(square.isfinite() & (square >= 0))
     bad = bad | (~gram.isfinite() & ~bad[None, :]).any(dim=1)
     return torch.where(bad, NON_FINITE, torch.where(square == 0, ZERO_GRADIENT, 0))
+
+
+def check_numbers(numbers: Tensor | None, gram: Tensor, name: str) -> Tensor:
+    """One float64 number a task; ones where none were given."""
+    if numbers is None:
+        return torch.ones_like(gram[0])
+    if numbers.shape != gram.shape[:1] or numbers.dtype != torch.float64:
+        raise RuntimeError(f"{name} must be a contiguous float64 vector (T) on gram's device")
+    return numbers
 
 
 def finish(weights: Tensor, status: Tensor) -> tuple[Tensor, Tensor]:

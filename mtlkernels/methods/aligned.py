@@ -1,0 +1,82 @@
+"""Aligned-MTL: the gradients' principal components at one length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import GramMethod
+
+
+class AlignedMTL(GramMethod):
+    """Independent component alignment (Senushkin et al., arXiv 2305.19000).
+
+    With K = V Lambda V^T over its rank: d = G^T B p, B = s V Lambda^(-1/2) V^T. The aligned
+    gradients B G are orthogonal and of one length s where all are linearly independent. Degree 1 in
+    the gradients.
+
+    Args:
+        scale: s. "min", the smallest singular value of G, is the paper's and the published default;
+            "median", of an even number the lower of the middle two, and "rmse", the root of the
+            mean eigenvalue, are the published code's other choices. Only values within the rank
+            count.
+        preference: p, one number at least 0 a task, some positive; None for ones.
+        reduction: "sum" takes p as it is: with ones, what the published code does. "mean" divides
+            it by its sum over the tasks whose gradient is not zero: with ones, TorchJD's default.
+
+    The rank is that of the cosines: a gradient adds to it unless all but 1e-13 of its squared norm
+    lies in the span of the others, however short it is. The published code drops eigenvalues of K
+    below T times float32's epsilon of the largest (1.2e-7), thus tasks whose gradients are 1e3
+    times shorter. With "min" the step shrinks with the smallest singular value: near-parallel
+    gradients give short steps.
+    """
+
+    paper = "arXiv 2305.19000"
+
+    preference: Tensor | None
+
+    def __init__(
+        self,
+        scale: Literal["min", "median", "rmse"] = "min",
+        preference: Sequence[float] | Tensor | None = None,
+        *,
+        reduction: Literal["sum", "mean"] = "sum",
+    ) -> None:
+        super().__init__()
+        names = [s.name.lower() for s in ops.AlignedScale]
+        if scale not in names:
+            raise ValueError(f"scale={scale!r}: choose {', '.join(names)}")
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f'reduction={reduction!r}: choose "sum" or "mean"')
+        numbers = None
+        if preference is not None:
+            numbers = torch.as_tensor(preference, dtype=torch.float64).clone()
+            values = numbers.flatten().tolist()
+            if numbers.dim() != 1 or not all(math.isfinite(v) and v >= 0 for v in values):
+                raise ValueError("preference must be one finite number at least 0 a task")
+            if not any(values):
+                raise ValueError("preference must be positive for some task")
+        self.scale = scale
+        self.reduction = reduction
+        self._scale = ops.AlignedScale[scale.upper()]
+        self.register_buffer("preference", numbers)
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        preference = self.preference
+        if preference is not None:
+            if len(preference) != len(gram):
+                raise ValueError(f"{len(preference)} preferences were given for {len(gram)} tasks")
+            if preference.device != gram.device:
+                preference = self.preference = preference.to(gram.device)
+        mean = self.reduction == "mean"
+        weights, self.status = ops.aligned(gram, preference, int(self._scale), mean)
+        return weights
+
+    def extra_repr(self) -> str:
+        told = "" if self.preference is None else f", preference={self.preference.tolist()}"
+        return f"scale={self.scale!r}{told}, reduction={self.reduction!r}"

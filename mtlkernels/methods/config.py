@@ -1,0 +1,33 @@
+"""ConFIG: the same angle with every gradient."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import GramMethod
+
+
+class ConFIG(GramMethod):
+    """Conflict-free inverse gradients (Liu et al., arXiv 2408.11104).
+
+    With U the unit gradients u_i = g_i / ||g_i|| and x = U^+ 1: d = (sum_i <g_i, x'>) x',
+    x' = x / ||x||. All cosines <u_i, d> / ||d|| are equal wherever the gradients allow it. From K
+    alone: y = C^+ 1 with C the cosines, w_i = (y_i / ||g_i||) (n^T C y) / (y^T C y), n the norms.
+    Singular values and rank are C's, so norms of any size and identical gradients do no harm; a
+    gradient that is another's but for 1e-13 of its squared norm counts as in its span. Where the
+    unit gradients add up to zero, d = 0 and the status says STATIONARY. Degree 1 in the gradients.
+
+    For dependent gradients x may project negatively on some; where the sum of the gradients'
+    projections on it is negative, the paper's length is too, and is kept.
+
+    The published README speaks of equal inner products; paper and code have equal cosines. For two
+    tasks the published code takes another formula, which loses the length where gradients are
+    nearly parallel and is NaN for a zero gradient; here two tasks are no special case.
+    """
+
+    paper = "arXiv 2408.11104"
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        weights, self.status = ops.equiangular(gram, int(ops.EquiangularLength.PROJECTIONS))
+        return weights

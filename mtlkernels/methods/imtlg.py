@@ -1,0 +1,35 @@
+"""IMTL-G: the same projection on every gradient."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import GramMethod
+
+
+class IMTLG(GramMethod):
+    """Impartial multi-task learning, its gradient part (Liu et al., ICLR 2021, openreview IMPnRXEWpvr).
+
+    <u_i, d> is the same for all i, u_i = g_i / ||g_i||, and sum_i w_i = 1. In closed form
+    w = v / sum v, v_i = (C^+ 1)_i / ||g_i||, C the cosines. For linearly independent gradients
+    v = K^-1 n, n the norms. Weights may be negative. Degree 1 in the gradients.
+
+    The direction sum_i v_i g_i never ascends: its projections are 1. But sum v may be negative, and
+    the paper's division would then turn the step around for every task, as known implementations
+    do. Here the direction keeps its sign: where sum v is not positive (not above 1e-12 sum |v|),
+    w = v / sum |v|, which is the paper's rule whenever no weight is negative.
+
+    Where gradients are linearly dependent and no direction projects equally on all, d is the
+    least-squares one; where the unit gradients add up to zero, d = 0 and the status says
+    STATIONARY. ConFIG is the same direction at another length.
+
+    Known implementations invert a matrix of inner products as it is: LibMTL fails on identical
+    gradients and is NaN for a zero one; nash-mtl and SamsungLabs add 1e-8 then, whatever the scale.
+    """
+
+    paper = "openreview IMPnRXEWpvr"
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        weights, self.status = ops.equiangular(gram, int(ops.EquiangularLength.UNIT_SUM))
+        return weights

@@ -1,0 +1,49 @@
+"""NashMTL: the bargaining solution between the tasks."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import GramMethod
+
+
+class NashMTL(GramMethod):
+    """Multi-task learning as a bargaining game (Navon et al., arXiv 2202.01017).
+
+    w > 0 with (K w)_i = 1 / w_i: the direction that maximises sum_i log <g_i, d> on a ball. Solved
+    exactly by Newton's method, whatever the gradients' norms. The solution has ||d|| = sqrt(T), so
+    the direction is of degree 0 in the gradients.
+
+    Where zero lies in the convex hull of the gradients (two are opposite, for example) there is no
+    solution: the weights solve the equations of K with its diagonal times 1 + 1e-12, and the status
+    says NO_SOLUTION.
+
+    Args:
+        max_norm: the direction is shortened to it where it is longer. The published code clips at
+            1.0, which is the default here; as ||d|| = sqrt(T) that is always active and the step
+            is the unit vector along d. None is the solution itself.
+
+    Known implementations approach the solution by 20 convex problems in cvxpy, compare residuals of
+    a normalised K with weights of the other (so their test never ends the loop) and keep the last
+    weights where the solver fails. nash-mtl weights the losses, so heads too; SamsungLabs
+    overwrites the shared gradient and never clips.
+    """
+
+    paper = "arXiv 2202.01017"
+
+    def __init__(self, max_norm: float | None = 1.0) -> None:
+        super().__init__()
+        if max_norm is not None and not (math.isfinite(max_norm) and max_norm > 0):
+            raise ValueError(f"max_norm={max_norm}: it must be finite and positive, or None")
+        self.max_norm = None if max_norm is None else float(max_norm)
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        bound = math.inf if self.max_norm is None else self.max_norm
+        weights, self.status = ops.fairgrad(gram, 1.0, max_norm=bound)
+        return weights
+
+    def extra_repr(self) -> str:
+        return f"max_norm={self.max_norm}"

@@ -1,0 +1,127 @@
+"""K's singular vectors in plain torch, and the methods that use them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtlkernels.reference.weights import (
+    NO_CONVERGENCE,
+    NON_FINITE,
+    STATIONARY,
+    check_numbers,
+    finish,
+    task_status,
+)
+
+RANK_SHARE = 1e-13
+SWEEPS = 40
+
+
+def equiangular(gram: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """ConFIG's and IMTL-G's weights from y = C^+ 1 (see csrc/solvers/equiangular.h)."""
+
+    def solve(C: Tensor, n: Tensor, takes_part: Tensor) -> tuple[Tensor, int]:
+        rows, flags = orthogonal_rows(factor(C, torch.ones_like(n)))
+        square, sums = rows.square().sum(dim=1), rows.sum(dim=1)
+        part = torch.where(sums.abs() <= 1e-14 * square.sqrt(), 0.0, sums / square)
+        reach = part.square().sum()
+        if reach == 0:
+            return torch.zeros_like(n), flags | STATIONARY
+        w = rows.T @ (part / square) / n
+        if length == 0:
+            return w * (n @ (rows.T @ part) / reach), flags
+        total, size = w.sum(), w.abs().sum()
+        return w / (total if total > 1e-12 * size else size), flags
+
+    return _solved(gram, solve)
+
+
+def aligned(
+    gram: Tensor, preference: Tensor | None, scale: int, mean: bool
+) -> tuple[Tensor, Tensor]:
+    """Aligned-MTL's weights s sum_k u_k (u_k . p) / sigma_k (see csrc/solvers/aligned.h)."""
+    numbers = check_numbers(preference, gram, "preference").cpu()
+
+    def solve(C: Tensor, n: Tensor, takes_part: Tensor) -> tuple[Tensor, int]:
+        p = numbers[takes_part]
+        rows, flags = orthogonal_rows(factor(C, n) * n)
+        sigma = rows.norm(dim=1)
+        length = {
+            0: lambda: sigma.min(),
+            1: lambda: sigma.median(),
+            2: lambda: sigma.square().mean().sqrt(),
+        }[scale]()
+        unit = rows / sigma[:, None]
+        w = unit.T @ (unit @ p * (length / sigma))
+        return w / (p.sum() if mean and p.sum() > 0 else 1.0), flags
+
+    return _solved(gram, solve)
+
+
+def _solved(gram: Tensor, solve) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    """Calls solve(cosines, norms as shares of the largest, who takes part) for those tasks."""
+    status = task_status(gram)
+    takes_part = (status == 0).cpu()
+    weights = torch.zeros(len(gram), dtype=torch.float64)
+    if not bool((status & NON_FINITE).any()) and bool(takes_part.any()):
+        K = gram.cpu()[takes_part][:, takes_part]
+        n = K.diagonal().sqrt()
+        C = K / n[:, None] / n
+        C.fill_diagonal_(1.0)
+        weights[takes_part], flags = solve(C, n / n.max(), takes_part)
+        status = status | flags
+    return finish(weights.to(gram.device), status)
+
+
+def factor(C: Tensor, scale: Tensor) -> Tensor:
+    """F (rank, n) with F^T F = C, by Cholesky; pivots are the largest of F's scaled columns."""
+    rest = torch.ones(len(C), dtype=C.dtype)
+    rows: list[Tensor] = []
+    chosen: list[int] = []
+    while len(rows) < len(C) and rest.max() > RANK_SHARE:
+        pivot = int(torch.where(rest > RANK_SHARE, rest.sqrt() * scale, 0.0).argmax())
+        root = rest[pivot].sqrt()
+        row = C[pivot].clone()
+        for earlier in rows:
+            row -= earlier[pivot] * earlier
+        row = row / root
+        row[chosen] = 0.0
+        row[pivot] = root
+        chosen.append(pivot)
+        rest = (rest - row.square()).clamp_min(0)
+        rest[chosen] = 0.0
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def orthogonal_rows(F: Tensor) -> tuple[Tensor, int]:
+    """Rotates F's rows until they are orthogonal (one-sided Jacobi); they are sigma_k u_k then.
+
+    All pairs of a round of a tournament are rotated at once.
+    """
+    rank, n = F.shape
+    players = rank + rank % 2
+    ring = list(range(players))
+    F = F.clone()
+    for _ in range(SWEEPS):
+        orthogonal = True
+        for _ in range(players - 1):
+            pairs = [(ring[i], ring[-1 - i]) for i in range(players // 2)]
+            pairs = [(min(pair), max(pair)) for pair in pairs if max(pair) < rank]
+            ring = [ring[0], ring[-1], *ring[1:-1]]
+            if not pairs:
+                continue
+            a, b = torch.tensor(pairs).T
+            p, q = F[a], F[b]
+            pp, qq, pq = p.square().sum(1), q.square().sum(1), (p * q).sum(1)
+            rotated = pq.abs() > 2e-16 * n * (p * q).abs().sum(1)
+            orthogonal = orthogonal and not bool(rotated.any())
+            ratio = (qq - pp) / (2 * pq)
+            tangent = torch.where(ratio < 0, -1, 1) / (ratio.abs() + (1 + ratio**2).sqrt())
+            tangent = torch.where(rotated, tangent, 0.0)[:, None]
+            cosine = (1 + tangent**2).rsqrt()
+            F[a], F[b] = cosine * (p - tangent * q), cosine * (tangent * p + q)
+        if orthogonal:
+            return F, 0
+    return F, NO_CONVERGENCE
