@@ -9,7 +9,7 @@ from mtlkernels.methods.base import GramMethod
 
 
 class IMTLG(GramMethod):
-    """Impartial multi-task learning, its gradient part (Liu et al., ICLR 2021, openreview IMPnRXEWpvr).
+    """Impartial multi-task learning, its gradient part (ICLR 2021, openreview IMPnRXEWpvr).
 
     <u_i, d> is the same for all i, u_i = g_i / ||g_i||, and sum_i w_i = 1. In closed form
     w = v / sum v, v_i = (C^+ 1)_i / ||g_i||, C the cosines. For linearly independent gradients
