@@ -39,7 +39,7 @@ class RLW(LossMethod):
 
     def forward(self, losses: Tensor) -> Tensor:
         losses = self.admit(losses)
-        weights = ops.standard_normal(self.seed, self.step, len(losses)).softmax(dim=0)
+        weights = ops.normal_numbers(self.seed, self.step, len(losses)).softmax(dim=0)
         self.step.add_(1)
         if self.reduction == "sum":
             weights = len(losses) * weights

@@ -10,7 +10,6 @@ tensors are read in place, others are copied first.
 """
 
 from mtlkernels.ops.convex import IMGradForm, dualproj, imgrad, mgda, upgrad
-from mtlkernels.ops.draws import standard_normal
 from mtlkernels.ops.fair import fairgrad
 from mtlkernels.ops.library import FLOAT_DTYPES, LIBRARY, MAX_NATIVE_TASKS, SCHEMAS
 from mtlkernels.ops.lists import combine, combine_out, flat_offsets, gram
@@ -52,7 +51,6 @@ __all__ = [
     "mgda",
     "normal_numbers",
     "pcgrad",
-    "standard_normal",
     "task_status",
     "upgrad",
     "visiting_order",

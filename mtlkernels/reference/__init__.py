@@ -6,7 +6,6 @@ the kernels promise more than float32.
 
 from mtlkernels.reference.cagrad import cagrad
 from mtlkernels.reference.convex import dualproj, imgrad, mgda, upgrad
-from mtlkernels.reference.draws import standard_normal
 from mtlkernels.reference.fair import fairgrad
 from mtlkernels.reference.lists import (
     FLOAT_DTYPES,
@@ -60,7 +59,6 @@ __all__ = [
     "mgda",
     "normal_numbers",
     "pcgrad",
-    "standard_normal",
     "task_status",
     "upgrad",
     "visiting_order",

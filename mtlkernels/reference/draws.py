@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
 
 def splitmix64(x: Tensor) -> Tensor:
-    """The generator's successor and mix of int64 counters, as csrc/solvers/visiting_order.h."""
+    """The generator's successor and mix of int64 counters, as csrc/solvers/draws.h."""
 
     def shift(y: Tensor, bits: int) -> Tensor:  # logical: int64 would carry the sign along
         return (y >> bits) & ((1 << (64 - bits)) - 1)
@@ -23,11 +20,3 @@ def splitmix64(x: Tensor) -> Tensor:
 def stream(seed: Tensor, step: Tensor) -> Tensor:
     """Where the counter of one step's draws starts."""
     return splitmix64(splitmix64(seed) + step)
-
-
-def standard_normal(seed: Tensor, step: Tensor, count: int) -> Tensor:
-    """(count) float64 standard normal numbers of one step (Box and Muller)."""
-    index = torch.arange(2 * count, device=seed.device)
-    bits = (splitmix64(stream(seed, step) + index) >> 11) & ((1 << 53) - 1)
-    u, v = ((bits.to(torch.float64) + 0.5) * 2.0**-53).view(2, count)
-    return (-2 * u.log()).sqrt() * (2 * math.pi * v).cos()

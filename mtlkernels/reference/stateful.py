@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from mtlkernels.reference.draws import splitmix64
+from mtlkernels.reference.draws import splitmix64, stream
 from mtlkernels.reference.weights import (
     INVALID_LOSS,
     NON_FINITE,
@@ -87,8 +87,7 @@ def normal_numbers(seed: Tensor, step: Tensor, n: int) -> Tensor:
     """(n) standard normal numbers, by the transform of Box and Muller, from (seed, step)."""
     if any(x.numel() != 1 or x.dtype != torch.int64 for x in (seed, step)):
         raise RuntimeError("seed and step must be int64 scalars")
-    stream = splitmix64(splitmix64(seed) + step)
-    draws = splitmix64(stream + torch.arange(2 * n, device=seed.device))
+    draws = splitmix64(stream(seed, step) + torch.arange(2 * n, device=seed.device))
     unit = ((draws >> 11) & ((1 << 53) - 1)).to(torch.float64)
     radius, angle = (unit[0::2] + 1) * 2.0**-53, unit[1::2] * 2.0**-53
     return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
