@@ -42,7 +42,7 @@ METHODS: dict[str, Callable[[], GramMethod]] = {
     "AlignedMTL": AlignedMTL,
 }
 SOLVER = {
-    "PCGrad": ["visiting_order", "pcgrad"],
+    "PCGrad": ["pcgrad_drawn"],
     "CAGrad": ["cagrad"],
     "AvgNorm": ["avgnorm"],
     "UPGrad": ["upgrad"],

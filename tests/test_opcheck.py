@@ -66,6 +66,9 @@ OP_SAMPLES: dict[str, Callable[[], Iterator[tuple]]] = {
     "task_status": lambda: ((K,) for K in grams()),
     "visiting_order": lambda: ((torch.tensor(5), torch.tensor(2), T) for T in (1, 2, 5)),
     "pcgrad": lambda: ((K, order_of(K), mean) for K in grams() for mean in (False, True)),
+    "pcgrad_drawn": lambda: (
+        (K, torch.tensor(5), torch.tensor(2), mean) for K in grams() for mean in (False, True)
+    ),
     "cagrad": lambda: ((K, 0.4, int(r), r == 0) for K in grams() for r in ops.Rescale),
     "avgnorm": lambda: ((K, int(s), 2.0) for K in grams() for s in ops.NormScale),
     "mgda": lambda: ((K,) for K in grams()),

@@ -33,6 +33,16 @@ std::tuple<Tensor, Tensor> pcgrad(Tensor gram, Tensor order, bool mean) {
   return problem.answer();
 }
 
+std::tuple<Tensor, Tensor> pcgrad_drawn(Tensor gram, Tensor seed, Tensor step, bool mean) {
+  Problem problem(gram, mtl::pcgrad_workspace, task_ints);
+  std::vector<int64_t> order(problem.tasks * (problem.tasks - 1));
+  mtl::visiting_order(mtl::HostLane{}, read_word(seed), read_word(step), problem.tasks, order.data());
+  mtl::pcgrad(mtl::HostLane{}, problem.k(), order.data(), problem.tasks, mean, problem.w(), problem.s(),
+              problem.workspace.data(), problem.ints.data());
+  ++*static_cast<int64_t*>(step.mutable_data_ptr());
+  return problem.answer();
+}
+
 std::tuple<Tensor, Tensor> cagrad(Tensor gram, double c, int64_t rescale, bool sum) {
   check(c >= 0 && c < INFINITY, "c must be finite and at least 0");
   check(rescale >= 0 && rescale <= 2, "rescale must be 0, 1 or 2");
@@ -57,6 +67,7 @@ STABLE_TORCH_LIBRARY_IMPL(mtlkernels, CPU, m) {
   m.impl("task_status", TORCH_BOX(&task_status));
   m.impl("visiting_order", TORCH_BOX(&visiting_order));
   m.impl("pcgrad", TORCH_BOX(&pcgrad));
+  m.impl("pcgrad_drawn", TORCH_BOX(&pcgrad_drawn));
   m.impl("cagrad", TORCH_BOX(&cagrad));
   m.impl("avgnorm", TORCH_BOX(&avgnorm));
 }

@@ -33,7 +33,14 @@ class Method(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("status", torch.empty(0, dtype=torch.int64), persistent=False)
+        self.status = torch.empty(0, dtype=torch.int64)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Past nn.Module for the status: its way costs more than the solve of a small problem."""
+        if name == "status":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
 
 class GramMethod(Method):

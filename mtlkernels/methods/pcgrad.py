@@ -48,9 +48,12 @@ class PCGrad(Drawing):
             losses: not used.
             order: (T, T-1) int64, row i the other tasks as task i visits them; drawn where None.
         """
+        mean = self.reduction == "mean"
         if order is None:
-            order = self._draw_order(gram)
-        weights, self.status = ops.pcgrad(gram, order, self.reduction == "mean")
+            self._follow(gram)
+            weights, self.status = ops.pcgrad_drawn(gram, self.seed, self.step, mean)
+        else:
+            weights, self.status = ops.pcgrad(gram, order, mean)
         return weights
 
     def extra_repr(self) -> str:

@@ -19,6 +19,7 @@ from mtlkernels.ops.solvers import (
     avgnorm,
     cagrad,
     pcgrad,
+    pcgrad_drawn,
     task_status,
     visiting_order,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "mgda",
     "normal_numbers",
     "pcgrad",
+    "pcgrad_drawn",
     "task_status",
     "upgrad",
     "visiting_order",

@@ -52,6 +52,38 @@ def pcgrad(gram: Tensor, order: Tensor, mean: bool = False) -> tuple[Tensor, Ten
     return _pcgrad(gram, order, mean)
 
 
+_pcgrad_drawn = define(
+    "pcgrad_drawn", "(Tensor gram, Tensor seed, Tensor(a!) step, bool mean) -> (Tensor, Tensor)"
+)
+
+
+def pcgrad_drawn(
+    gram: Tensor, seed: Tensor, step: Tensor, mean: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`pcgrad` in the order that `visiting_order(seed, step, T)` draws; then step <- step + 1.
+
+    Draw, solve and count in one call: one launch on a device, and a third of the time of three
+    calls on a CPU.
+
+    Args:
+        gram: (T, T) float64.
+        seed, step: int64 scalars on gram's device.
+        mean: as for `pcgrad`.
+
+    Returns:
+        weights (T) float64 and status (T) int64.
+    """
+    if (
+        gram.requires_grad and torch.is_grad_enabled()
+    ):  # an op that writes has no formula
+        order = visiting_order(seed, step, len(gram))
+        step.add_(1)
+        return pcgrad(gram, order, mean)
+    if fits_native(len(gram)):
+        return call(_pcgrad_drawn, gram, seed, step, mean)
+    return reference.pcgrad_drawn(gram, seed, step, mean)
+
+
 class Rescale(IntEnum):
     """What CAGrad's direction is divided by."""
 
@@ -124,3 +156,9 @@ def _(gram: Tensor) -> Tensor:
 @torch.library.register_fake("mtlkernels::visiting_order", lib=LIBRARY)
 def _(seed: Tensor, step: Tensor, num_tasks: int) -> Tensor:
     return seed.new_empty((num_tasks, num_tasks - 1))
+
+
+@torch.library.register_fake("mtlkernels::pcgrad_drawn", lib=LIBRARY)
+def _(gram: Tensor, seed: Tensor, step: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+    reference.check_gram(gram)
+    return gram.new_empty(gram.shape[0]), gram.new_empty(gram.shape[0], dtype=torch.int64)

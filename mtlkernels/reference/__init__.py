@@ -28,6 +28,7 @@ from mtlkernels.reference.weights import (
     avgnorm,
     check_gram,
     pcgrad,
+    pcgrad_drawn,
     task_status,
     visiting_order,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "mgda",
     "normal_numbers",
     "pcgrad",
+    "pcgrad_drawn",
     "task_status",
     "upgrad",
     "visiting_order",

@@ -88,6 +88,13 @@ def pcgrad(gram: Tensor, order: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
     return finish(weights, status)
 
 
+def pcgrad_drawn(gram: Tensor, seed: Tensor, step: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+    """PCGrad's weights in the order of (seed, step); counts the step."""
+    answer = pcgrad(gram, visiting_order(seed, step, len(gram)), mean)
+    step.add_(1)
+    return answer
+
+
 def avgnorm(gram: Tensor, scale: int, constant: float) -> tuple[Tensor, Tensor]:
     """AvgNorm's weights S / ||g_i||; scale picks S (see csrc/solvers/avgnorm.h)."""
     if not 0 <= scale <= 7:
