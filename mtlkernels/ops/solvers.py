@@ -73,9 +73,7 @@ def pcgrad_drawn(
     Returns:
         weights (T) float64 and status (T) int64.
     """
-    if (
-        gram.requires_grad and torch.is_grad_enabled()
-    ):  # an op that writes has no formula
+    if gram.requires_grad and torch.is_grad_enabled():  # an op that writes has no formula
         order = visiting_order(seed, step, len(gram))
         step.add_(1)
         return pcgrad(gram, order, mean)
