@@ -5,7 +5,8 @@ constexpr int kTogether = 8;  // rows of one pass over the accumulators
 
 // acc = (fresh ? 0 : acc) + sum_i w_i x_i. A fresh sum starts from zero, not from the first product: which of two
 // products is fused into the addition would else be the compiler's choice, and differ from an accumulation onto zero.
-template <class S, int kRows, bool kFresh>
+// kStream stores whole vectors past the cache; `acc` is aligned to one then.
+template <class S, int kRows, bool kFresh, bool kStream>
 MTLKERNELS_NOINLINE void add_weighted(const S* const* rows, const accumulator_t<S>* weights, int64_t n,
                                       accumulator_t<S>* __restrict acc) {
   using A = accumulator_t<S>;
@@ -20,7 +21,11 @@ MTLKERNELS_NOINLINE void add_weighted(const S* const* rows, const accumulator_t<
     if constexpr (!kFresh) sum = load(acc + k);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) sum += w[i] * load(x[i] + k);
-    *reinterpret_cast<typename Vector<A>::loaded*>(acc + k) = sum;
+    if constexpr (kStream) {
+      stream_vector(sum, acc + k);
+    } else {
+      *reinterpret_cast<typename Vector<A>::loaded*>(acc + k) = sum;
+    }
   }
   for (; k < n; ++k) {
     A sum = kFresh ? A{0} : acc[k];
@@ -30,18 +35,18 @@ MTLKERNELS_NOINLINE void add_weighted(const S* const* rows, const accumulator_t<
   }
 }
 
-template <class S, bool kFresh>
+template <class S, bool kFresh, bool kStream = false>
 void add_weighted(const S* const* rows, const accumulator_t<S>* weights, int64_t count, int64_t n,
                   accumulator_t<S>* acc) {
   switch (count) {
-    case 1: return add_weighted<S, 1, kFresh>(rows, weights, n, acc);
-    case 2: return add_weighted<S, 2, kFresh>(rows, weights, n, acc);
-    case 3: return add_weighted<S, 3, kFresh>(rows, weights, n, acc);
-    case 4: return add_weighted<S, 4, kFresh>(rows, weights, n, acc);
-    case 5: return add_weighted<S, 5, kFresh>(rows, weights, n, acc);
-    case 6: return add_weighted<S, 6, kFresh>(rows, weights, n, acc);
-    case 7: return add_weighted<S, 7, kFresh>(rows, weights, n, acc);
-    case 8: return add_weighted<S, 8, kFresh>(rows, weights, n, acc);
+    case 1: return add_weighted<S, 1, kFresh, kStream>(rows, weights, n, acc);
+    case 2: return add_weighted<S, 2, kFresh, kStream>(rows, weights, n, acc);
+    case 3: return add_weighted<S, 3, kFresh, kStream>(rows, weights, n, acc);
+    case 4: return add_weighted<S, 4, kFresh, kStream>(rows, weights, n, acc);
+    case 5: return add_weighted<S, 5, kFresh, kStream>(rows, weights, n, acc);
+    case 6: return add_weighted<S, 6, kFresh, kStream>(rows, weights, n, acc);
+    case 7: return add_weighted<S, 7, kFresh, kStream>(rows, weights, n, acc);
+    case 8: return add_weighted<S, 8, kFresh, kStream>(rows, weights, n, acc);
   }
 }
 
@@ -79,11 +84,34 @@ void store_run(const accumulator_t<S>* acc, int64_t n, S* out, bool stream) {
   }
 }
 
+// The rows and weights of one pass, from element `begin` on.
+template <class S>
+int64_t pass(const void* const* rows, const double* weights, int64_t tasks, int64_t first, int64_t begin, const S** x,
+             accumulator_t<S>* w) {
+  const int64_t count = std::min<int64_t>(kTogether, tasks - first);
+  for (int64_t i = 0; i < count; ++i) {
+    x[i] = static_cast<const S*>(rows[first + i]) + begin;
+    w[i] = static_cast<accumulator_t<S>>(weights[first + i]);
+  }
+  return count;
+}
+
 template <class S>
 void combine(const void* const* rows, const double* weights, int64_t tasks, int64_t length, void* out_memory,
              double beta, bool stream) {
   using A = accumulator_t<S>;
   S* const out = static_cast<S*>(out_memory);
+  const S* x[kTogether];
+  A w[kTogether];
+  if constexpr (std::is_same_v<S, A>) {  // nothing to round and one pass: no need to gather a chunk before it is stored
+    if (beta == 0 && tasks > 0 && tasks <= kTogether) {
+      pass(rows, weights, tasks, 0, 0, x, w);
+      stream = stream && kCanStream && reinterpret_cast<intptr_t>(out) % MTLKERNELS_VECTOR_BYTES == 0;
+      stream ? add_weighted<S, true, true>(x, w, tasks, length, out) : add_weighted<S, true>(x, w, tasks, length, out);
+      if (stream) store_fence();
+      return;
+    }
+  }
   alignas(64) A acc[kChunk<A>];
   for (int64_t begin = 0; begin < length; begin += kChunk<A>) {
     const int64_t n = std::min(kChunk<A>, length - begin);
@@ -91,19 +119,11 @@ void combine(const void* const* rows, const double* weights, int64_t tasks, int6
     if (!fresh)
       for (int64_t k = 0; k < n; ++k) acc[k] = static_cast<A>(beta) * widen(out[begin + k]);
     for (int64_t first = 0; first < tasks; first += kTogether) {
-      const int64_t count = std::min<int64_t>(kTogether, tasks - first);
-      const S* x[kTogether];
-      A w[kTogether];
-      for (int64_t i = 0; i < count; ++i) {
-        x[i] = static_cast<const S*>(rows[first + i]) + begin;
-        w[i] = static_cast<A>(weights[first + i]);
-      }
+      const int64_t count = pass(rows, weights, tasks, first, begin, x, w);
       fresh ? add_weighted<S, true>(x, w, count, n, acc) : add_weighted<S, false>(x, w, count, n, acc);
       fresh = false;
     }
     store_run<S>(acc, n, out + begin, stream);
   }
-#if MTLKERNELS_X86_LEVEL > 0
-  if (stream) _mm_sfence();
-#endif
+  if (stream) store_fence();
 }

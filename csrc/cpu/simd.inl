@@ -24,6 +24,25 @@ template <class A> constexpr int64_t kChunk = kChunkBytes / static_cast<int64_t>
 MTLKERNELS_INLINE Vector<float>::type load(const float* p) { return *reinterpret_cast<const Vector<float>::loaded*>(p); }
 MTLKERNELS_INLINE Vector<double>::type load(const double* p) { return *reinterpret_cast<const Vector<double>::loaded*>(p); }
 
+// Stores past the cache: the line is not read before it is written. `to` is aligned to a vector. Other threads see
+// the values after a fence.
+constexpr bool kCanStream = MTLKERNELS_X86_LEVEL > 0;
+template <class V, class A>
+MTLKERNELS_INLINE void stream_vector(V value, A* to) {
+#if MTLKERNELS_X86_LEVEL == 512
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(value));
+#elif MTLKERNELS_X86_LEVEL == 2
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(value));
+#else
+  *reinterpret_cast<V*>(to) = value;
+#endif
+}
+MTLKERNELS_INLINE void store_fence() {
+#if MTLKERNELS_X86_LEVEL > 0
+  _mm_sfence();
+#endif
+}
+
 // sums += lanes of v, in float64: a float vector's two halves fold onto one double vector.
 template <class A>
 MTLKERNELS_INLINE void fold_lanes(typename Vector<A>::type v, double* sums) {
