@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -93,19 +94,27 @@ def group_gradients(task_grads: TaskGrads, params: Sequence[Tensor] | None = Non
         present = [grad for grad in grads if grad is not None]
         if not present:
             continue
-        model = present[0] if params is None else params[p]
+        first = present[0]
+        model = first if params is None else params[p]
+        shape, dtype, device = model.shape, first.dtype, first.device
         for t, grad in enumerate(grads):
-            if grad is not None:
-                _check(grad, model, present[0], t, p)
-        key = (present[0].dtype, present[0].device)
+            if grad is not None and not (
+                grad.shape == shape
+                and grad.dtype is dtype
+                and dtype in FLOAT_DTYPES
+                and grad.layout is torch.strided
+                and grad.device == device
+            ):
+                _refuse(grad, model, first, t, p)
+        key = (dtype, device)
         if key not in groups:
             groups[key] = Group(rows=[[] for _ in grads])
         group = groups[key]
         strides = model.stride() if model.is_contiguous() else dense_strides(model)
         in_order = model.is_contiguous() or is_row_major(model.shape, strides)
-        absent = present[0].new_empty(0)
+        absent = first if len(present) == len(grads) else first.new_empty(0)
         group.params.append(p)
-        group.shapes.append(model.shape)
+        group.shapes.append(shape)
         group.strides.append(strides)
         for row, grad in zip(group.rows, grads, strict=True):
             row.append(absent if grad is None else canonical(grad, strides, in_order))
@@ -176,7 +185,8 @@ def check_lengths(task_grads: TaskGrads, params: Sequence[Tensor] | None) -> Non
             )
 
 
-def _check(grad: Tensor, model: Tensor, first: Tensor, t: int, p: int) -> None:
+def _refuse(grad: Tensor, model: Tensor, first: Tensor, t: int, p: int) -> NoReturn:
+    """Says what is wrong with a gradient that does not fit."""
     name = f"the gradient of task {t} for parameter {p}"
     if grad.layout != torch.strided:
         raise TypeError(f"{name} is sparse: use dense gradients (Embedding(sparse=False))")
@@ -191,5 +201,4 @@ def _check(grad: Tensor, model: Tensor, first: Tensor, t: int, p: int) -> None:
         )
     if grad.device != first.device:
         raise ValueError(f"{name} is on {grad.device} where an earlier task's is on {first.device}")
-    if grad.shape != model.shape:
-        raise ValueError(f"{name} has shape {tuple(grad.shape)}, not {tuple(model.shape)}")
+    raise ValueError(f"{name} has shape {tuple(grad.shape)}, not {tuple(model.shape)}")
