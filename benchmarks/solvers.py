@@ -2,8 +2,9 @@
 
     python benchmarks/solvers.py [--tasks 2,3,8,20,40]
 
-One core, the whole call (module, op, solver) on conflicting gradients. torchjd's weightings work on
-the same Gram matrix; a method it does not have, or that needs the gradients there, has no number.
+Every registered Gram method, on one core: the whole call (module, op, solver) on conflicting
+gradients. torchjd's weightings work on the same Gram matrix; a method that it does not have, or for
+which it needs the gradients, has no number.
 """
 
 from __future__ import annotations
@@ -17,25 +18,37 @@ from torch import Tensor
 from torchjd import aggregation
 
 import mtlkernels
+from mtlkernels.methods import METHODS
 
-Weigh = Callable[[Tensor], Tensor]
+Weigh = Callable[..., Tensor]
 
-# A method -> torchjd's weighting of the Gram matrix, where it has one.
-METHODS: dict[str, tuple[Callable[[], mtlkernels.GramMethod], Callable[[], Weigh] | None]] = {
-    "Sum": (mtlkernels.Sum, aggregation.SumWeighting),
-    "AvgNorm": (mtlkernels.AvgNorm, None),
-    "PCGrad": (mtlkernels.PCGrad, aggregation.PCGradWeighting),
-    "GradVac": (mtlkernels.GradVac, aggregation.GradVacWeighting),
-    "CAGrad": (mtlkernels.CAGrad, lambda: aggregation.CAGradWeighting(c=0.4)),
-    "IMGrad": (mtlkernels.IMGrad, None),
-    "MGDA": (mtlkernels.MGDA, aggregation.MGDAWeighting),
-    "DualProj": (mtlkernels.DualProj, aggregation.DualProjWeighting),
-    "UPGrad": (mtlkernels.UPGrad, aggregation.UPGradWeighting),
-    "NashMTL": (mtlkernels.NashMTL, None),
-    "FairGrad": (mtlkernels.FairGrad, None),
-    "ConFIG": (mtlkernels.ConFIG, None),
-    "IMTLG": (mtlkernels.IMTLG, aggregation.IMTLGWeighting),
-    "AlignedMTL": (mtlkernels.AlignedMTL, aggregation.AlignedMTLWeighting),
+# How to set up what does not come without arguments, for T tasks.
+SET_UP: dict[str, Callable[[int], mtlkernels.GramMethod]] = {
+    "FixedWeights": lambda T: mtlkernels.FixedWeights([1.0] * T),
+    "CRMOGM": lambda T: mtlkernels.CRMOGM(mtlkernels.MGDA()),
+    "Normalized": lambda T: mtlkernels.Normalized(mtlkernels.MGDA()),
+    "Preferred": lambda T: mtlkernels.Preferred(mtlkernels.MGDA(), [1.0] * T),
+    "ClippedTasks": lambda T: mtlkernels.ClippedTasks(mtlkernels.MGDA(), 1.0),
+    "LogLosses": lambda T: mtlkernels.LogLosses(mtlkernels.MGDA()),
+}
+
+# torchjd's weighting of the Gram matrix, where it has one.
+TORCHJD: dict[str, Callable[[], Weigh]] = {
+    "Sum": aggregation.SumWeighting,
+    "Mean": aggregation.MeanWeighting,
+    "PCGrad": aggregation.PCGradWeighting,
+    "GradVac": aggregation.GradVacWeighting,
+    "CAGrad": lambda: aggregation.CAGradWeighting(c=0.4),
+    "MGDA": aggregation.MGDAWeighting,
+    "DualProj": aggregation.DualProjWeighting,
+    "UPGrad": aggregation.UPGradWeighting,
+    "FairGrad": lambda: aggregation.FairGradWeighting(alpha=2.0),
+    "IMTLG": aggregation.IMTLGWeighting,
+    "AlignedMTL": aggregation.AlignedMTLWeighting,
+    "RandomWeights": aggregation.RandomWeighting,
+    "CRMOGM": lambda: aggregation.CRMOGMWeighting(aggregation.MGDAWeighting()),
+    "SDMGrad": aggregation.SDMGradWeighting,
+    "MoDo": aggregation.MoDoWeighting,
 }
 
 
@@ -47,14 +60,14 @@ def gram(num_tasks: int) -> Tensor:
     return G @ G.T
 
 
-def microseconds(set_up: Callable[[], Weigh], K: Tensor, budget: float) -> str:
+def microseconds(set_up: Callable[[], Weigh], arguments: tuple[Tensor, ...], budget: float) -> str:
     """The median, or why there is none."""
     try:
         weigh = set_up()
-        weigh(K)
-    except Exception as problem:  # a peer that is missing a solver says so in its place
+        weigh(*arguments)
+    except Exception as problem:  # what does not take this number of tasks says so in its place
         return type(problem).__name__
-    return f"{quartiles(interleaved({'': lambda: weigh(K)}, budget)[''])[1] * 1e6:.1f}"
+    return f"{quartiles(interleaved({'': lambda: weigh(*arguments)}, budget)[''])[1] * 1e6:.1f}"
 
 
 @torch.no_grad()
@@ -67,16 +80,20 @@ def main() -> None:
     sizes = [int(size) for size in options.tasks.split(",")]
     print(", ".join(f"{key} {value}" for key, value in mtlkernels.build_info().items()))
     print(
-        f"\nmicroseconds, ours / torchjd's\n{'':12}" + "".join(f"{f'T = {T}':>20}" for T in sizes)
+        f"\nmicroseconds, ours / torchjd's\n{'':14}" + "".join(f"{f'T = {T}':>20}" for T in sizes)
     )
-    for name, (ours, theirs) in METHODS.items():
-        cells = []
+    for method in METHODS.values():
+        name, cells = method.__name__, []
+        if method.family != "Gram":
+            continue
         for T in sizes:
-            K = gram(T)
-            mine = microseconds(ours, K, options.seconds)
-            other = microseconds(theirs, K, options.seconds) if theirs else "-"
+            K, losses = gram(T), torch.linspace(0.5, 2, T, dtype=torch.float64)
+            ours = SET_UP.get(name, lambda _, method=method: method())
+            mine = microseconds(lambda ours=ours, T=T: ours(T), (K, losses), options.seconds)
+            theirs = TORCHJD.get(name)
+            other = microseconds(theirs, (K,), options.seconds) if theirs else "-"
             cells.append(f"{f'{mine} / {other}':>20}")
-        print(f"{name:12}{''.join(cells)}", flush=True)
+        print(f"{name:14}{''.join(cells)}", flush=True)
 
 
 if __name__ == "__main__":
