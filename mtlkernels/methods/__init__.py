@@ -11,6 +11,7 @@ from mtlkernels.methods.baseline import IGB, STCH
 from mtlkernels.methods.cagrad import CAGrad
 from mtlkernels.methods.config import ConFIG
 from mtlkernels.methods.crmogm import CRMOGM
+from mtlkernels.methods.double_sampling import MoDo, SDMGrad
 from mtlkernels.methods.dwa import DWA
 from mtlkernels.methods.fairgrad import FairGrad
 from mtlkernels.methods.famo import FAMO
@@ -68,12 +69,14 @@ __all__ = [
     "LogLosses",
     "LossMethod",
     "Mean",
+    "MoDo",
     "NGDiff",
     "NashMTL",
     "Normalized",
     "PCGrad",
     "Preferred",
     "RandomWeights",
+    "SDMGrad",
     "Sum",
     "UPGrad",
     "find_method",
@@ -109,6 +112,8 @@ _GRAM: tuple[type[GramMethod], ...] = (
     IMTLG,
     NashMTL,
     PIVRG,
+    SDMGrad,
+    MoDo,
 )
 _LOSS: tuple[type[LossMethod], ...] = (
     *(SI, GLS, UW, UWSO, IMTLL, RLW, DWA, SLAW),
