@@ -23,7 +23,8 @@ class Status(IntFlag):
     INVALID_LOSS = 32
     """The task's loss is none that the method can take, for example <= 0 for a logarithm."""
     ILL_CONDITIONED = 64
-    """The answer hung on differences below the rounding of K: a ridge above it was added."""
+    """The answer hangs on differences below the rounding of K; no weight grows beyond what a ridge,
+    or a cut-off of singular values, above that rounding allows."""
     NO_SOLUTION = 16
     """The method's equations have no solution; its weights solve them with a small ridge on K."""
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from hard_grams import random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,10 +16,6 @@ import mtlkernels
 from mtlkernels import MoDo, Normalized, SDMGrad, Status, ops, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def random_rows(T: int, n: int, seed: int) -> Tensor:
-    return torch.randn(T, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def two_batches(T: int, seed: int, n: int = 30) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,10 @@ def test_projections_are_equal_or_the_best_fit_to_it(kind: str, method, T: int, 
     K = hard_gram(kind, T, seed)
     C, n = cosine_matrix(K)
     y = method(K) * n
+    if kind == "low-rank" and int(method.status[0]):
+        assert method.status.tolist() == [int(method.status[0])] * T
+        assert int(method.status[0]) in (Status.STATIONARY, Status.ILL_CONDITIONED)
+        return
     y = y * ((y @ C).sum() / (y @ C @ (C @ y)))  # the length that fits best
     residual = C @ y - 1
     if kind == "low-rank":
