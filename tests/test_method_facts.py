@@ -21,6 +21,7 @@ ARGUMENTS = {
     "Preferred": (mtlkernels.Mean(), [1.0, 2.0]),
     "ClippedTasks": (mtlkernels.Mean(), 1.0),
     "LogLosses": (mtlkernels.Mean(),),
+    "PerPart": (mtlkernels.PCGrad(), 2),
 }
 every_class = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS.keys())
 

@@ -25,6 +25,7 @@ from mtlkernels.methods.log_losses import GLS, SI
 from mtlkernels.methods.mgda import MGDA
 from mtlkernels.methods.nashmtl import NashMTL
 from mtlkernels.methods.norm_scaling import DBMTL, NTKMTL, SLW, NGDiff
+from mtlkernels.methods.parts import PerPart
 from mtlkernels.methods.pcgrad import PCGrad
 from mtlkernels.methods.pivrg import PIVRG
 from mtlkernels.methods.precondition import ClippedTasks, LogLosses, Normalized, Preferred
@@ -74,6 +75,7 @@ __all__ = [
     "NashMTL",
     "Normalized",
     "PCGrad",
+    "PerPart",
     "Preferred",
     "RandomWeights",
     "SDMGrad",
@@ -114,6 +116,7 @@ _GRAM: tuple[type[GramMethod], ...] = (
     PIVRG,
     SDMGrad,
     MoDo,
+    PerPart,
 )
 _LOSS: tuple[type[LossMethod], ...] = (
     *(SI, GLS, UW, UWSO, IMTLL, RLW, DWA, SLAW),

@@ -50,9 +50,9 @@ class DualProj(_Projection):
     """Projection of the mean gradient onto {d : <g_i, d> >= 0 for all i} (arXiv 2406.16232).
 
     d = sum_i (p_i + v_i) g_i with v = argmin over v >= 0 of ||sum_i (p_i + v_i) g_i||. Solved
-    exactly by an active set at any scale of the gradients. Where the v_i ||g_i|| add up to more than
-    500 of the longest p_i ||g_i||, which a K from float32 gradients cannot support, K's diagonal
-    times 1 + 1e-6 bounds them and the status says ILL_CONDITIONED. Degree 1.
+    exactly by an active set at any scale of the gradients. Where the v_i ||g_i|| add up to more
+    than 500 of the longest p_i ||g_i||, which a K from float32 gradients cannot support, K's
+    diagonal times 1 + 1e-6 bounds them and the status says ILL_CONDITIONED. Degree 1.
 
     Args:
         preference: p, one number a task, at least 0; None is 1/T, the paper's, over the tasks whose
