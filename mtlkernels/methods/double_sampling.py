@@ -36,6 +36,7 @@ class SDMGrad(SizedByTasks):
     """
 
     paper = "arXiv 2305.18409"
+    cost = "T backwards a batch"
     keeps = "a weight a task"
 
     w: Tensor
@@ -97,6 +98,7 @@ class MoDo(SizedByTasks):
     """
 
     paper = "arXiv 2305.20057"
+    cost = "T backwards a batch"
     keeps = "a weight a task"
 
     w: Tensor
