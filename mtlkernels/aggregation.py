@@ -155,6 +155,8 @@ def solve(method: Weighting, gram: Tensor, losses: Tensor | None) -> tuple[Tenso
             f"{type(method).__name__} takes one Gram matrix: with parts= give "
             f"PerPart(method, {len(gram)}), which keeps a copy of it for each part"
         )
+    if losses is not None and losses.shape != gram.shape[-1:]:
+        raise ValueError(f"{losses.numel()} losses were given for {gram.shape[-1]} tasks")
     weights = method(gram, losses)
     if not isinstance(weights, Tensor) or weights.shape != gram.shape[:-1]:
         have = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
