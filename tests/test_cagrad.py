@@ -1,4 +1,4 @@
-"""CAGrad: optimality in its ball, the closed form of two tasks, stationary and rounded gradients."""
+"""CAGrad: optimality in its ball, the closed form of two tasks, stationary points, rounding."""
 
 from __future__ import annotations
 

@@ -231,7 +231,9 @@ def test_a_duplicate_does_not_turn_the_direction(name: str) -> None:
 def test_weights_do_not_run_away_on_float32_gradients(name: str, kind: str) -> None:
     """K's rounding may be all that is left of nearly cancelling gradients. A weight counts as the
     length it gives its gradient, in units of the answer's own scale (|g|, or 1 for degree 0) or of
-    the direction: a fair one may have to be long."""
+    the direction: a fair one may have to be long. A ridge r on unit gradients leaves a fair answer
+    weights of r^(-alpha / (1 + alpha)), whose terms cancel."""
+    ridged = 1e6 if name == "FairGrad-20" else 2e4
     if name == "AlignedMTL-mean":
         pytest.skip("the root mean square of singular values over the smallest is its weight")
     for delta in (1e-2, 1e-3, 3e-4, 1e-4, 1e-5, 0.0):
@@ -250,7 +252,7 @@ def test_weights_do_not_run_away_on_float32_gradients(name: str, kind: str) -> N
             unit = max(unit, float((w @ K @ w).clamp_min(0).sqrt()))
             assert lengths.isfinite().all()
             flagged = bool((method.status & (Status.ILL_CONDITIONED | Status.NO_SOLUTION)).any())
-            assert lengths.max() <= (2e4 if flagged else 1e3) * unit
+            assert lengths.max() <= (ridged if flagged else 1e3) * unit
 
 
 # --------------------------------------------------------------------------------------- state

@@ -253,3 +253,40 @@ def test_wrong_arguments_are_named(make, word: str) -> None:
 def test_methods_are_found_by_name() -> None:
     for name in ("NashMTL", "nash-mtl", "imtl-g", "config", "aligned-mtl", "pivrg", "fair_grad"):
         assert isinstance(mtlkernels.get_method(name), mtlkernels.GramMethod)
+
+
+def test_config_ascends_neither_the_losses_nor_their_normalised_sum() -> None:
+    """Few dimensions and long norms: there the paper's length would be negative."""
+    method, turned = ConFIG(), 0
+    for seed in range(400):
+        G = random_rows(6, 2, seed) * 10 ** (2 * random_rows(6, 1, seed + 1000))
+        n = G.norm(dim=1)
+        x = torch.linalg.pinv(G / n[:, None]).sum(dim=1)
+        d = G.T @ method(G @ G.T)
+        if method.status[0] & Status.ILL_CONDITIONED:
+            continue
+        size = float(n.sum() * d.norm())
+        assert G.sum(dim=0) @ d >= -1e-9 * size
+        assert (G / n[:, None]).sum(dim=0) @ d >= -1e-9 * size
+        if G.sum(dim=0) @ x < -1e-6 * n.sum() * x.norm():
+            turned += 1
+            assert not d.any()
+            assert method.status.tolist() == [Status.STATIONARY] * 6
+    assert turned > 5
+
+
+@pytest.mark.parametrize("method", [ConFIG(), IMTLG()], ids=repr)
+def test_a_dependent_gradient_in_float32_counts_as_dependent(method) -> None:
+    """The sum of two others: K's rounding would otherwise pass for its part outside their span.
+    Where rounding falls to the other side it is in their span already, and nothing needs telling."""
+    flagged = 0
+    for seed in range(20):
+        g, h = torch.randn(2, 4096, generator=torch.Generator().manual_seed(seed))
+        rows = [g, h, g + h]
+        exact = torch.stack(rows).double()
+        exact[2] = exact[0] + exact[1]
+        got = exact.T @ method(ops.gram(rows, 3))
+        flagged += int(method.status[0]) == Status.ILL_CONDITIONED
+        want = exact.T @ method(exact @ exact.T)
+        assert (got / got.norm() - want / want.norm()).norm() <= 1e-4
+    assert flagged >= 3

@@ -174,7 +174,7 @@ class LossMethod(Method):
 
 
 def check_gram(gram: Tensor) -> None:
-    """Raises RuntimeError unless gram is what the ops take; for methods that compute on it first."""
+    """Raises RuntimeError unless gram is what the ops take: for those that compute on it first."""
     if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] < 1:
         raise RuntimeError("gram must be a square matrix")
     if gram.dtype != torch.float64:
