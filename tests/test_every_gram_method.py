@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -24,7 +25,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mtlkernels
-from mtlkernels import AvgNorm, GradNorm, LogLosses, MoDo, PCGrad, SDMGrad, Status, UPGrad, ops
+from mtlkernels import (
+    AvgNorm,
+    GradNorm,
+    LogLosses,
+    MoDo,
+    PCGrad,
+    SDMGrad,
+    Status,
+    UPGrad,
+    ops,
+    reference,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -234,8 +246,6 @@ def test_weights_do_not_run_away_on_float32_gradients(name: str, kind: str) -> N
     the direction: a fair one may have to be long. A ridge r on unit gradients leaves a fair answer
     weights of r^(-alpha / (1 + alpha)), whose terms cancel."""
     ridged = 1e6 if name == "FairGrad-20" else 2e4
-    if name == "AlignedMTL-mean":
-        pytest.skip("the root mean square of singular values over the smallest is its weight")
     for delta in (1e-2, 1e-3, 3e-4, 1e-4, 1e-5, 0.0):
         for seed in range(4):
             g, h, e = torch.randn(3, 2048, generator=torch.Generator().manual_seed(seed))
@@ -253,6 +263,36 @@ def test_weights_do_not_run_away_on_float32_gradients(name: str, kind: str) -> N
             assert lengths.isfinite().all()
             flagged = bool((method.status & (Status.ILL_CONDITIONED | Status.NO_SOLUTION)).any())
             assert lengths.max() <= (ridged if flagged else 1e3) * unit
+
+
+NOISY = {
+    "mgda": (),
+    "imgrad": (0.8, 1, 0),
+    "cagrad": (0.4, 0, False),
+    "dualproj": (torch.empty(0, dtype=torch.float64),),
+    "upgrad": (torch.empty(0, dtype=torch.float64),),
+    "fairgrad": (2.0, None, math.inf),
+    "equiangular": (0,),
+    "aligned": (torch.tensor([1.0, 0, 0], dtype=torch.float64), 2, False),
+}
+
+
+@pytest.mark.parametrize("op", NOISY)
+def test_native_and_reference_agree_on_what_is_rounding(op: str) -> None:
+    """Nearly opposite gradients in float32: K may be indefinite. Both take the same way out."""
+    flags = set()
+    for delta, seed in itertools.product((0.1, 1e-3, 1e-4, 1e-5, 0.0), range(8)):
+        g, h, e = random_rows(3, 2048, seed).float()
+        K = ops.gram([g, -g + delta * e, h], 3)
+        got, status = getattr(ops, op)(K, *NOISY[op])
+        want, expected = getattr(reference, op)(K, *NOISY[op])
+        assert torch.equal(status, expected)
+        n = K.diagonal().sqrt()
+        torch.testing.assert_close(
+            got * n, want * n, rtol=1e-5, atol=1e-5 * float((want * n).max())
+        )
+        flags |= set(status.tolist())
+    assert flags - {0}, "no gradients were near enough to opposite"
 
 
 # --------------------------------------------------------------------------------------- state

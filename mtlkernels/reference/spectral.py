@@ -57,18 +57,27 @@ def aligned(
 
     def solve(C: Tensor, n: Tensor, takes_part: Tensor) -> tuple[Tensor, int]:
         p = numbers[takes_part]
-        rows, flags = orthogonal_rows(factor(C, n) * n)
-        sigma = rows.norm(dim=1)
-        length = {
-            0: lambda: sigma.min(),
-            1: lambda: sigma.median(),
-            2: lambda: sigma.square().mean().sqrt(),
-        }[scale]()
-        unit = rows / sigma[:, None]
-        w = unit.T @ (unit @ p * (length / sigma))
+        w, length, flags = _align(C, n, p, scale, RANK_SHARE)
+        if scale != 0 and not stands_out(length, float(w.abs() @ n)):
+            w, length, flags = _align(C, n, p, scale, NOISE)
+            flags |= ILL_CONDITIONED
         return w / (p.sum() if mean and p.sum() > 0 else 1.0), flags
 
     return _solved(gram, solve)
+
+
+def _align(C: Tensor, n: Tensor, p: Tensor, scale: int, share: float) -> tuple[Tensor, float, int]:
+    """B p, the direction's length and flags."""
+    rows, flags = orthogonal_rows(factor(C, n, share) * n)
+    sigma = rows.norm(dim=1)
+    length = {
+        0: lambda: sigma.min(),
+        1: lambda: sigma.median(),
+        2: lambda: sigma.square().mean().sqrt(),
+    }[scale]()
+    unit = rows / sigma[:, None]
+    parts = unit @ p
+    return unit.T @ (parts * (length / sigma)), float(length * parts.norm()), flags
 
 
 def _solved(gram: Tensor, solve) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
