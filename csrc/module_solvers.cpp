@@ -19,6 +19,7 @@
 #include "solvers/equiangular.h"
 #include "solvers/fair.h"
 #include "solvers/pcgrad.h"
+#include "solvers/simplex_descent.h"
 
 namespace py = pybind11;
 namespace mtl = mtlkernels;
@@ -131,6 +132,18 @@ py::tuple gradnorm(const Matrix& gram, const Matrix& losses, const Matrix& state
   return py::make_tuple(answer[0], answer[1], next, next_start);
 }
 
+py::tuple simplex_descent(const Matrix& gram, const Matrix& state, int64_t rounds, double rate, double momentum,
+                          double pull, double damping, bool relative) {
+  py::array_t<double> next(gram.shape(0));
+  py::tuple answer = solved(gram, [&](const double* A, int tasks, double* weights, int64_t* status) {
+    std::vector<double> workspace(mtl::simplex_descent_workspace(tasks));
+    std::vector<int> active(tasks);
+    mtl::simplex_descent(mtl::HostLane{}, A, task_numbers(state, tasks), tasks, rounds, rate, momentum, pull, damping,
+                         relative, weights, status, next.mutable_data(), workspace.data(), active.data());
+  });
+  return py::make_tuple(answer[0], answer[1], next);
+}
+
 Matrix normal_numbers(int64_t seed, int64_t step, int64_t n) {
   if (n < 0) throw std::invalid_argument("n must not be negative");
   Matrix x(static_cast<py::ssize_t>(n));
@@ -198,6 +211,9 @@ void bind_solvers(py::module_& m) {
         "GradVac on a (T, T) float64 array: (weights (T), status (T), next phi (T, T)).");
   m.def("gradnorm", &gradnorm, py::arg("gram"), py::arg("losses"), py::arg("state"), py::arg("start"), py::arg("alpha"),
         py::arg("rate"), "GradNorm on a (T, T) float64 array: (weights, status, next state, next start), each (T).");
+  m.def("simplex_descent", &simplex_descent, py::arg("gram"), py::arg("state"), py::arg("rounds"), py::arg("rate"),
+        py::arg("momentum"), py::arg("pull"), py::arg("damping"), py::arg("relative"),
+        "SDMGrad and MoDo on a (T, T) float64 array: (weights (T), status (T), next state (T)).");
   m.def("normal_numbers", &normal_numbers, py::arg("seed"), py::arg("step"), py::arg("n"),
         "Standard normal numbers of one step: (n) float64.");
   m.def("fairgrad", &fairgrad, py::arg("gram"), py::arg("alpha"), py::arg("importance") = py::none(),

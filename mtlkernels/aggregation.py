@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from mtlkernels import ops
-from mtlkernels.layout import Group, TaskGrads, group_gradients
+from mtlkernels.layout import Group, TaskGrads, check_lengths, group_gradients
 from mtlkernels.report import Report
 
 
@@ -43,6 +44,7 @@ def aggregate(
     *,
     params: Sequence[Tensor] | None = None,
     tasks: Sequence[str] | None = None,
+    parts: Sequence[Sequence[int]] | None = None,
 ) -> tuple[list[Tensor | None], Report]:
     """The update direction of a method for given per-task gradients.
 
@@ -52,6 +54,9 @@ def aggregate(
         losses: (T) the tasks' losses, for methods that use them.
         params: the P parameters; the direction then takes their strides.
         tasks: T names for the report.
+        parts: positions of parameters, for example a list a layer, each position in one list. Each
+            part gets weights of its own, from its own Gram matrix; the method is then a
+            `PerPart(method, len(parts))`.
 
     Returns:
         direction: P tensors in the shapes and strides of their parameters (of each first gradient
@@ -61,10 +66,15 @@ def aggregate(
 
     Raises:
         ValueError, TypeError: gradients that do not fit together, see `layout.group_gradients`; no
-            gradient at all; or a loss method.
+            gradient at all; a loss method; or parts that are no partition of the parameters.
     """
-    groups = group_gradients(task_grads, params)
-    gram = total_gram(groups, len(task_grads))
+    if parts is None:
+        sections = [group_gradients(task_grads, params)]
+    else:
+        check_lengths(task_grads, params)
+        check_partition(parts, len(task_grads[0]))
+        sections = [group_part(task_grads, params, part) for part in parts]
+    gram = section_grams(sections, len(task_grads), parts is not None)
     weights, status = solve(method, gram, losses)
     names = tuple(tasks) if tasks is not None else tuple(str(t) for t in range(len(task_grads)))
     report = Report(
@@ -74,7 +84,48 @@ def aggregate(
         None if losses is None else losses.detach(),
         status.detach(),
     )
-    return weighted_sum(groups, weights, len(task_grads[0])), report
+    direction: list[Tensor | None] = [None] * len(task_grads[0])
+    for groups, own in zip(sections, weights.view(len(sections), -1), strict=True):
+        add_views(direction, groups, own)
+    return direction, report
+
+
+def check_partition(parts: Sequence[Sequence[int]], num_params: int) -> None:
+    """Raises ValueError unless each of the parameters stands in exactly one part."""
+    named = sorted(p for part in parts for p in part)
+    if named == list(range(num_params)):
+        return
+    twice = sorted({p for p in named if named.count(p) > 1})
+    alien = [p for p in named if not 0 <= p < num_params]
+    missing = sorted(set(range(num_params)) - set(named))
+    told = [(alien, "is not there"), (twice, "stands in two parts"), (missing, "is in no part")]
+    first = next((where, word) for where, word in told if where)
+    raise ValueError(
+        f"parts must hold each of the {num_params} parameters once: {first[0][0]} {first[1]}"
+    )
+
+
+def group_part(
+    task_grads: TaskGrads, params: Sequence[Tensor] | None, part: Sequence[int]
+) -> list[Group]:
+    """`group_gradients` of the parameters at some positions; the groups hold those positions."""
+    rows = [[row[p] for p in part] for row in task_grads]
+    groups = group_gradients(rows, None if params is None else [params[p] for p in part])
+    for group in groups:
+        group.params = [part[p] for p in group.params]
+    return groups
+
+
+def section_grams(sections: Sequence[Sequence[Group]], num_tasks: int, parts: bool) -> Tensor:
+    """The Gram matrix of the only section, (T, T), or of each, (B, T, T); zeros of an empty one."""
+    if not parts:
+        return total_gram(sections[0], num_tasks)
+    grams = {b: total_gram(groups, num_tasks) for b, groups in enumerate(sections) if groups}
+    if not grams:
+        return total_gram([], num_tasks)
+    model = next(iter(grams.values()))
+    zero = torch.zeros_like(model)
+    return torch.stack([grams.get(b, zero).to(model.device) for b in range(len(sections))])
 
 
 def total_gram(groups: Sequence[Group], num_tasks: int) -> Tensor:
@@ -99,24 +150,31 @@ def solve(method: Weighting, gram: Tensor, losses: Tensor | None) -> tuple[Tenso
             f"{type(method).__name__} weighs losses and sees no gradients: use "
             "mtlkernels.backward or MTLOptimizer, or a Gram method here"
         )
+    if gram.dim() == 3 and not getattr(method, "takes_parts", False):
+        raise TypeError(
+            f"{type(method).__name__} takes one Gram matrix: with parts= give "
+            f"PerPart(method, {len(gram)}), which keeps a copy of it for each part"
+        )
+    if losses is not None and losses.shape != gram.shape[-1:]:
+        raise ValueError(f"{losses.numel()} losses were given for {gram.shape[-1]} tasks")
     weights = method(gram, losses)
-    if not isinstance(weights, Tensor) or weights.shape != (len(gram),):
+    if not isinstance(weights, Tensor) or weights.shape != gram.shape[:-1]:
         have = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-        raise ValueError(f"the method returned {have}, not a weight for each of {len(gram)} tasks")
+        raise ValueError(
+            f"the method returned {have}, not a weight for each of {gram.shape[-1]} tasks"
+        )
     status = getattr(method, "status", None)
-    if not isinstance(status, Tensor) or status.shape != weights.shape:
+    if not isinstance(status, Tensor) or status.shape != gram.shape[-1:]:
         status = ops.task_status(gram)
     return weights, status
 
 
-def weighted_sum(groups: Sequence[Group], weights: Tensor, num_params: int) -> list[Tensor | None]:
-    """sum_t w_t g_t as P tensors, None where no task has a gradient."""
-    direction: list[Tensor | None] = [None] * num_params
+def add_views(direction: list[Tensor | None], groups: Sequence[Group], weights: Tensor) -> None:
+    """Puts sum_t w_t g_t of some parameters into their places of a direction."""
     for group in groups:
         flat = ops.combine(group.grads, weights.to(group.device))
         for p, view in zip(group.params, group.views(flat), strict=True):
             direction[p] = view
-    return direction
 
 
 def add_weighted_sum(groups: Sequence[Group], weights: Tensor, params: Sequence[Tensor]) -> None:

@@ -12,8 +12,8 @@ from mtlkernels.aggregation import (
     LossWeighting,
     Weighting,
     add_weighted_sum,
+    section_grams,
     solve,
-    total_gram,
     weighs_losses,
 )
 from mtlkernels.collect import (
@@ -34,6 +34,7 @@ def backward(
     *,
     shared: Sequence[Tensor] | None = None,
     weight_heads: bool = False,
+    parts: Sequence[Sequence[Tensor]] | None = None,
     retain_graph: bool = False,
 ) -> Report:
     """Adds a method's update direction to the parameters' .grad, as `loss.backward()` adds its own.
@@ -57,7 +58,10 @@ def backward(
         method: a Gram method, for example `PCGrad()`, or a loss method, for example `SI()`.
         shared: the shared parameters, where they are not to be found out.
         weight_heads: multiply each head's gradients by the tasks' weights too, as
-            `(weights * losses).sum().backward()` would.
+            `(weights * losses).sum().backward()` would; not with parts, which have several.
+        parts: lists of parameters, for example one a layer, that hold every shared parameter once.
+            Each part gets weights of its own, from its own Gram matrix; the method is then a
+            `PerPart(method, len(parts))`.
         retain_graph: keep the graph, for another backward through it.
 
     Returns:
@@ -66,15 +70,15 @@ def backward(
 
     Raises:
         TypeError, ValueError: losses, params or shared are not what they have to be, or no
-            parameter is shared; or shared or weight_heads is given with a loss method. Nothing has
-            been written then.
+            parameter is shared; parts do not hold each shared parameter once; or shared,
+            weight_heads or parts is given with a loss method. Nothing has been written then.
         NotImplementedError: torch.distributed runs more than one rank.
     """
     _refuse_several_ranks()
     tasks, values = named_losses(losses)
     params = check_params(params)
+    check_options(method, shared, weight_heads, parts)
     if weighs_losses(method):
-        check_options(method, shared, weight_heads)
         return _backward_once(tasks, values, params, method, retain_graph)
     rows = task_gradients(values, params, retain_graph)
     if shared is None:
@@ -88,13 +92,18 @@ def backward(
         tasks=tasks,
         shared=shared,
         weight_heads=weight_heads,
+        parts=parts,
     )
 
 
-def check_options(method: object, shared: object, weight_heads: bool) -> None:
-    """Raises where an option is given that a loss method has no use for."""
-    if weighs_losses(method) and (shared is not None or weight_heads):
-        name = "shared=" if shared is not None else "weight_heads="
+def check_options(method: object, shared: object, weight_heads: bool, parts: object) -> None:
+    """Raises where an option is given that a loss method, or parts, have no use for."""
+    if weight_heads and parts is not None:
+        raise ValueError("weight_heads= takes one weight a task, parts= makes one a task and part")
+    options = {"shared=": shared, "parts=": parts, "weight_heads=": weight_heads or None}
+    given = [name for name, value in options.items() if value is not None]
+    if weighs_losses(method) and given:
+        name = given[0]
         raise ValueError(
             f"{name} does not apply to {type(method).__name__}: a loss method weighs whole losses, "
             "and so every parameter that they reach, heads too"
@@ -157,18 +166,23 @@ def write_gradients(
     tasks: Sequence[str] | None = None,
     shared: Sequence[Tensor] | None = None,
     weight_heads: bool = False,
+    parts: Sequence[Sequence[Tensor]] | None = None,
 ) -> Report:
     """The part of `backward` after the backwards: T lists of P gradients in, .grad out."""
     check_lengths(task_grads, params)
     shared = None if shared is None else list(shared)
     balanced, heads = split(task_grads, params, shared)
-    groups = group_gradients(_columns(task_grads, balanced), [params[p] for p in balanced])
+    sections = [balanced] if parts is None else _sections(parts, params, balanced)
+    groups = [
+        group_gradients(_columns(task_grads, part), [params[p] for p in part]) for part in sections
+    ]
     head_groups = group_gradients(_columns(task_grads, heads), [params[p] for p in heads])
 
-    gram = total_gram(groups, len(task_grads))
+    gram = section_grams(groups, len(task_grads), parts is not None)
     weights, status = solve(method, gram, losses)
-    add_weighted_sum(groups, weights, [params[p] for p in balanced])
-    head_weights = weights if weight_heads else torch.ones_like(weights)
+    for part, group, own in zip(sections, groups, weights.view(len(sections), -1), strict=True):
+        add_weighted_sum(group, own, [params[p] for p in part])
+    head_weights = weights if weight_heads else torch.ones_like(status, dtype=weights.dtype)
     add_weighted_sum(head_groups, head_weights, [params[p] for p in heads])
 
     names = tuple(tasks) if tasks is not None else tuple(map(str, range(len(task_grads))))
@@ -200,6 +214,20 @@ def split(
             raise ValueError("no loss reaches any of the parameters that shared= names")
     balanced = [p for p, count in enumerate(reached) if count and p in chosen]
     return balanced, [p for p, count in enumerate(reached) if count and p not in chosen]
+
+
+def _sections(
+    parts: Sequence[Sequence[Tensor]], params: Sequence[Tensor], balanced: Sequence[int]
+) -> list[list[int]]:
+    """Positions of the parameters to balance, part by part; parts may name others as well."""
+    place = {id(params[p]): p for p in balanced}
+    sections = [[place[id(param)] for param in part if id(param) in place] for part in parts]
+    if sorted(p for part in sections for p in part) != sorted(balanced):
+        raise ValueError(
+            f"parts= must hold each of the {len(balanced)} shared parameters once: "
+            f"{sum(map(len, sections))} of its entries are shared parameters"
+        )
+    return sections
 
 
 def check_params(params: Sequence[Tensor]) -> list[Tensor]:

@@ -29,6 +29,7 @@ class _Balancing:
     method: GramMethod | LossMethod
     shared: list[Tensor] | None
     weight_heads: bool
+    parts: list[list[Tensor]] | None
 
 
 class MTLOptimizer(torch.optim.Optimizer):
@@ -53,11 +54,13 @@ class MTLOptimizer(torch.optim.Optimizer):
             Gram methods.
         weight_heads: for Gram methods, multiply the gradients of parameters that are not shared by
             the tasks' weights too; by default a head gets its own loss's gradient.
+        parts: lists of parameters, for example one a layer, each balanced on its own; the method is
+            then a `PerPart`, see `mtlkernels.backward`.
 
     Raises:
         TypeError: base is not an optimizer, or method is neither a method nor a name.
-        ValueError: base is wrapped already, no method has that name, or shared or weight_heads is
-            given with a loss method.
+        ValueError: base is wrapped already, no method has that name, or shared, weight_heads or
+            parts is given with a loss method.
     """
 
     _mtl: _Balancing
@@ -98,6 +101,7 @@ class MTLOptimizer(torch.optim.Optimizer):
             self._mtl.method,
             shared=self._mtl.shared,
             weight_heads=self._mtl.weight_heads,
+            parts=self._mtl.parts,
             retain_graph=retain_graph,
         )
 
@@ -139,6 +143,7 @@ def _wrap(
     *,
     shared: Sequence[Tensor] | None = None,
     weight_heads: bool = False,
+    parts: Sequence[Sequence[Tensor]] | None = None,
 ) -> MTLOptimizer:
     if not isinstance(base, torch.optim.Optimizer):
         raise TypeError(
@@ -156,9 +161,10 @@ def _wrap(
             f"method is {given} {name}: give a Gram or a loss method, for example "
             'mtlkernels.PCGrad(), or its name, "pcgrad"'
         )
-    check_options(method, shared, weight_heads)
+    check_options(method, shared, weight_heads, parts)
     chosen = None if shared is None else list(shared)
-    base._mtl = _Balancing(method, chosen, weight_heads)  # type: ignore[attr-defined]
+    listed = None if parts is None else [list(part) for part in parts]
+    base._mtl = _Balancing(method, chosen, weight_heads, listed)  # type: ignore[attr-defined]
     base.__class__ = _wrapped_class(type(base))
     return base  # type: ignore[return-value]
 

@@ -23,7 +23,8 @@ class Status(IntFlag):
     INVALID_LOSS = 32
     """The task's loss is none that the method can take, for example <= 0 for a logarithm."""
     ILL_CONDITIONED = 64
-    """The answer hung on differences below the rounding of K: a ridge above it was added."""
+    """The answer hangs on differences below the rounding of K; no weight grows beyond what a ridge,
+    or a cut-off of singular values, above that rounding allows."""
     NO_SOLUTION = 16
     """The method's equations have no solution; its weights solve them with a small ridge on K."""
 
@@ -35,8 +36,9 @@ class Report:
     Attributes:
         tasks: T names, the keys of the losses or their numbers.
         gram: (T, T) float64, inner products of the tasks' gradients over what was measured; None
-            for a loss method, which takes one backward and sees no task's own gradient.
-        weights: (T) float64, the direction is sum_t weights_t g_t.
+            for a loss method, which takes one backward and sees no task's own gradient. With parts
+            (B, T, T), a matrix a part.
+        weights: (T) float64, the direction is sum_t weights_t g_t; with parts (B, T), a row a part.
         losses: (T), or None where none were given.
         status: (T) int64, flags of `Status`.
     """
@@ -66,7 +68,9 @@ class Report:
 
     def direction_norm(self) -> Tensor:
         """Norm of the direction, sqrt(w^T K w): no pass over the direction is needed."""
-        return (self.weights @ self._measured() @ self.weights).clamp_min(0).sqrt()
+        gram = self._given()
+        rows = self.weights[..., None, :]
+        return (rows @ gram @ rows.mT).sum().clamp_min(0).sqrt()
 
     def warnings(self) -> list[str]:
         """What the status says, a sentence a flag. Reads the status from the device."""
@@ -76,6 +80,11 @@ class Report:
         return told
 
     def _measured(self) -> Tensor:
+        """(T, T) over all parts: Gram matrices add up."""
+        gram = self._given()
+        return gram if gram.dim() == 2 else gram.sum(dim=0)
+
+    def _given(self) -> Tensor:
         if self.gram is None:
             raise ValueError(
                 "this step has no Gram matrix: a loss method takes one backward, in which no "

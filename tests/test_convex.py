@@ -8,6 +8,7 @@ from itertools import combinations
 import mpmath
 import pytest
 import torch
+from hard_grams import KINDS, hard_gram, random_rows, two_task_gram
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,25 +28,7 @@ from mtlkernels import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-KINDS = ("random", "low-rank", "nearly-parallel", "conflicting", "badly-scaled")
 ALL = torch.empty(0, dtype=torch.float64)  # no preference
-
-
-def random_rows(T: int, n: int, seed: int) -> Tensor:
-    return torch.randn(T, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def hard_gram(kind: str, T: int, seed: int) -> Tensor:
-    G = random_rows(T, 100, seed)
-    if kind == "low-rank":
-        G = random_rows(T, max(1, T // 3), seed)
-    elif kind == "nearly-parallel":
-        G = G[:1] + 1e-4 * random_rows(T, 100, seed + 1)
-    elif kind == "conflicting":
-        G = G - 0.98 * G.mean(dim=0)
-    elif kind == "badly-scaled":
-        G = G * 10 ** (8 * torch.rand(T, 1, generator=torch.Generator().manual_seed(seed)) - 4)
-    return G @ G.T
 
 
 native = backends()["cpu"]["upgrad"]["serves"] == "native"
@@ -53,11 +36,6 @@ hard = given(T=st.integers(2, 64), seed=st.integers(0, 10**6))
 few = settings(max_examples=12, deadline=None)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 two_tasks = given(a=st.floats(1e-8, 1e8), b=st.floats(1e-8, 1e8), cosine=st.floats(-0.999, 0.999))
-
-
-def two_task_gram(a: float, b: float, cosine: float) -> Tensor:
-    r = cosine * math.sqrt(a * b)
-    return torch.tensor([[a, r], [r, b]], dtype=torch.float64)
 
 
 def simplex_certificate(w: Tensor, slope: Tensor, size: Tensor) -> float:
@@ -246,7 +224,7 @@ def test_imgrad_is_optimal(form: str, kind: str, T: int, seed: int) -> None:
 def test_imgrads_paper_form_is_solved_in_the_gradients_own_units(scale: float) -> None:
     """A large factor leads to MGDA, a small one to the task least aligned with the mean."""
     K = hard_gram("random", 6, seed=2)
-    weights = IMGrad()(scale**2 * K)
+    weights = IMGrad(form="paper")(scale**2 * K)
     w = (weights - 1 / 6) / (weights - 1 / 6).sum()
     if scale == 1e8:
         torch.testing.assert_close(w, MGDA()(K), rtol=0, atol=1e-6)
@@ -254,7 +232,7 @@ def test_imgrads_paper_form_is_solved_in_the_gradients_own_units(scale: float) -
         expected = torch.zeros(6, dtype=torch.float64)
         expected[K.mean(dim=1).argmin()] = 1
         torch.testing.assert_close(w, expected, rtol=0, atol=1e-6)
-    code = IMGrad(form="code")
+    code = IMGrad()
     torch.testing.assert_close(code(scale**2 * K), code(K), rtol=1e-10, atol=0)
 
 

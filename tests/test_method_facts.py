@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ ARGUMENTS = {
     "Preferred": (mtlkernels.Mean(), [1.0, 2.0]),
     "ClippedTasks": (mtlkernels.Mean(), 1.0),
     "LogLosses": (mtlkernels.Mean(),),
+    "PerPart": (mtlkernels.PCGrad(), 2),
 }
 every_class = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS.keys())
 
@@ -68,3 +70,26 @@ def test_table(capsys) -> None:
         assert name == cls.__name__
         assert facts == [cls.family, cls.cost, cls.keeps, cls.paper]
     assert max(map(len, lines)) <= 125
+
+
+def documented() -> dict[str, list[str]]:
+    """Rows of the table of docs/methods.md, by method."""
+    page = Path(__file__).parent.parent / "docs" / "methods.md"
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert len({row[0] for row in cells}) == len(cells), "a method has two rows"
+    return {name.strip("`"): facts for name, *facts in cells}
+
+
+@every_class
+def test_documented(cls) -> None:
+    family, _, cost, keeps, *published, source, use = documented()[cls.__name__]
+    assert (family, cost, keeps) == (cls.family, cls.cost, cls.keeps)
+    assert all(re.fullmatch(r"-|-?\d+\.\d+", number) for number in published)
+    assert len(published) == 4
+    assert (source == "-") == (set(published) == {"-"}), "a number needs a source"
+    assert len(use) > 10
+
+
+def test_no_row_is_of_a_method_that_is_gone() -> None:
+    assert documented().keys() == {cls.__name__ for cls in METHODS.values()}

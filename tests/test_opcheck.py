@@ -77,6 +77,11 @@ OP_SAMPLES: dict[str, Callable[[], Iterator[tuple]]] = {
     "upgrad": lambda: ((K, p) for K in grams() for p in preferences(K)),
     "gradvac": lambda: ((K, order_of(K), 0.1 * torch.ones_like(K), 0.5, True) for K in grams()),
     "gradnorm": lambda: ((K, *3 * [torch.ones_like(K[0])], 1.5, 0.025) for K in grams()),
+    "simplex_descent": lambda: (
+        (K, torch.full_like(K[0], 1 / len(K)), 3, 1.0, 0.5, 0.3, 0.1, relative)
+        for K in grams()
+        for relative in (False, True)
+    ),
     "normal_numbers": lambda: ((torch.tensor(5), torch.tensor(2), n) for n in (1, 2, 5)),
     "fairgrad": lambda: ((K, 2.0, p, 1.0) for K in grams() for p in (None, numbers_of(K))),
     "equiangular": lambda: ((K, int(s)) for K in grams() for s in ops.EquiangularLength),
@@ -175,6 +180,9 @@ SOLVERS = {
     "upgrad": lambda K: ops.upgrad(K, K.new_empty(0)),
     "gradvac": lambda K: ops.gradvac(K, order_of(K), torch.zeros_like(K), 0.01)[:2],
     "gradnorm": lambda K: ops.gradnorm(K, *3 * [torch.ones_like(K[0]).detach()], 1.5, 0.025)[:2],
+    "simplex_descent": lambda K: ops.simplex_descent(
+        K, torch.full_like(K[0], 1 / len(K)).detach(), 2, 1.0, 0.5, 0.3, 0.1, True
+    )[:2],
     "fairgrad": lambda K: ops.fairgrad(K, 2.0),
     "equiangular": lambda K: ops.equiangular(K, ops.EquiangularLength.UNIT_SUM),
     "aligned": ops.aligned,

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from hard_grams import random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -24,10 +25,6 @@ from mtlkernels import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def random_rows(T: int, n: int, seed: int) -> Tensor:
-    return torch.randn(T, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def orders(T: int, step: int) -> Tensor:

@@ -2,6 +2,7 @@
 #include "../solvers/draws.h"
 #include "../solvers/gradnorm.h"
 #include "../solvers/gradvac.h"
+#include "../solvers/simplex_descent.h"
 #include "solve.h"
 
 namespace mtlkernels::ops_cpu {
@@ -35,6 +36,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gradnorm(Tensor gram, Tensor losses, 
   return {problem.weights, problem.status, next, next_start};
 }
 
+std::tuple<Tensor, Tensor, Tensor> simplex_descent(Tensor gram, Tensor state, int64_t rounds, double rate,
+                                                   double momentum, double pull, double damping, bool relative) {
+  Problem problem(gram, mtl::simplex_descent_workspace, task_ints);
+  const double* start = task_vector(state, "state", problem.tasks);
+  Tensor next = problem.vector(ScalarType::Double);
+  mtl::simplex_descent(mtl::HostLane{}, problem.k(), start, problem.tasks, rounds, rate, momentum, pull, damping,
+                       relative, problem.w(), problem.s(), static_cast<double*>(next.mutable_data_ptr()),
+                       problem.workspace.data(), problem.ints.data());
+  return {problem.weights, problem.status, next};
+}
+
 Tensor normal_numbers(Tensor seed, Tensor step, int64_t n) {
   check(n >= 0, "n must not be negative");
   Tensor x = torch::stable::new_empty(seed, {&n, 1}, ScalarType::Double);
@@ -48,6 +60,7 @@ STABLE_TORCH_LIBRARY_IMPL(mtlkernels, CPU, m) {
   if (another_backend_is_forced()) return;
   m.impl("gradvac", TORCH_BOX(&gradvac));
   m.impl("gradnorm", TORCH_BOX(&gradnorm));
+  m.impl("simplex_descent", TORCH_BOX(&simplex_descent));
   m.impl("normal_numbers", TORCH_BOX(&normal_numbers));
 }
 

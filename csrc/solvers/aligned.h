@@ -1,5 +1,7 @@
 // Aligned-MTL (arXiv 2305.19000): the gradients' matrix with all its singular values made equal, at a common length s.
-// With K = sum_k sigma_k^2 u_k u_k^T over its rank: weights = B p,  B = s sum_k u_k u_k^T / sigma_k.
+// With K = sum_k sigma_k^2 u_k u_k^T over its rank: weights = B p,  B = s sum_k u_k u_k^T / sigma_k. With s the smallest
+// no weight exceeds |p|. With another s, where terms cancel to less of d than K's rounding, gradients that lie in the span
+// of the others but for that rounding count as lying in it.
 #pragma once
 
 #include "eigen.h"
@@ -33,26 +35,40 @@ MTLKERNELS_HOST_DEVICE void aligned(const Lanes& lanes, const double* K, const d
   if (n <= 0) return;
   double *C = workspace, *F = C + n * n, *norm = F + n * n, *p = norm + n, *sigma = p + n, *rest = sigma + n;
   cosines(lanes, K, tasks, active, n, C, norm);
-  const int rank = factorise(lanes, C, norm, n, F, rest);
-  for (int i = lanes.lane; i < n; i += lanes.lanes) {
-    for (int k = 0; k < rank; ++k) F[k * n + i] *= norm[i];
-    p[i] = preference ? preference[active[i]] : 1.0;
-  }
-  lanes.sync();
-  if (!orthogonalise(lanes, F, rank, n)) flag_all(lanes, status, tasks, kNoConvergence);
-  for (int k = lanes.lane; k < rank; k += lanes.lanes) sigma[k] = std::sqrt(RowProducts(F + k * n, F + k * n, n).pp);
+  double total = 0;
+  for (int i = 0; i < n; ++i) total += preference ? preference[active[i]] : 1.0;
+  for (int i = lanes.lane; i < n; i += lanes.lanes) p[i] = preference ? preference[active[i]] : 1.0;
   lanes.sync();
 
-  double total = 0;
-  for (int i = 0; i < n; ++i) total += p[i];
-  const double factor = aligned_scale(lanes, sigma, rank, scale) / (mean && total > 0 ? total : 1.0);
-  for (int k = 0; k < rank; ++k) {
-    const double* row = F + k * n;
-    double part = 0;
-    for (int i = 0; i < n; ++i) part += row[i] / sigma[k] * p[i];
-    for (int i = lanes.lane; i < n; i += lanes.lanes) weights[active[i]] += factor / sigma[k] * part * (row[i] / sigma[k]);
+  bool converged = true, known = false;
+  for (double share = kRankShare; !known; share = kNoise) {
+    const int rank = factorise(lanes, C, norm, n, F, rest, share);
+    for (int i = lanes.lane; i < n; i += lanes.lanes)
+      for (int k = 0; k < rank; ++k) F[k * n + i] *= norm[i];
+    lanes.sync();
+    converged = orthogonalise(lanes, F, rank, n);
+    for (int k = lanes.lane; k < rank; k += lanes.lanes) sigma[k] = std::sqrt(RowProducts(F + k * n, F + k * n, n).pp);
+    lanes.sync();
+
+    const double length = aligned_scale(lanes, sigma, rank, scale);
+    const double factor = length / (mean && total > 0 ? total : 1.0);
+    double square = 0, terms = 0;
+    for (int i = lanes.lane; i < n; i += lanes.lanes) weights[active[i]] = 0;
+    lanes.sync();
+    for (int k = 0; k < rank; ++k) {
+      const double* row = F + k * n;
+      double part = 0;
+      for (int i = 0; i < n; ++i) part += row[i] / sigma[k] * p[i];
+      square += factor * part * factor * part;
+      for (int i = lanes.lane; i < n; i += lanes.lanes) weights[active[i]] += factor / sigma[k] * part * (row[i] / sigma[k]);
+    }
+    lanes.sync();
+    for (int i = 0; i < n; ++i) terms += std::fabs(weights[active[i]]) * norm[i];
+    known = share == kNoise || scale == AlignedScale::kMin || stands_out(std::sqrt(square), terms);
+    if (!known) flag_all(lanes, status, tasks, kIllConditioned);
+    lanes.sync();
   }
-  lanes.sync();
+  if (!converged) flag_all(lanes, status, tasks, kNoConvergence);
 }
 
 }  // namespace mtlkernels

@@ -6,8 +6,8 @@
 // answer is then the direction nearest to g0 that conflicts with no task (dual_cone.h), which the ball contains.
 #pragma once
 
+#include "cosines.h"
 #include "dual_cone.h"
-#include "screen.h"
 #include "simplex.h"
 
 namespace mtlkernels {
@@ -19,9 +19,6 @@ constexpr int64_t cagrad_ints(int64_t tasks) { return tasks + active_set_ints(ta
 
 // ||g_w||^2 below this share of sum_i w_i K_ii is rounding, and says nothing of the direction of g_w.
 constexpr double kStationaryShare = 1e-14;
-
-// The relative rounding of a K whose products are float32, with a margin.
-constexpr double kNoise = 1e-6;
 
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE double quadratic(const Lanes& lanes, const double* K, const double* x, int n, double* Kx) {
@@ -84,6 +81,19 @@ MTLKERNELS_HOST_DEVICE Pull cagrad_pull(const Lanes& lanes, const SimplexRoot& d
   return {dual.k / std::sqrt(square), w, false, converged};
 }
 
+// Where long terms cancel to a short correction, K's own rounding is all there is to solve for: whether so, and then with
+// the ridge on A's diagonal that keeps the correction inside the ball of radius k.
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE bool hangs_on_rounding(const Lanes& lanes, const Pull& pull, double* A, double k, int n) {
+  double terms = 0;
+  for (int i = 0; i < n; ++i) terms += pull.share * pull.along[i] * std::sqrt(A[i * n + i]);
+  if (stands_out(k, terms)) return false;
+  lanes.sync();
+  for (int i = lanes.lane; i < n; i += lanes.lanes) A[i * n + i] *= 1 + kNoise;
+  lanes.sync();
+  return true;
+}
+
 // weights = factor (1 / n + share * along) over the tasks that take part, and the flags.
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE void pulled_mean(const Lanes& lanes, const Pull& pull, double c, Rescale rescale, bool sum,
@@ -120,14 +130,7 @@ MTLKERNELS_HOST_DEVICE void cagrad(const Lanes& lanes, const double* K, int task
   if (k > 0) {
     const SimplexRoot dual{A, b, k, n};
     pull = cagrad_pull(lanes, dual, w, v, memory);
-    // A K from float32 gradients is known to 1e-7 or so of ||g_i|| ||g_j||. Where long terms cancel to a short
-    // correction, that noise is all there is to solve for: a ridge above it keeps the correction inside the ball.
-    double terms = 0;
-    for (int i = 0; i < n; ++i) terms += pull.share * pull.along[i] * std::sqrt(A[i * n + i]);
-    if (!(kNoise * terms * terms <= 0.25 * k * k)) {  // also where it is NaN
-      lanes.sync();
-      for (int i = lanes.lane; i < n; i += lanes.lanes) A[i * n + i] *= 1 + kNoise;
-      lanes.sync();
+    if (hangs_on_rounding(lanes, pull, A, k, n)) {
       pull = cagrad_pull(lanes, dual, w, v, memory);
       flag_all(lanes, status, tasks, kIllConditioned);
     }

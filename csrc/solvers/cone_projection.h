@@ -2,11 +2,12 @@
 // {d : G d >= 0}, of the mean gradient (DualProj) or of each gradient, then averaged (UPGrad).
 //
 // The cone does not see the gradients' lengths, so the problem is posed for unit gradients: K becomes the matrix of
-// cosines and a weight of g_i is one of its unit vector divided by ||g_i||. UPGrad's T problems share that matrix.
+// cosines and a weight of g_i is one of its unit vector divided by ||g_i||. UPGrad's T problems share that matrix. Where
+// long terms cancel to a projection below K's own rounding, a ridge bounds them.
 #pragma once
 
+#include "cosines.h"
 #include "dual_cone.h"
-#include "screen.h"
 
 namespace mtlkernels {
 
@@ -15,36 +16,16 @@ constexpr int64_t cone_projection_workspace(int64_t tasks) {
 }
 constexpr int64_t cone_projection_ints(int64_t tasks) { return tasks + active_set_ints(tasks); }
 
-// C: (n, n) cosines, norm: (n), share: (n) each task's part in the mean.
+// The projections, of all problems. weights: what they start from, the shares, and what they end at. Returns whether all
+// reached their optimum, and sets `known` to whether all stand out of K's rounding.
 template <class Lanes>
-MTLKERNELS_HOST_DEVICE void unit_problem(const Lanes& lanes, const double* K, int tasks, const double* preference,
-                                         const int* active, int n, double* C, double* norm, double* share) {
-  for (int r = lanes.lane; r < n; r += lanes.lanes) {
-    norm[r] = std::sqrt(K[active[r] * tasks + active[r]]);
-    share[r] = preference ? preference[active[r]] : 1.0 / n;
-  }
-  lanes.sync();
-  for (int r = lanes.lane; r < n; r += lanes.lanes)
-    for (int s = 0; s < n; ++s) C[r * n + s] = r == s ? 1.0 : K[active[r] * tasks + active[s]] / norm[r] / norm[s];
-  lanes.sync();
-}
-
-// preference: (T) not negative, or null for the mean over the tasks that take part. each: UPGrad.
-template <class Lanes>
-MTLKERNELS_HOST_DEVICE void cone_projection(const Lanes& lanes, const double* K, int tasks, const double* preference,
-                                            bool each, double* weights, int64_t* status, double* workspace, int* ints) {
-  int* active = ints;
-  const int n = screen(lanes, K, tasks, status, active);
-  fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
-  if (n <= 0) return;
-  double* C = workspace;
-  double *norm = C + tasks * tasks, *share = norm + tasks, *b = share + tasks, *x = b + tasks;
-  const ActiveSetMemory memory(x + tasks, ints + tasks, n);
-  unit_problem(lanes, K, tasks, preference, active, n, C, norm, share);
+MTLKERNELS_HOST_DEVICE bool project(const Lanes& lanes, const double* C, const double* norm, const double* share,
+                                    const int* active, int n, bool each, double* b, double* x, double* weights,
+                                    bool& known, const ActiveSetMemory& memory) {
   for (int r = lanes.lane; r < n; r += lanes.lanes) weights[active[r]] = share[r];
   lanes.sync();
-
   bool converged = true;
+  known = true;
   for (int i = 0; i < (each ? n : 1); ++i) {
     double unit = 0;  // the problem's own length; the answer scales with it
     if (each) {
@@ -62,8 +43,36 @@ MTLKERNELS_HOST_DEVICE void cone_projection(const Lanes& lanes, const double* K,
     int count = 0;
     const double* target = each ? C + i * n : b;
     converged = active_set(lanes, DualCone{C, target, n}, x, count, memory) && converged;
+    double terms = 0;
+    for (int r = 0; r < n; ++r) terms += x[r];
+    known = known && stands_out(1.0, terms);
     for (int r = lanes.lane; r < n; r += lanes.lanes) weights[active[r]] += x[r] * (unit / norm[r]);
     lanes.sync();
+  }
+  return converged;
+}
+
+// preference: (T) not negative, or null for the mean over the tasks that take part. each: UPGrad.
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE void cone_projection(const Lanes& lanes, const double* K, int tasks, const double* preference,
+                                            bool each, double* weights, int64_t* status, double* workspace, int* ints) {
+  int* active = ints;
+  const int n = screen(lanes, K, tasks, status, active);
+  fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
+  if (n <= 0) return;
+  double* C = workspace;
+  double *norm = C + tasks * tasks, *share = norm + tasks, *b = share + tasks, *x = b + tasks;
+  const ActiveSetMemory memory(x + tasks, ints + tasks, n);
+  cosines(lanes, K, tasks, active, n, C, norm);
+  for (int r = lanes.lane; r < n; r += lanes.lanes) share[r] = preference ? preference[active[r]] : 1.0 / n;
+  lanes.sync();
+
+  bool known = true;
+  bool converged = project(lanes, C, norm, share, active, n, each, b, x, weights, known, memory);
+  if (!known) {
+    add_ridge(lanes, C, n);
+    converged = project(lanes, C, norm, share, active, n, each, b, x, weights, known, memory);
+    flag_all(lanes, status, tasks, kIllConditioned);
   }
   if (!converged) flag_all(lanes, status, tasks, kNoConvergence);
 }

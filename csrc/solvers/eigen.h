@@ -6,26 +6,28 @@
 // accuracy of small sigma_k that an eigensolver of K loses where norms differ much (Demmel, Veselic 1992).
 #pragma once
 
-#include "screen.h"
+#include "cosines.h"
 
 namespace mtlkernels {
 
-// A gradient whose part outside the span of the others has less than this share of its squared norm lies in it.
+// A gradient whose part outside the span of the others has at most this share of its squared norm lies in it.
 constexpr double kRankShare = 1e-13;
 constexpr int kJacobiSweeps = 40;
 constexpr double kJacobiShare = 2e-16;  // times n, of the terms of a product of rows: what rounding leaves of zero
 
 // C: (n, n) with a diagonal of ones. F: (n, n), the first rank rows are filled. Returns the rank. Pivots are the largest
 // of C with its columns scaled by `scale`, or of C where it is null: rows then come in the order of their lengths, with
-// exact zeros where rotations would otherwise have to cancel what a long gradient adds to a short row.
+// exact zeros where rotations would otherwise have to cancel what a long gradient adds to a short row. A pivot below
+// `share` is none.
 template <class Lanes>
-MTLKERNELS_HOST_DEVICE int factorise(const Lanes& lanes, const double* C, const double* scale, int n, double* F, double* rest) {
+MTLKERNELS_HOST_DEVICE int factorise(const Lanes& lanes, const double* C, const double* scale, int n, double* F, double* rest,
+                                     double share = kRankShare) {
   fill(lanes, rest, n, 1.0);
   for (int k = 0; k < n; ++k) {
     int pivot = -1;
     double longest = 0;
     for (int i = 0; i < n; ++i) {
-      const double length = rest[i] > kRankShare ? std::sqrt(rest[i]) * (scale ? scale[i] : 1.0) : 0.0;
+      const double length = rest[i] > share ? std::sqrt(rest[i]) * (scale ? scale[i] : 1.0) : 0.0;
       if (length > longest) longest = length, pivot = i;
     }
     if (pivot < 0) return k;
@@ -33,8 +35,8 @@ MTLKERNELS_HOST_DEVICE int factorise(const Lanes& lanes, const double* C, const 
     double* row = F + k * n;
     for (int i = lanes.lane; i < n; i += lanes.lanes) row[i] = C[pivot * n + i];
     for (int m = 0; m < k; ++m) {
-      const double share = F[m * n + pivot];
-      for (int i = lanes.lane; i < n; i += lanes.lanes) row[i] -= share * F[m * n + i];
+      const double part = F[m * n + pivot];
+      for (int i = lanes.lane; i < n; i += lanes.lanes) row[i] -= part * F[m * n + i];
     }
     lanes.sync();
     for (int i = lanes.lane; i < n; i += lanes.lanes) {
@@ -87,21 +89,6 @@ MTLKERNELS_HOST_DEVICE bool orthogonalise(const Lanes& lanes, double* F, int ran
     if (orthogonal) return true;
   }
   return false;
-}
-
-// The cosines and norms of the tasks that take part, the norms as shares of the largest.
-template <class Lanes>
-MTLKERNELS_HOST_DEVICE void cosines(const Lanes& lanes, const double* K, int tasks, const int* active, int n, double* C,
-                                    double* norm) {
-  double largest = 0;
-  for (int a = 0; a < n; ++a) largest = std::fmax(largest, std::sqrt(K[active[a] * tasks + active[a]]));
-  for (int r = lanes.lane; r < n; r += lanes.lanes) {
-    const double length = std::sqrt(K[active[r] * tasks + active[r]]);
-    norm[r] = length / largest;
-    for (int s = 0; s < n; ++s)
-      C[r * n + s] = r == s ? 1.0 : K[active[r] * tasks + active[s]] / length / std::sqrt(K[active[s] * tasks + active[s]]);
-  }
-  lanes.sync();
 }
 
 }  // namespace mtlkernels

@@ -1,7 +1,8 @@
 // The direction that makes the same angle with every gradient: ConFIG (arXiv 2408.11104), IMTL-G (ICLR 2021).
 //
 // y = C^+ 1 with C the cosines; d = sum_i y_i g_i / ||g_i|| has <u_i, d> = 1 for all i, or as nearly as the gradients
-// allow. The two methods differ in its length.
+// allow. The two methods differ in its length. Where terms cancel to less of d than K's rounding, gradients that lie in
+// the span of the others but for that rounding count as lying in it.
 #pragma once
 
 #include "eigen.h"
@@ -9,20 +10,21 @@
 namespace mtlkernels {
 
 enum class EquiangularLength : int64_t {
-  kProjections = 0,  // ConFIG: the sum of the gradients' projections on d
+  kProjections = 0,  // ConFIG: the sum of the gradients' projections on d; where that is negative, 0
   kUnitSum = 1,      // IMTL-G: sum_i w_i = 1; where the sum is not positive, sum_i |w_i| = 1
 };
 
 constexpr int64_t equiangular_workspace(int64_t tasks) { return 2 * tasks * tasks + 4 * tasks; }  // doubles
 
-// A singular vector whose entries add up to less than this has no part in 1: the sum is rounding.
+// A singular vector whose entries add up to less than this has no part in 1: the sum is rounding of what it sums.
 constexpr double kVanishingSum = 1e-14;
 // A sum of weights below this share of the sum of their sizes is not positive.
 constexpr double kPositiveSum = 1e-12;
 
 // y = C^+ 1 and e = C y from the orthogonal rows of C's factor. Returns y^T C y, 0 where no vector has a part in 1.
 template <class Lanes>
-MTLKERNELS_HOST_DEVICE double equal_projections(const Lanes& lanes, const double* F, int rank, int n, double* y, double* e) {
+MTLKERNELS_HOST_DEVICE double equal_projections(const Lanes& lanes, const double* F, int rank, int n, double vanishing,
+                                                double* y, double* e) {
   double reach = 0;
   fill(lanes, y, n, 0.0);
   fill(lanes, e, n, 0.0);
@@ -33,7 +35,7 @@ MTLKERNELS_HOST_DEVICE double equal_projections(const Lanes& lanes, const double
       square += row[i] * row[i];
       sum += row[i];
     }
-    if (std::fabs(sum) <= kVanishingSum * std::sqrt(square)) continue;
+    if (std::fabs(sum) <= vanishing * std::sqrt(square)) continue;
     const double part = sum / square;  // (u_k . 1) / sigma_k
     reach += part * part;
     for (int i = lanes.lane; i < n; i += lanes.lanes) {
@@ -53,10 +55,18 @@ MTLKERNELS_HOST_DEVICE void equiangular(const Lanes& lanes, const double* K, int
   if (n <= 0) return;
   double *C = workspace, *F = C + n * n, *norm = F + n * n, *rest = norm + n, *y = rest + n, *e = y + n;
   cosines(lanes, K, tasks, active, n, C, norm);
-  const int rank = factorise(lanes, C, nullptr, n, F, rest);
-  if (!orthogonalise(lanes, F, rank, n)) flag_all(lanes, status, tasks, kNoConvergence);
-  const double reach = equal_projections(lanes, F, rank, n, y, e);
-  if (!(reach > 0)) return flag_all(lanes, status, tasks, kStationary);
+  double reach = 0;
+  bool converged = true, known = false;
+  for (double share = kRankShare; !known; share = kNoise) {
+    const int rank = factorise(lanes, C, nullptr, n, F, rest, share);
+    converged = orthogonalise(lanes, F, rank, n);
+    reach = equal_projections(lanes, F, rank, n, share == kNoise ? kNoise : kVanishingSum, y, e);
+    double terms = 0;
+    for (int i = 0; i < n; ++i) terms += std::fabs(y[i]);
+    known = share == kNoise || stands_out(std::sqrt(reach), terms);
+    if (!known) flag_all(lanes, status, tasks, kIllConditioned);
+  }
+  if (!converged) flag_all(lanes, status, tasks, kNoConvergence);
 
   double sum = 0, size = 0, projections = 0;
   for (int i = 0; i < n; ++i) {
@@ -64,6 +74,10 @@ MTLKERNELS_HOST_DEVICE void equiangular(const Lanes& lanes, const double* K, int
     size += std::fabs(y[i] / norm[i]);
     projections += norm[i] * e[i];
   }
+  // A negative sum of projections (gradients are dependent then) leaves 0 alone on the line of d: to one side the sum
+  // of the losses rises, to the other that of the losses in units of their gradients.
+  const bool nowhere = length == EquiangularLength::kProjections && projections < 0;
+  if (!(reach > 0) || nowhere) return flag_all(lanes, status, tasks, kStationary);
   const double factor = length == EquiangularLength::kProjections ? projections / reach
                                                                   : 1 / (sum > kPositiveSum * size ? sum : size);
   for (int i = lanes.lane; i < n; i += lanes.lanes) weights[active[i]] = factor * y[i] / norm[i];

@@ -5,11 +5,12 @@
 //     C y = u,   alpha log u_i + log y_i = log q_i,
 // so norms enter as logarithms only. Newton's method on both at once, with steps that cannot leave y, u > 0 and
 // cross many decades at once where a logarithm is the straighter function. There is a solution
-// unless zero lies in the convex hull of the gradients; C then gets a ridge, and the status says kNoSolution.
+// unless zero lies in the convex hull of the gradients; C then gets a ridge, and the status says kNoSolution. It gets one
+// too, and the status says kIllConditioned, where there is a solution by rounding only, or none within the bound on work.
 #pragma once
 
 #include "active_set.h"
-#include "screen.h"
+#include "cosines.h"
 
 namespace mtlkernels {
 
@@ -19,8 +20,8 @@ constexpr int64_t fair_ints(int64_t tasks) { return 2 * tasks; }
 constexpr int kFairRounds = 300;
 constexpr double kFairResidual = 1e-13;  // of u_i
 constexpr double kFairRounding = 2e-15;  // of the terms that (C y)_i is the sum of
-// ||sum_i y_i u_i||^2 below this share of sum_i y_i^2 is no direction; the ridge on C that stands in, too.
-constexpr double kFairRidge = 1e-12;
+// ||sum_i y_i u_i||^2 below this share of sum_i y_i^2 is no direction.
+constexpr double kFairNothing = 1e-12;
 // The first rounds take u = C y where that loses no more than half of u; later ones leave u to Newton's method.
 constexpr int kFairDirectRounds = 3;
 constexpr double kFairFelt = 0.1;  // y_i below this share of u_i is hardly felt in C y: it may grow as its logarithm says
@@ -101,7 +102,7 @@ MTLKERNELS_HOST_DEVICE void fair_start(const Lanes& lanes, const FairProblem& pr
     square += m.y[i] * m.y[i];
     gain += m.y[i] * m.fair_u[i];
   }
-  const double length = std::pow(gain / std::fmax(energy, kFairRidge * square), alpha / (1 + alpha));
+  const double length = std::pow(gain / std::fmax(energy, kFairNothing * square), alpha / (1 + alpha));
   lanes.sync();
   for (int i = lanes.lane; i < problem.n; i += lanes.lanes) {
     m.y[i] *= length;
@@ -147,7 +148,7 @@ MTLKERNELS_HOST_DEVICE FairEnd fair_newton(const Lanes& lanes, const FairProblem
       open += m.open[i];
     }
     lanes.sync();
-    if (problem.ridge == 0 && energy <= kFairRidge * square) return FairEnd::kUnsolvable;
+    if (problem.ridge == 0 && energy <= kFairNothing * square) return FairEnd::kUnsolvable;
     if (open == 0) return FairEnd::kSolved;
     fair_step(lanes, problem, round < kFairDirectRounds, m);
   }
@@ -168,24 +169,26 @@ MTLKERNELS_HOST_DEVICE void fair(const Lanes& lanes, const double* K, const doub
 
   double *C = workspace, *norm = C + n * n, *log_q = norm + n;
   const FairMemory m(log_q + n, n);
-  double largest = 0;
-  for (int a = 0; a < n; ++a) largest = std::fmax(largest, std::sqrt(K[active[a] * tasks + active[a]]));
+  const double largest = cosines(lanes, K, tasks, active, n, C, norm);
   for (int r = lanes.lane; r < n; r += lanes.lanes) {
-    const double length = std::sqrt(K[active[r] * tasks + active[r]]);
-    norm[r] = length / largest;
     log_q[r] = (p ? std::log(p[active[r]]) : 0.0) + (1 - alpha) * std::log(norm[r]);
     index[r] = r;
-    for (int s = 0; s < n; ++s)
-      C[r * n + s] = K[active[r] * tasks + active[s]] / length / std::sqrt(K[active[s] * tasks + active[s]]);
   }
   lanes.sync();
 
   FairProblem problem{C, log_q, alpha, 0.0, n, index};
   FairEnd end = fair_newton(lanes, problem, m);
-  if (end == FairEnd::kUnsolvable) {
-    problem.ridge = kFairRidge;
+  double terms = 0, square = 0;
+  for (int r = 0; r < n; ++r) {
+    terms += m.y[r];
+    square += m.y[r] * m.Cy[r];
+  }
+  lanes.sync();
+  const bool known = end == FairEnd::kSolved && stands_out(std::sqrt(std::fmax(square, 0.0)), terms);
+  if (!known) {
+    flag_all(lanes, status, tasks, end == FairEnd::kUnsolvable ? kNoSolution : kIllConditioned);
+    problem.ridge = kNoise;
     end = fair_newton(lanes, problem, m);
-    flag_all(lanes, status, tasks, kNoSolution);
   }
   if (end == FairEnd::kBound) flag_all(lanes, status, tasks, kNoConvergence);
 

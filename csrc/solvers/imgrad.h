@@ -51,7 +51,13 @@ MTLKERNELS_HOST_DEVICE void imgrad(const Lanes& lanes, const double* K, int task
   const double unit = std::sqrt(normalise(lanes, K, tasks, active, n, A, b));
   const double length = mean_length(b, n);
   Pull pull{0.0, w, false, true};
-  if (c * length > 0) pull = imgrad_pull(lanes, A, b, length, c, unit, form, n, w, v, memory);
+  if (c * length > 0) {
+    pull = imgrad_pull(lanes, A, b, length, c, unit, form, n, w, v, memory);
+    if (hangs_on_rounding(lanes, pull, A, c * length, n)) {
+      pull = imgrad_pull(lanes, A, b, length, c, unit, form, n, w, v, memory);
+      flag_all(lanes, status, tasks, kIllConditioned);
+    }
+  }
   pulled_mean(lanes, pull, c, rescale, false, active, n, tasks, weights, status);
 }
 

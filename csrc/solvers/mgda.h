@@ -29,7 +29,13 @@ MTLKERNELS_HOST_DEVICE void mgda(const Lanes& lanes, const double* K, int tasks,
   normalise(lanes, K, tasks, active, n, A, w);
   int count = 0;
   if (!nearest_to_zero(lanes, A, n, w, count, memory)) flag_all(lanes, status, tasks, kNoConvergence);
-  if (is_stationary(lanes, A, w, n, quadratic(lanes, A, w, n, memory.Kx))) flag_all(lanes, status, tasks, kStationary);
+  const double square = quadratic(lanes, A, w, n, memory.Kx);
+  double terms = 0;
+  for (int i = 0; i < n; ++i) terms += w[i] * std::sqrt(A[i * n + i]);
+  if (is_stationary(lanes, A, w, n, square))
+    flag_all(lanes, status, tasks, kStationary);
+  else if (!stands_out(std::sqrt(square), terms))
+    flag_all(lanes, status, tasks, kIllConditioned);  // the weights are bounded: no ridge could help
   for (int r = lanes.lane; r < n; r += lanes.lanes) weights[active[r]] = w[r];
   lanes.sync();
 }

@@ -12,7 +12,7 @@ enum Status : int64_t {
   kStationary = 4,    // zero lies in the convex hull of the gradients: the direction is a projection, not a step towards it
   kNoConvergence = 8, // the solver's bound on work was met first: the weights are the best point it reached
   kInvalidLoss = 32,     // the task's loss is not positive and finite, and the method needs it to be
-  kIllConditioned = 64,  // the answer hung on differences below the rounding of K: a ridge above it was added
+  kIllConditioned = 64,  // the answer hung on differences below the rounding of K; a ridge above it bounds weights
   kNoSolution = 16,   // the method's equations have no solution: the weights solve them with a small ridge on K's diagonal
 };
 

@@ -11,6 +11,7 @@ from mtlkernels.methods.baseline import IGB, STCH
 from mtlkernels.methods.cagrad import CAGrad
 from mtlkernels.methods.config import ConFIG
 from mtlkernels.methods.crmogm import CRMOGM
+from mtlkernels.methods.double_sampling import MoDo, SDMGrad
 from mtlkernels.methods.dwa import DWA
 from mtlkernels.methods.fairgrad import FairGrad
 from mtlkernels.methods.famo import FAMO
@@ -24,6 +25,7 @@ from mtlkernels.methods.log_losses import GLS, SI
 from mtlkernels.methods.mgda import MGDA
 from mtlkernels.methods.nashmtl import NashMTL
 from mtlkernels.methods.norm_scaling import DBMTL, NTKMTL, SLW, NGDiff
+from mtlkernels.methods.parts import PerPart
 from mtlkernels.methods.pcgrad import PCGrad
 from mtlkernels.methods.pivrg import PIVRG
 from mtlkernels.methods.precondition import ClippedTasks, LogLosses, Normalized, Preferred
@@ -68,12 +70,15 @@ __all__ = [
     "LogLosses",
     "LossMethod",
     "Mean",
+    "MoDo",
     "NGDiff",
     "NashMTL",
     "Normalized",
     "PCGrad",
+    "PerPart",
     "Preferred",
     "RandomWeights",
+    "SDMGrad",
     "Sum",
     "UPGrad",
     "find_method",
@@ -109,6 +114,9 @@ _GRAM: tuple[type[GramMethod], ...] = (
     IMTLG,
     NashMTL,
     PIVRG,
+    SDMGrad,
+    MoDo,
+    PerPart,
 )
 _LOSS: tuple[type[LossMethod], ...] = (
     *(SI, GLS, UW, UWSO, IMTLL, RLW, DWA, SLAW),

@@ -58,7 +58,7 @@ class GramMethod(Method):
         """Weights for one step.
 
         Args:
-            gram: (T, T) float64, K_ij = <g_i, g_j>.
+            gram: (T, T) float64, K_ij = <g_i, g_j>; symmetric, as `ops.gram` makes it.
             losses: (T) the tasks' losses, for the methods that use them.
 
         Returns:
@@ -178,6 +178,14 @@ class LossMethod(Method):
             if isinstance(saved, Tensor) and saved.shape != own.shape:
                 setattr(self, name, own.new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *rest, **named)
+
+
+def check_gram(gram: Tensor) -> None:
+    """Raises RuntimeError unless gram is what the ops take: for those that compute on it first."""
+    if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] < 1:
+        raise RuntimeError("gram must be a square matrix")
+    if gram.dtype != torch.float64:
+        raise RuntimeError("gram must be float64, as ops.gram returns it")
 
 
 def check_reduction(reduction: str) -> None:

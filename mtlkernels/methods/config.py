@@ -18,8 +18,16 @@ class ConFIG(GramMethod):
     gradient that is another's but for 1e-13 of its squared norm counts as in its span. Where the
     unit gradients add up to zero, d = 0 and the status says STATIONARY. Degree 1 in the gradients.
 
-    For dependent gradients x may project negatively on some; where the sum of the gradients'
-    projections on it is negative, the paper's length is too, and is kept.
+    For dependent gradients x may project negatively on some, and even the sum of the gradients'
+    projections on it, the length, may be negative. The paper's d then points along -x: it is the
+    projection of the summed gradient on the line of x, so the sum of the losses falls, but all
+    <u_i, d> together are negative, which is ascent where each loss counts in units of its own
+    gradient. Along x it is the other way round. Only d = 0 ascends in neither sense: that is the
+    answer, and the status says STATIONARY.
+
+    Where terms of d cancel to less than the rounding of a K from float32 gradients, a gradient that
+    is another's but for 1e-6 of its squared norm counts as in its span, and the status says
+    ILL_CONDITIONED.
 
     The published README speaks of equal inner products; paper and code have equal cosines. For two
     tasks the published code takes another formula, which loses the length where gradients are

@@ -13,7 +13,7 @@ from mtlkernels.methods.state import SizedByTasks
 
 
 class GradVac(Drawing, SizedByTasks):
-    """Gradient vaccine (Wang et al., arXiv 2010.05874), on the whole model.
+    """Gradient vaccine (Wang et al., arXiv 2010.05874); `PerPart` keeps targets a layer.
 
     Task i starts from v = g_i and visits the other tasks j in random order. With p = cos(v, g_j)
     and its target q = phi_ij, where p < q:

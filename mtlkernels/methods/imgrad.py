@@ -22,14 +22,17 @@ class IMGrad(GramMethod):
 
     Both solved exactly by an active set, after MGDA's problem. Where the gradients are
     Pareto-stationary MGDA has no direction and x no meaning: the answer is CAGrad's and the status
-    says STATIONARY.
+    says STATIONARY. Where gradients cancel to less than K's own rounding, a ridge keeps d inside
+    the ball and the status says ILL_CONDITIONED, as in CAGrad.
 
     The code's form has degree 1 in the gradients. The paper's has none: its second term carries one
-    power more, so a common factor of all gradients (a loss scaler's, say) moves w.
+    power more, so a common factor of all gradients (a loss scaler's, a batch's, a smaller loss late
+    in training) moves w from one end of its range to the other. That, and that all published
+    numbers are of the code's form, makes it the default.
 
     Args:
         c: at least 0; 0 gives the mean. 0.8 is the published code's.
-        form: which of the two; they are different methods, and the published numbers are of "code".
+        form: which of the two; they are different methods.
         rescale: 0 leaves d as it is, the paper's; 1 divides by 1 + c^2, as the published code does;
             2 divides by 1 + c.
 
@@ -42,7 +45,7 @@ class IMGrad(GramMethod):
         self,
         c: float = 0.8,
         *,
-        form: Literal["paper", "code"] = "paper",
+        form: Literal["paper", "code"] = "code",
         rescale: Literal[0, 1, 2] = 0,
     ) -> None:
         super().__init__()

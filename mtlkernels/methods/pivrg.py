@@ -20,7 +20,7 @@ class PIVRG(GramMethod):
     p = T softmax(drop / temp), temp = max((max drop - min drop) / log(bound), min_temp), where
     drop_i is how much task i has lost against its single-task model. `update` sets the drops,
     usually once an epoch; before that p = 1. Degree -1/3 in the gradients. Solved exactly, and with
-    NashMTL's answer where there is no solution.
+    NashMTL's answers where there is no solution or K's rounding hides it.
 
     Args:
         bound: the largest ratio between two entries of p; above 1. The published code (MTLlib) has

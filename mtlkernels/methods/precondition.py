@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import INVALID_LOSS, GramMethod
-
-# Of mtlkernels.Status: the task's loss is not positive and finite.
+from mtlkernels.methods.base import INVALID_LOSS, GramMethod, check_gram
 
 
 class _Preconditioned(GramMethod):
@@ -41,10 +39,13 @@ class _Preconditioned(GramMethod):
         return losses
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        check_gram(gram)
         if not self._needs_losses:
             return self._solve(gram, losses)
         if losses is None:
             raise ValueError(f"{type(self).__name__} needs the tasks' losses")
+        if losses.shape != gram.shape[:1]:
+            raise ValueError(f"{losses.numel()} losses were given for {len(gram)} tasks")
         losses = losses.detach().to(gram)
         good = (losses > 0) & losses.isfinite()
         weights = self._solve(gram, torch.where(good, losses, torch.nan))

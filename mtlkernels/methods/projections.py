@@ -50,7 +50,9 @@ class DualProj(_Projection):
     """Projection of the mean gradient onto {d : <g_i, d> >= 0 for all i} (arXiv 2406.16232).
 
     d = sum_i (p_i + v_i) g_i with v = argmin over v >= 0 of ||sum_i (p_i + v_i) g_i||. Solved
-    exactly by an active set at any scale of the gradients, without a ridge. Degree 1.
+    exactly by an active set at any scale of the gradients. Where the v_i ||g_i|| add up to more
+    than 500 of the longest p_i ||g_i||, which a K from float32 gradients cannot support, K's
+    diagonal times 1 + 1e-6 bounds them and the status says ILL_CONDITIONED. Degree 1.
 
     Args:
         preference: p, one number a task, at least 0; None is 1/T, the paper's, over the tasks whose
@@ -69,8 +71,10 @@ class UPGrad(_Projection):
     """Each gradient projected so that it conflicts with no other, then averaged (2406.16232).
 
     d = sum_i p_i P(g_i), P the projection onto {d : <g_j, d> >= 0 for all j}. T convex problems
-    over one matrix, solved exactly by an active set at any scale, without a ridge. For two tasks it
-    is half of PCGrad. Degree 1 in the gradients.
+    over one matrix, solved exactly by an active set at any scale. For two tasks it is half of
+    PCGrad. Where a projection's terms add up to more than 500 of its own gradient's length, which a
+    K from float32 gradients cannot support, K's diagonal times 1 + 1e-6 bounds them and the status
+    says ILL_CONDITIONED. Degree 1 in the gradients.
 
     Args:
         preference: p, one number a task, at least 0; None is 1/T, the paper's, over the tasks whose

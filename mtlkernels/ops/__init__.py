@@ -12,7 +12,7 @@ tensors are read in place, others are copied first.
 from mtlkernels.ops.convex import IMGradForm, dualproj, imgrad, mgda, upgrad
 from mtlkernels.ops.fair import fairgrad
 from mtlkernels.ops.library import FLOAT_DTYPES, LIBRARY, MAX_NATIVE_TASKS, SCHEMAS
-from mtlkernels.ops.lists import combine, combine_out, flat_offsets, gram
+from mtlkernels.ops.lists import combine, combine_out, cross_gram, flat_offsets, gram
 from mtlkernels.ops.solvers import (
     NormScale,
     Rescale,
@@ -24,7 +24,7 @@ from mtlkernels.ops.solvers import (
     visiting_order,
 )
 from mtlkernels.ops.spectral import AlignedScale, EquiangularLength, aligned, equiangular
-from mtlkernels.ops.stateful import gradnorm, gradvac, normal_numbers
+from mtlkernels.ops.stateful import gradnorm, gradvac, normal_numbers, simplex_descent
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -41,6 +41,7 @@ __all__ = [
     "cagrad",
     "combine",
     "combine_out",
+    "cross_gram",
     "dualproj",
     "equiangular",
     "fairgrad",
@@ -53,6 +54,7 @@ __all__ = [
     "normal_numbers",
     "pcgrad",
     "pcgrad_drawn",
+    "simplex_descent",
     "task_status",
     "upgrad",
     "visiting_order",

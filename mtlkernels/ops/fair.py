@@ -28,6 +28,7 @@ def fairgrad(
 
     Returns:
         weights (T) float64 and status (T) int64. NO_SOLUTION where zero lies in the convex hull of
-        the gradients: the weights then solve the equations of K with its diagonal times 1 + 1e-12.
+        the gradients, ILL_CONDITIONED where K's rounding or the bound on work hides the solution:
+        the weights then solve the equations of K with its diagonal times 1 + 1e-6.
     """
     return _fairgrad(gram, alpha, importance, max_norm)

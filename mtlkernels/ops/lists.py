@@ -39,6 +39,31 @@ def gram(grads: Sequence[Tensor], num_tasks: int) -> Tensor:
     return call(_gram, _as_list(grads), num_tasks)
 
 
+def cross_gram(first: Sequence[Tensor], second: Sequence[Tensor], num_tasks: int) -> Tensor:
+    """The products of T gradients of one batch with those of another, A_ij = <g_i, h_j>.
+
+    What methods of double sampling take (`SDMGrad`, `MoDo`): with independent batches A is an
+    unbiased estimate of the true Gram matrix, which a Gram matrix of one batch is not. Not
+    symmetric. The corner of one `gram` of all 2T gradients: every gradient is read once.
+
+    Args:
+        first, second: gradient lists of T * P tensors each, over the same parameters.
+        num_tasks: T.
+
+    Returns:
+        (T, T) float64 on the gradients' device.
+
+    Raises:
+        ValueError: a list is empty, or they differ in length.
+        RuntimeError: as `gram`.
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"the lists hold {len(first)} and {len(second)} gradients: give T * P of each batch"
+        )
+    return gram([*first, *second], 2 * num_tasks)[:num_tasks, num_tasks:].contiguous()
+
+
 def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:
     """The weighted sum of T gradients as one flat vector, d = sum_t w_t g_t.
 

@@ -18,9 +18,14 @@ _gradnorm = define(
     "(Tensor gram, Tensor losses, Tensor state, Tensor start, float alpha, float rate)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
+_simplex_descent = define(
+    "simplex_descent",
+    "(Tensor gram, Tensor state, int rounds, float rate, float momentum, float pull, float damping,"
+    " bool relative) -> (Tensor, Tensor, Tensor)",
+)
 _normal_numbers = define("normal_numbers", "(Tensor seed, Tensor step, int n) -> Tensor")
 
-for _name in ("gradvac", "gradnorm"):
+for _name in ("gradvac", "gradnorm", "simplex_descent"):
     torch.library.register_autograd(f"mtlkernels::{_name}", refuse_backward, lib=LIBRARY)
 
 
@@ -65,6 +70,36 @@ def gradnorm(
     return reference.gradnorm(gram, losses, state, start, alpha, rate)
 
 
+def simplex_descent(
+    gram: Tensor,
+    state: Tensor,
+    rounds: int,
+    rate: float,
+    momentum: float,
+    pull: float,
+    damping: float,
+    relative: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """SDMGrad's (arXiv 2305.18409) and MoDo's (arXiv 2305.20057) weights: projected descent.
+
+    From v = 0, `rounds` times: v <- momentum v + A (w + pull / T) + damping w and
+    w <- projection on the simplex of w - rate v. Degree 0 where `relative`.
+
+    Args:
+        gram: (T, T) float64, A: a Gram matrix, or the cross-Gram of two batches (`cross_gram`).
+        state: (T) float64, w on the simplex.
+        rounds, rate, momentum, pull, damping: as above.
+        relative: take A in units of s^2, s the mean of the sqrt(max(A_ii, 0)).
+
+    Returns:
+        weights (T) float64, (w + pull / T) / (1 + pull); status (T) int64, and the next state (T).
+    """
+    numbers = (rounds, rate, momentum, pull, damping, relative)
+    if fits_native(len(gram)):
+        return call(_simplex_descent, gram, state, *numbers)
+    return reference.simplex_descent(gram, state, *numbers)
+
+
 def normal_numbers(seed: Tensor, step: Tensor, n: int) -> Tensor:
     """(n) float64 standard normal numbers, a function of the int64 scalars seed and step alone."""
     return call(_normal_numbers, seed, step, n)
@@ -87,6 +122,13 @@ def _(
     status = gram.new_empty(gram.shape[0], dtype=torch.int64)
     weights, following, first = (gram.new_empty(gram.shape[0]) for _ in range(3))
     return weights, status, following, first
+
+
+@torch.library.register_fake("mtlkernels::simplex_descent", lib=LIBRARY)
+def _(gram: Tensor, state: Tensor, *_: float) -> tuple[Tensor, Tensor, Tensor]:
+    reference.check_gram(gram)
+    status = gram.new_empty(gram.shape[0], dtype=torch.int64)
+    return gram.new_empty(gram.shape[0]), status, torch.empty_like(state)
 
 
 @torch.library.register_fake("mtlkernels::normal_numbers", lib=LIBRARY)

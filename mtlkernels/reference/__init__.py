@@ -17,7 +17,7 @@ from mtlkernels.reference.lists import (
     list_offsets,
 )
 from mtlkernels.reference.spectral import aligned, equiangular
-from mtlkernels.reference.stateful import gradnorm, gradvac, normal_numbers
+from mtlkernels.reference.stateful import gradnorm, gradvac, normal_numbers, simplex_descent
 from mtlkernels.reference.weights import (
     INVALID_LOSS,
     NO_CONVERGENCE,
@@ -61,6 +61,7 @@ __all__ = [
     "normal_numbers",
     "pcgrad",
     "pcgrad_drawn",
+    "simplex_descent",
     "task_status",
     "upgrad",
     "visiting_order",

@@ -20,10 +20,10 @@ from mtlkernels.reference.weights import (
     NON_FINITE,
     STATIONARY,
     finish,
+    stands_out,
     task_status,
+    with_ridge,
 )
-
-NOISE = 1e-6  # relative rounding of a K whose products are float32, with a margin
 
 # What the direction is divided by, from c.
 RESCALE: dict[int, Callable[[float], float]] = {
@@ -64,10 +64,8 @@ def _cagrad_weights(K: Tensor, c: float) -> tuple[Tensor, int]:
     if k == 0:
         return torch.full_like(b, 1 / len(b)), 0
     pull, flags = cagrad_pull(K, b, k)
-    # A K from float32 gradients is known to NOISE or so: see csrc/solvers/cagrad.h
-    terms = float(pull @ K.diagonal().sqrt())
-    if not NOISE * terms * terms <= 0.25 * k * k:  # also where it is NaN
-        pull, flags = cagrad_pull(K + NOISE * torch.diag(K.diagonal()), b, k)
+    if not stands_out(k, float(pull @ K.diagonal().sqrt())):
+        pull, flags = cagrad_pull(with_ridge(K), b, k)
         flags |= ILL_CONDITIONED
     return 1 / len(b) + pull, flags
 

@@ -20,7 +20,16 @@ from mtlkernels.reference.active_set import (
     square_slack,
 )
 from mtlkernels.reference.cagrad import RESCALE, cagrad_pull, is_stationary
-from mtlkernels.reference.weights import NO_CONVERGENCE, NON_FINITE, STATIONARY, finish, task_status
+from mtlkernels.reference.weights import (
+    ILL_CONDITIONED,
+    NO_CONVERGENCE,
+    NON_FINITE,
+    STATIONARY,
+    finish,
+    stands_out,
+    task_status,
+    with_ridge,
+)
 
 
 def mgda(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +38,10 @@ def mgda(gram: Tensor) -> tuple[Tensor, Tensor]:
     def solve(K: Tensor, _: Tensor) -> tuple[Tensor, int]:
         K = K / K.diagonal().max()
         w, flags = _nearest_to_zero(K)
-        return w, flags | (STATIONARY if is_stationary(K, w) else 0)
+        if is_stationary(K, w):
+            return w, flags | STATIONARY
+        known = stands_out(float((w @ K @ w).sqrt()), float(w @ K.diagonal().sqrt()))
+        return w, flags | (0 if known else ILL_CONDITIONED)
 
     return _on_tasks_with_a_gradient(gram, solve)
 
@@ -39,7 +51,12 @@ def imgrad(gram: Tensor, c: float, form: int, rescale: int) -> tuple[Tensor, Ten
 
     def solve(K: Tensor, _: Tensor) -> tuple[Tensor, int]:
         unit = K.diagonal().max().sqrt()
-        pull, flags = _imgrad_pull(K / unit / unit, c, form, float(unit))
+        A = K / unit / unit
+        pull, flags = _imgrad_pull(A, c, form, float(unit))
+        length = c * float(A.mean().clamp_min(0).sqrt())
+        if not stands_out(length, float(pull @ A.diagonal().sqrt())):
+            pull, flags = _imgrad_pull(with_ridge(A), c, form, float(unit), A.sum(dim=1) / len(A))
+            flags |= ILL_CONDITIONED
         return (1 / len(K) + pull) / RESCALE[rescale](c), flags
 
     return _on_tasks_with_a_gradient(gram, solve)
@@ -48,24 +65,19 @@ def imgrad(gram: Tensor, c: float, form: int, rescale: int) -> tuple[Tensor, Ten
 def dualproj(gram: Tensor, preference: Tensor) -> tuple[Tensor, Tensor]:
     """DualProj's weights: the (preferred) mean, projected onto {d : G d >= 0}."""
 
-    def solve(K: Tensor, tasks: Tensor) -> tuple[Tensor, int]:
-        return _project(K, _shares(preference, tasks))
+    def problems(tasks: Tensor) -> list[Tensor]:
+        return [_shares(preference, tasks)]
 
-    return _on_tasks_with_a_gradient(gram, solve)
+    return _on_tasks_with_a_gradient(gram, lambda K, tasks: _project(K, problems(tasks)))
 
 
 def upgrad(gram: Tensor, preference: Tensor) -> tuple[Tensor, Tensor]:
     """UPGrad's weights: each gradient projected onto {d : G d >= 0}, then the (preferred) mean."""
 
-    def solve(K: Tensor, tasks: Tensor) -> tuple[Tensor, int]:
-        shares = _shares(preference, tasks)
-        weights, flags = torch.zeros_like(shares), 0
-        for u in torch.diag(shares):
-            projected, flag = _project(K, u)
-            weights, flags = weights + projected, flags | flag
-        return weights, flags
+    def problems(tasks: Tensor) -> list[Tensor]:
+        return list(torch.diag(_shares(preference, tasks)))
 
-    return _on_tasks_with_a_gradient(gram, solve)
+    return _on_tasks_with_a_gradient(gram, lambda K, tasks: _project(K, problems(tasks)))
 
 
 def _on_tasks_with_a_gradient(
@@ -91,8 +103,10 @@ def _nearest_to_zero(K: Tensor) -> tuple[Tensor, int]:
     return w, 0 if converged else NO_CONVERGENCE
 
 
-def _imgrad_pull(K: Tensor, c: float, form: int, unit: float) -> tuple[Tensor, int]:
-    b = K.sum(dim=1) / len(K)
+def _imgrad_pull(
+    K: Tensor, c: float, form: int, unit: float, b: Tensor | None = None
+) -> tuple[Tensor, int]:
+    b = K.sum(dim=1) / len(K) if b is None else b
     length = float(b.mean().clamp_min(0).sqrt())
     k = c * length
     if k == 0:
@@ -117,14 +131,29 @@ def _shares(preference: Tensor, tasks: Tensor) -> Tensor:
     return preference.cpu()[tasks]
 
 
-def _project(K: Tensor, u: Tensor) -> tuple[Tensor, int]:
-    """Weights of the projection of G^T u, posed for unit gradients."""
+def _project(K: Tensor, problems: list[Tensor]) -> tuple[Tensor, int]:
+    """Sum of the weights of the projections of G^T u, u in problems, posed for unit gradients."""
     norm = K.diagonal().sqrt()
-    C = K / norm / norm[:, None]
-    lengths = norm * u
-    unit = lengths.max()
-    if unit == 0:
-        return u, 0
-    b = C @ (lengths / unit)
-    x, converged = active_set(C, torch.zeros_like(b), cone_minimiser(C, b), cone_slack(C, b))
-    return u + x * (unit / norm), 0 if converged else NO_CONVERGENCE
+    norm = norm / norm.max()
+    C = K / K.diagonal().sqrt() / K.diagonal().sqrt()[:, None]
+    C.fill_diagonal_(1.0)
+    weights, flags, known = _project_all(C, norm, problems)
+    if not known:
+        weights, flags, _ = _project_all(with_ridge(C), norm, problems)
+        flags |= ILL_CONDITIONED
+    return weights, flags
+
+
+def _project_all(C: Tensor, norm: Tensor, problems: list[Tensor]) -> tuple[Tensor, int, bool]:
+    weights, flags, known = torch.zeros_like(norm), 0, True
+    for u in problems:
+        unit = (norm * u).max()
+        weights = weights + u
+        if unit == 0:
+            continue
+        b = C @ (norm * u / unit)
+        x, converged = active_set(C, torch.zeros_like(b), cone_minimiser(C, b), cone_slack(C, b))
+        weights = weights + x * (unit / norm)
+        flags |= 0 if converged else NO_CONVERGENCE
+        known = known and stands_out(1.0, float(x.sum()))
+    return weights, flags, known

@@ -6,16 +6,19 @@ import torch
 from torch import Tensor
 
 from mtlkernels.reference.weights import (
+    ILL_CONDITIONED,
     NO_CONVERGENCE,
     NO_SOLUTION,
     NON_FINITE,
     check_numbers,
     finish,
+    stands_out,
     task_status,
+    with_ridge,
 )
 
 ROUNDS = 300
-RIDGE = 1e-12
+NOTHING = 1e-12
 FLOOR = 1e-290
 
 
@@ -50,10 +53,9 @@ def _solve(K: Tensor, alpha: float, p: Tensor, max_norm: float) -> tuple[Tensor,
     n = n / largest
     log_q = p.log() + (1 - alpha) * n.log()
     y, solved, flags = *_newton(C, log_q, alpha, stop_at_no_direction=True), 0
-    if solved is None:
-        flags = NO_SOLUTION
-        ridged = C + RIDGE * torch.eye(len(C), dtype=C.dtype)
-        y, solved = _newton(ridged, log_q, alpha, stop_at_no_direction=False)
+    if not solved or not stands_out(float((y @ C @ y).clamp_min(0).sqrt()), float(y.sum())):
+        flags = NO_SOLUTION if solved is None else ILL_CONDITIONED
+        y, solved = _newton(with_ridge(C), log_q, alpha, stop_at_no_direction=False)
     flags |= 0 if solved else NO_CONVERGENCE
     length = float((y @ C @ y).clamp_min(0).sqrt()) * largest ** ((1 - alpha) / (1 + alpha))
     factor = largest ** (-2 * alpha / (1 + alpha))
@@ -69,13 +71,13 @@ def _newton(
         return ((log_q - y.log()) / alpha).clamp(-650, 600).exp()
 
     y = (log_q / (1 + alpha)).exp()
-    best = (y @ value(y)) / (y @ C @ y).clamp_min(RIDGE * (y @ y))
+    best = (y @ value(y)) / (y @ C @ y).clamp_min(NOTHING * (y @ y))
     y = y * best ** (alpha / (1 + alpha))
     u = value(y)
     for round_ in range(ROUNDS):
         Cy, wanted = C @ y, value(y)
         gap = (Cy - wanted).abs()
-        if stop_at_no_direction and y @ Cy <= RIDGE * (y @ y):
+        if stop_at_no_direction and y @ Cy <= NOTHING * (y @ y):
             return y, None
         closed = (gap <= 1e-13 * wanted) | (gap <= 2e-15 * (C.abs() @ y + wanted))
         if bool((closed | ((y <= FLOOR) & (Cy > wanted))).all()):

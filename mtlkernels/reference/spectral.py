@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from mtlkernels.reference.weights import (
+    ILL_CONDITIONED,
     NO_CONVERGENCE,
+    NOISE,
     NON_FINITE,
     STATIONARY,
     check_numbers,
     finish,
+    stands_out,
     task_status,
 )
 
@@ -22,19 +25,28 @@ def equiangular(gram: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """ConFIG's and IMTL-G's weights from y = C^+ 1 (see csrc/solvers/equiangular.h)."""
 
     def solve(C: Tensor, n: Tensor, takes_part: Tensor) -> tuple[Tensor, int]:
-        rows, flags = orthogonal_rows(factor(C, torch.ones_like(n)))
-        square, sums = rows.square().sum(dim=1), rows.sum(dim=1)
-        part = torch.where(sums.abs() <= 1e-14 * square.sqrt(), 0.0, sums / square)
-        reach = part.square().sum()
-        if reach == 0:
+        y, e, flags = _equal_projections(C, RANK_SHARE, 1e-14)
+        reach = e @ y
+        if not stands_out(float(reach.clamp_min(0).sqrt()), float(y.abs().sum())):
+            y, e, flags = _equal_projections(C, NOISE, NOISE)
+            reach, flags = e @ y, flags | ILL_CONDITIONED
+        w, projections = y / n, n @ e
+        if reach <= 0 or (length == 0 and projections < 0):
             return torch.zeros_like(n), flags | STATIONARY
-        w = rows.T @ (part / square) / n
         if length == 0:
-            return w * (n @ (rows.T @ part) / reach), flags
+            return w * (projections / reach), flags
         total, size = w.sum(), w.abs().sum()
         return w / (total if total > 1e-12 * size else size), flags
 
     return _solved(gram, solve)
+
+
+def _equal_projections(C: Tensor, share: float, vanishing: float) -> tuple[Tensor, Tensor, int]:
+    """y = C^+ 1, C y, and flags."""
+    rows, flags = orthogonal_rows(factor(C, torch.ones_like(C[0]), share))
+    square, sums = rows.square().sum(dim=1), rows.sum(dim=1)
+    part = torch.where(sums.abs() <= vanishing * square.sqrt(), 0.0, sums / square)
+    return rows.T @ (part / square), rows.T @ part, flags
 
 
 def aligned(
@@ -45,18 +57,27 @@ def aligned(
 
     def solve(C: Tensor, n: Tensor, takes_part: Tensor) -> tuple[Tensor, int]:
         p = numbers[takes_part]
-        rows, flags = orthogonal_rows(factor(C, n) * n)
-        sigma = rows.norm(dim=1)
-        length = {
-            0: lambda: sigma.min(),
-            1: lambda: sigma.median(),
-            2: lambda: sigma.square().mean().sqrt(),
-        }[scale]()
-        unit = rows / sigma[:, None]
-        w = unit.T @ (unit @ p * (length / sigma))
+        w, length, flags = _align(C, n, p, scale, RANK_SHARE)
+        if scale != 0 and not stands_out(length, float(w.abs() @ n)):
+            w, length, flags = _align(C, n, p, scale, NOISE)
+            flags |= ILL_CONDITIONED
         return w / (p.sum() if mean and p.sum() > 0 else 1.0), flags
 
     return _solved(gram, solve)
+
+
+def _align(C: Tensor, n: Tensor, p: Tensor, scale: int, share: float) -> tuple[Tensor, float, int]:
+    """B p, the direction's length and flags."""
+    rows, flags = orthogonal_rows(factor(C, n, share) * n)
+    sigma = rows.norm(dim=1)
+    length = {
+        0: lambda: sigma.min(),
+        1: lambda: sigma.median(),
+        2: lambda: sigma.square().mean().sqrt(),
+    }[scale]()
+    unit = rows / sigma[:, None]
+    parts = unit @ p
+    return unit.T @ (parts * (length / sigma)), float(length * parts.norm()), flags
 
 
 def _solved(gram: Tensor, solve) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
@@ -74,13 +95,16 @@ def _solved(gram: Tensor, solve) -> tuple[Tensor, Tensor]:  # type: ignore[no-un
     return finish(weights.to(gram.device), status)
 
 
-def factor(C: Tensor, scale: Tensor) -> Tensor:
-    """F (rank, n) with F^T F = C, by Cholesky; pivots are the largest of F's scaled columns."""
+def factor(C: Tensor, scale: Tensor, share: float = RANK_SHARE) -> Tensor:
+    """F (rank, n) with F^T F = C, by Cholesky; pivots are the largest of F's scaled columns.
+
+    One of a square up to `share` is none.
+    """
     rest = torch.ones(len(C), dtype=C.dtype)
     rows: list[Tensor] = []
     chosen: list[int] = []
-    while len(rows) < len(C) and rest.max() > RANK_SHARE:
-        pivot = int(torch.where(rest > RANK_SHARE, rest.sqrt() * scale, 0.0).argmax())
+    while len(rows) < len(C) and rest.max() > share:
+        pivot = int(torch.where(rest > share, rest.sqrt() * scale, 0.0).argmax())
         root = rest[pivot].sqrt()
         row = C[pivot].clone()
         for earlier in rows:

@@ -1,4 +1,4 @@
-"""GradVac, GradNorm and normal numbers, in plain torch."""
+"""GradVac, GradNorm, projected descent and normal numbers, in plain torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from mtlkernels.reference.draws import splitmix64, stream
 from mtlkernels.reference.weights import (
     INVALID_LOSS,
     NON_FINITE,
+    ZERO_GRADIENT,
+    check_gram,
     check_order,
     finish,
     task_status,
@@ -81,6 +83,60 @@ def gradnorm(
     following = torch.where(moves, len(gram) * moved / moved.sum(), state)
     weights, _ = finish(weights, status)
     return weights, status | torch.where(usable, 0, INVALID_LOSS), following, start
+
+
+def simplex_descent(
+    gram: Tensor,
+    state: Tensor,
+    rounds: int,
+    rate: float,
+    momentum: float,
+    pull: float,
+    damping: float,
+    relative: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Projected descent on the simplex from `state` (csrc/solvers/simplex_descent.h)."""
+    status = _cross_status(gram)
+    if state.shape != gram[0].shape or state.dtype != torch.float64:
+        raise RuntimeError(
+            f"state must be a contiguous float64 vector of {len(gram)} numbers, one a task, "
+            "on gram's device"
+        )
+    takes_part = status == 0
+    n = takes_part.sum()
+    share = (state * takes_part).sum()
+    even = takes_part.double() / n
+    w = torch.where(share > 0, state * takes_part / share, even)
+    length = (gram.diagonal().clamp_min(0).sqrt() * takes_part).sum() / n
+    unit = length if relative else torch.ones_like(length)
+    v = torch.zeros_like(w)
+    for _ in range(rounds):
+        v = momentum * v + gram / unit / unit @ (w + pull * even) + damping * w
+        moved = _project_to_simplex(torch.where(takes_part, w - rate * v, -torch.inf))
+        w = torch.where(unit > 0, moved, w)
+    moves = (n > 0) & ~((status & NON_FINITE) > 0).any()
+    following = torch.where(takes_part & moves, share.clamp_min(0) * w, state)
+    return *finish((w + pull * even) / (1 + pull), status), following
+
+
+def _cross_status(A: Tensor) -> Tensor:
+    """task_status for the products of two batches: rows and columns count, signs do not."""
+    check_gram(A)
+    ok = A.isfinite()
+    bad = ~ok.diagonal()
+    bad = bad | ((~ok | ~ok.T) & ~bad[None, :]).any(dim=1)
+    zero = (A == 0).all(dim=0) & (A == 0).all(dim=1)
+    return torch.where(bad, NON_FINITE, torch.where(zero, ZERO_GRADIENT, 0))
+
+
+def _project_to_simplex(x: Tensor) -> Tensor:
+    """The nearest point of the simplex; entries of -inf take no part."""
+    x = x - x.max()
+    ordered = x.clamp_min(-1).sort(descending=True).values
+    place = torch.arange(1, len(x) + 1, device=x.device)
+    shifts = (ordered.cumsum(dim=0) - 1) / place
+    last = (ordered > shifts).sum() - 1
+    return (x - shifts[last]).clamp_min(0)
 
 
 def normal_numbers(seed: Tensor, step: Tensor, n: int) -> Tensor:

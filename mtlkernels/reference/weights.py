@@ -11,6 +11,8 @@ from mtlkernels.reference.draws import splitmix64, stream
 NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_CONVERGENCE, NO_SOLUTION = 1, 2, 4, 8, 16
 INVALID_LOSS, ILL_CONDITIONED = 32, 64
 
+NOISE = 1e-6  # relative rounding of a K whose products are float32, with a margin
+
 
 def check_gram(gram: Tensor) -> None:
     """Raises unless gram is a square float64 matrix."""
@@ -27,6 +29,16 @@ def task_status(gram: Tensor) -> Tensor:
     bad = ~(square.isfinite() & (square >= 0))
     bad = bad | (~gram.isfinite() & ~bad[None, :]).any(dim=1)
     return torch.where(bad, NON_FINITE, torch.where(square == 0, ZERO_GRADIENT, 0))
+
+
+def stands_out(length: float, terms: float) -> bool:
+    """Whether a vector of this length, a sum of terms of these lengths, exceeds K's rounding."""
+    return NOISE * terms * terms <= 0.25 * length * length  # also False where it is NaN
+
+
+def with_ridge(K: Tensor) -> Tensor:
+    """K with its diagonal times 1 + NOISE."""
+    return K + NOISE * torch.diag(K.diagonal())
 
 
 def check_numbers(numbers: Tensor | None, gram: Tensor, name: str) -> Tensor:

@@ -1,0 +1,130 @@
+"""SDMGrad and MoDo: weights that descend on products of gradients from independent batches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.state import SizedByTasks
+
+
+class SDMGrad(SizedByTasks):
+    """Stochastic direction-oriented descent (Xiao, Ban and Ji, arXiv 2305.18409).
+
+    With A = G1 G2^T of two independent batches (`ops.cross_gram`), w approaches the minimiser over
+    the simplex of 1/2 w^T A w + lam w^T A 1/T by `iterations` steps of projected SGD with momentum,
+    starting where the last call ended; d = (G3^T w + lam g0) / (1 + lam) on a third batch. The
+    method is that iteration, not the minimiser: A is a noisy estimate and not symmetric. It is
+    taken in units of the squared mean norm, so all gradients' scale does not matter. Degree 1.
+
+    Where one batch is at hand give its Gram matrix K, as `aggregate` and `backward` do: that is
+    what the published code comes to, whose three buffers are one and the same.
+
+    Args:
+        lam: at least 0; the pull of the mean. 0.3 is that of the published runs, of LibMTL and
+            torchjd; the published class has 0.6.
+        lr: positive, of the inner steps. 10 is the published code's and torchjd's, LibMTL has 5.
+        momentum: in [0, 1); 0.5 is the published code's. It starts anew in each call.
+        iterations: of the inner steps; 20 everywhere.
+
+    A zero gradient takes no part and keeps its share of w. Products of two batches may be negative
+    on the diagonal: those count as 0 in the mean norm, and where all do, w stays. The published
+    code adds 1e-4 to A_ii there. The state `w` (T), uniform at first, is in `state_dict`.
+    """
+
+    paper = "arXiv 2305.18409"
+    cost = "T backwards a batch"
+    keeps = "a weight a task"
+
+    w: Tensor
+    _sized = ("w",)
+
+    def __init__(
+        self, lam: float = 0.3, *, lr: float = 10.0, momentum: float = 0.5, iterations: int = 20
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(lam) and lam >= 0):
+            raise ValueError(f"lam={lam}: it must be finite and at least 0")
+        if not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"lr={lr}: it must be finite and positive")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum}: it must lie in 0 .. 1, below 1")
+        if not (isinstance(iterations, int) and iterations >= 1):
+            raise ValueError(f"iterations={iterations}: it must be a whole number, at least 1")
+        self.lam = float(lam)
+        self.lr = float(lr)
+        self.momentum = float(momentum)
+        self.iterations = iterations
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        """Weights for one step; w moves.
+
+        Args:
+            gram: (T, T) float64, A or K.
+            losses: not used.
+        """
+        if self._first_call(gram):
+            self.w = torch.full_like(gram[0], 1 / len(gram))
+        numbers = (self.iterations, self.lr, self.momentum, self.lam, 0.0, True)
+        weights, self.status, self.w = ops.simplex_descent(gram, self.w, *numbers)
+        return weights
+
+    def extra_repr(self) -> str:
+        return (
+            f"lam={self.lam}, lr={self.lr}, momentum={self.momentum}, iterations={self.iterations}"
+        )
+
+
+class MoDo(SizedByTasks):
+    """Multi-objective gradient with double sampling (Chen et al., arXiv 2305.20057).
+
+    w <- projection on the simplex of w - gamma (A w + rho w), A = G1 G2^T of two independent
+    batches (`ops.cross_gram`); d = G3^T w on a third, or on both. One step a call.
+
+    gamma has the unit of one over a squared gradient, so a common factor of all gradients (a loss
+    scaler's, say) moves w: the rule has no degree. `Normalized(MoDo())` takes the unit out of a
+    Gram matrix. Where one batch is at hand give its K, as `aggregate` and `backward` do; the
+    estimate of the true Gram matrix is then biased by the gradients' noise.
+
+    Args:
+        gamma: positive. torchjd's default is 0.1, LibMTL's 1e-3, a hundredth.
+        rho: at least 0, pulls w to the uniform one. 0.1 is LibMTL's and torchjd's.
+
+    A zero gradient takes no part and keeps its share of w. The state `w` (T), uniform at first, is
+    in `state_dict`.
+    """
+
+    paper = "arXiv 2305.20057"
+    cost = "T backwards a batch"
+    keeps = "a weight a task"
+
+    w: Tensor
+    _sized = ("w",)
+
+    def __init__(self, gamma: float = 0.1, rho: float = 0.1) -> None:
+        super().__init__()
+        if not (math.isfinite(gamma) and gamma > 0):
+            raise ValueError(f"gamma={gamma}: it must be finite and positive")
+        if not (math.isfinite(rho) and rho >= 0):
+            raise ValueError(f"rho={rho}: it must be finite and at least 0")
+        self.gamma = float(gamma)
+        self.rho = float(rho)
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        """Weights for one step; w moves.
+
+        Args:
+            gram: (T, T) float64, A or K.
+            losses: not used.
+        """
+        if self._first_call(gram):
+            self.w = torch.full_like(gram[0], 1 / len(gram))
+        numbers = (1, self.gamma, 0.0, 0.0, self.rho, False)
+        weights, self.status, self.w = ops.simplex_descent(gram, self.w, *numbers)
+        return weights
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma}, rho={self.rho}"
