@@ -54,6 +54,8 @@ VARIANTS: dict[str, Make] = {
         f"AvgNorm-{scale}": (lambda T, scale=scale: AvgNorm(scale))
         for scale in ("max", "mean", "rms", "median", "min", "harmonic", 2.5)
     },
+    "CRMOGM-GradVac": lambda T: CRMOGM(GradVac(beta=0.5)),
+    "GradVac-fast": lambda T: GradVac(beta=0.5),
     "Normalized-CAGrad": lambda T: Normalized(CAGrad()),
     "IMGrad-paper": lambda T: IMGrad(form="paper"),
     "IMGrad-square": lambda T: IMGrad(rescale=1),
@@ -78,6 +80,8 @@ GRAM_METHODS: dict[str, Make] = {
 TWO_TASKS = {"NGDiff"}
 # The weights do not depend on the gradients, so neither zeros nor infinities change them.
 BLIND = {"Sum", "Mean", "FixedWeights", "RandomWeights"}
+# They draw numbers by the tasks' places, and take no order that a test could permute along.
+DRAWS = {"RandomWeights", "CRMOGM-GradVac"}
 # Degree of the direction in the scale of all gradients, where it is not 1.
 DEGREE: dict[str, float] = {
     **dict.fromkeys(("Normalized", "Normalized-CAGrad", "AvgNorm-2.5", "NGDiff"), 0),

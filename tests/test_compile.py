@@ -22,6 +22,8 @@ from mtlkernels import (
     NashMTL,
     Normalized,
     PCGrad,
+    PerPart,
+    SDMGrad,
     Sum,
     UPGrad,
     ops,
@@ -40,6 +42,8 @@ METHODS: dict[str, Callable[[], GramMethod]] = {
     "CRMOGM": lambda: CRMOGM(Normalized(MGDA())),
     "NashMTL": NashMTL,
     "AlignedMTL": AlignedMTL,
+    "SDMGrad": SDMGrad,
+    "PerPart": lambda: PerPart(GradVac(), 1),
 }
 SOLVER = {
     "PCGrad": ["pcgrad_drawn"],
@@ -50,6 +54,8 @@ SOLVER = {
     "CRMOGM": ["mgda"],
     "NashMTL": ["fairgrad"],
     "AlignedMTL": ["aligned"],
+    "SDMGrad": ["simplex_descent"],
+    "PerPart": ["visiting_order", "gradvac"],
 }
 SAMPLES = ["ordinary", "one_task", "zero_size_middle", "channels_last"]
 

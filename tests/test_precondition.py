@@ -158,6 +158,7 @@ def test_norm_family_of_two_tasks_in_closed_form(a: float, b: float, cosine: flo
         (NTKMTL(), math.sqrt((a + b) / 2)),
         (SLW(), 2 / (1 / math.sqrt(a) + 1 / math.sqrt(b))),
         (DBMTL(), math.sqrt(max(a, b))),
+        (AvgNorm(), math.sqrt(a + b + 2 * r)),
     ]:
         torch.testing.assert_close(method(K), length / n, rtol=1e-12, atol=0)
     signed = torch.tensor([1.0, -1.0]).double() / n

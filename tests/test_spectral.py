@@ -112,7 +112,7 @@ def test_aligned_of_two_tasks_in_closed_form(a: float, b: float, cosine: float) 
     got = AlignedMTL()(K)
     exact = torch.tensor([float(x) for x in expected], dtype=torch.float64)
     # a row of B may cancel: compare in lengths along the gradients, whose aligned length is s
-    assert ((got - exact).abs() * K.diagonal().sqrt()).max() <= 1e-11 * float(s / t)
+    assert ((got - exact).abs() * K.diagonal().sqrt()).max() <= 1e-12 * float(s / t)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "low-rank"])
@@ -278,16 +278,15 @@ def test_config_ascends_neither_the_losses_nor_their_normalised_sum() -> None:
 
 
 @pytest.mark.parametrize("method", [ConFIG(), IMTLG()], ids=repr)
-def test_a_dependent_gradient_in_float32_counts_as_dependent(method) -> None:
+def test_a_gradient_that_is_dependent_but_for_float32_counts_as_dependent(method) -> None:
     """The sum of two others: K's rounding would otherwise pass for its part outside their span.
     Where rounding falls to the other side it is in their span, and there is nothing to tell."""
     flagged = 0
     for seed in range(20):
-        g, h = torch.randn(2, 4096, generator=torch.Generator().manual_seed(seed))
-        rows = [g, h, g + h]
-        exact = torch.stack(rows).double()
-        exact[2] = exact[0] + exact[1]
-        got = exact.T @ method(ops.gram(rows, 3))
+        g, h = random_rows(2, 4096, seed)
+        exact = torch.stack([g, h, g + h])
+        noise = random_rows(3, 3, seed + 100).tril(-1)
+        got = exact.T @ method(exact @ exact.T * (1 + 1e-7 * (noise + noise.T)))
         flagged += int(method.status[0]) == Status.ILL_CONDITIONED
         want = exact.T @ method(exact @ exact.T)
         assert (got / got.norm() - want / want.norm()).norm() <= 1e-4

@@ -213,37 +213,6 @@ def test_random_weights_are_a_softmax_of_normal_numbers() -> None:
 
 # --------------------------------------------------------------------------------------- state
 
-STATEFUL = {
-    "gradvac": lambda: GradVac(beta=0.5),
-    "gradnorm": lambda: GradNorm(lr=0.1),
-    "crmogm": lambda: CRMOGM(GradVac(beta=0.5)),
-    "random": RandomWeights,
-}
-
-
-@pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL.keys())
-def test_state_goes_into_a_fresh_object(make) -> None:
-    def steps(method, first: int) -> list[Tensor]:
-        answers = []
-        for step in range(first, first + 3):
-            G = random_rows(4, 9, seed=step) * numbers(0.1, 1, 5, 20)[:, None]
-            answers.append(method(G @ G.T, 1 + random_rows(1, 4, seed=step)[0].abs()))
-        return answers
-
-    method, fresh = make(), make()
-    steps(method, 0)
-    fresh.load_state_dict(method.state_dict())
-    for got, expected in zip(steps(fresh, 3), steps(method, 3), strict=True):
-        assert torch.equal(got, expected)
-
-
-@pytest.mark.parametrize("name", ["gradvac", "gradnorm", "crmogm"])
-def test_a_change_of_tasks_is_told(name: str) -> None:
-    method = STATEFUL[name]()
-    method(torch.eye(3).double(), torch.ones(3))
-    with pytest.raises(ValueError, match="is for 3 tasks, not 4"):
-        method(torch.eye(4).double(), torch.ones(4))
-
 
 def test_state_goes_through_an_optimizer() -> None:
     def build() -> tuple[torch.nn.Linear, torch.optim.Optimizer]:

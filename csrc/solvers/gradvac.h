@@ -10,8 +10,9 @@ namespace mtlkernels {
 
 constexpr int64_t gradvac_workspace(int64_t tasks) { return 2 * tasks * tasks; }  // doubles
 
-// A target is met at a finite weight as long as it stays below 1.
-constexpr double kLargestTarget = 1 - 1e-12;
+// A target is met at a finite weight as long as it stays below 1; nearer to 1 than this no cosine of a K from float32
+// gradients is known, and weights would go by its rounding.
+constexpr double kLargestTarget = 1 - 1e-6;
 // ||v||^2 below this share of (sum_k |C_k| ||g_k||)^2 is rounding: v is zero and has no cosine.
 constexpr double kZeroRow = 1e-14;
 

@@ -27,7 +27,7 @@ class GradVac(Drawing, SizedByTasks):
             "corrected" that of corrected pairs only, as SamsungLabs does.
         seed: of the visiting orders, as in PCGrad.
 
-    Without an epsilon: cosines are clamped to -1 .. 1 and targets to 1 - 1e-12; a zero gradient
+    Without an epsilon: cosines are clamped to -1 .. 1 and targets to 1 - 1e-6; a zero gradient
     takes no part; a v that has become zero has no cosine and is left alone, as are the targets of
     a step with a gradient that is not finite. The targets `phi` (T, T) are in `state_dict`.
     """

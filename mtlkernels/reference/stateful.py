@@ -43,7 +43,7 @@ def gradvac(
         ratio = torch.where(paired, length / square[j], 1.0).sqrt()
         scale = torch.where(paired, ratio * square[j], 1.0)
         cosine = (dots[rows, j] / scale).clamp(-1, 1)
-        target = phi[rows, j].clamp_max(1 - 1e-12)
+        target = phi[rows, j].clamp_max(1 - 1e-6)
         below = paired & (cosine < target)
         sine = ((1 - cosine) * (1 + cosine)).sqrt()
         target_sine = ((1 - target) * (1 + target)).sqrt()
