@@ -35,7 +35,7 @@ def _load_native() -> ModuleType | None:
         return None
 
 
-def _load_cuda() -> bool:
+def _load_cuda() -> None:
     """Loads the CUDA library, which registers the CUDA kernels; or notes why not."""
     found = sorted(Path(__file__).parent.glob("_C_cuda*.so"))
     if torch.version.cuda is None:
@@ -48,11 +48,10 @@ def _load_cuda() -> bool:
     else:
         try:
             torch.ops.load_library(str(found[0]))
-            return True
+            return
         except OSError as error:
             reason = f"{found[0].name} cannot be loaded ({error}): build it again for this torch"
     _reasons["cuda"]["native"] = reason
-    return False
 
 
 def _serve_reference() -> None:
@@ -76,7 +75,8 @@ def _decide() -> None:
     else:
         native = _load_native()
         _load_cuda()
-    if forced == "triton" or (forced == "native" and native is None):
+    missing = native is None or (torch.version.cuda and "native" in _reasons["cuda"])
+    if forced == "triton" or (forced == "native" and missing):
         told = "; ".join(f"{d}: {r[forced]}" for d, r in _reasons.items() if forced in r)
         raise ImportError(f"MTLKERNELS_BACKEND={forced} cannot serve. {told}")
     _serve_reference()

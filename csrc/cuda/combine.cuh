@@ -27,7 +27,7 @@ __device__ void combine_chunk(const Walk<kWords>& walk, const accumulator_t<S>* 
                               bool rows_aligned, bool out_aligned) {
   using A = accumulator_t<S>;
   constexpr int kStep = Pack<S>::kCount * kWarp;
-  constexpr int kUnroll = kWhole ? 8 / kRows : 1;
+  [[maybe_unused]] constexpr int kUnroll = kWhole ? 8 / kRows : 1;
   const Table<kWords>& table = *walk.table;
   const int length = kWhole ? kChunk : walk.length();
   S* const to = out + walk.flat();

@@ -41,7 +41,7 @@ __device__ void add_chunk(const S* const (&x)[kRows], unsigned present, int leng
                           accumulator_t<S> (&sum)[kRows * (kRows + 1) / 2]) {
   using A = accumulator_t<S>;
   constexpr int kStep = Pack<S>::kCount * kWarp;
-  constexpr int kUnroll = !kPlain || kRows > 4 ? 1 : kRows > 2 ? 2 : 4;
+  [[maybe_unused]] constexpr int kUnroll = !kPlain || kRows > 4 ? 1 : kRows > 2 ? 2 : 4;
   const int steps = kPlain ? kChunk / kStep : (length + kStep - 1) / kStep;
 #pragma unroll kUnroll
   for (int s = 0; s < steps; ++s) {

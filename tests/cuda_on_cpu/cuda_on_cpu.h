@@ -43,7 +43,7 @@ constexpr int kLargeTable = 200;
 
 using Stream = void*;
 
-// Waits for a fixed number of threads, again and again. (std::barrier sleeps in the kernel; these waits are short.)
+// Waits for a fixed number of threads, again and again.
 class Barrier {
  public:
   explicit Barrier(int count) : count_(count) {}
@@ -52,9 +52,10 @@ class Barrier {
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
       arrived_.store(0, std::memory_order_relaxed);
       round_.store(round + 1, std::memory_order_release);
+      round_.notify_all();
       return;
     }
-    while (round_.load(std::memory_order_acquire) == round) std::this_thread::yield();
+    while (round_.load(std::memory_order_acquire) == round) round_.wait(round, std::memory_order_acquire);
   }
 
  private:
