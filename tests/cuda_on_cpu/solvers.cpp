@@ -163,7 +163,7 @@ void check_orders(int tasks) {
 
 int main() {
 #if defined(__SANITIZE_THREAD__)
-  const std::vector<int> sizes = {2, 6};
+  const std::vector<int> sizes = {2, 3, 6, 9};
 #else
   const std::vector<int> sizes = {1, 2, 3, 4, 7, 9, 17};
 #endif
