@@ -155,7 +155,7 @@ __device__ void flush(const Walk<kWords>& start, int chunks, const TilePair& til
 // Blocks on a multiprocessor that registers must leave room for: fewer where the sums take more of them.
 template <class S>
 constexpr int gram_blocks(int rows) {
-  return sizeof(accumulator_t<S>) == 8 ? (rows > 4 ? 2 : 3) : rows > 7 ? 3 : 4;
+  return sizeof(accumulator_t<S>) == 8 ? (rows > 4 ? 2 : 3) : rows > 6 ? 3 : 4;
 }
 
 // Grid: (segments of the portion, pairs of tiles). kRows: T where T < 8, else 8.

@@ -3,13 +3,15 @@
 // Warps are short and tables small here: few elements then reach every path.
 #pragma once
 
-#include <atomic>
+#include <pthread.h>
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -46,33 +48,22 @@ using Stream = void*;
 // Waits for a fixed number of threads, again and again.
 class Barrier {
  public:
-  explicit Barrier(int count) : count_(count) {}
-  void wait() {
-    const unsigned round = round_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-      round_.notify_all();
-      return;
-    }
-    while (round_.load(std::memory_order_acquire) == round) round_.wait(round, std::memory_order_acquire);
-  }
+  explicit Barrier(int count) { pthread_barrier_init(&barrier_, nullptr, static_cast<unsigned>(count)); }
+  ~Barrier() { pthread_barrier_destroy(&barrier_); }
+  Barrier(const Barrier&) = delete;
+  Barrier& operator=(const Barrier&) = delete;
+  void wait() { pthread_barrier_wait(&barrier_); }
 
  private:
-  const int count_;
-  std::atomic<int> arrived_{0};
-  std::atomic<unsigned> round_{0};
+  pthread_barrier_t barrier_;
 };
 
 struct Block {
   explicit Block(int threads) : all(threads) {
-    for (int w = 0; w < kWarps; ++w) warp.emplace_back(new Barrier(kWarp));
-  }
-  ~Block() {
-    for (Barrier* barrier : warp) delete barrier;
+    for (int w = 0; w < kWarps; ++w) warp.push_back(std::make_unique<Barrier>(kWarp));
   }
   Barrier all;
-  std::vector<Barrier*> warp;
+  std::vector<std::unique_ptr<Barrier>> warp;
   double slot[kWarps * kWarp] = {};  // what a shuffle exchanges
 };
 inline Block* block = nullptr;
