@@ -1,8 +1,8 @@
 """Builds the native libraries; everything else about the package is in pyproject.toml.
 
 `mtlkernels._C` needs a C++20 compiler. `mtlkernels._C_cuda` is built as well where torch has CUDA
-and nvcc is found, or with FORCE_CUDA=1, which needs nvcc alone; TORCH_CUDA_ARCH_LIST names its GPUs.
-MTLKERNELS_NO_EXT=1 leaves both out and gives a pure Python package. Install with
+and nvcc is found, or with FORCE_CUDA=1, which needs nvcc alone; TORCH_CUDA_ARCH_LIST names its
+GPUs. MTLKERNELS_NO_EXT=1 leaves both out and gives a pure Python package. Install with
 `pip install --no-build-isolation .`, so that the build sees the torch that will run it.
 """
 
@@ -17,7 +17,7 @@ STABLE_ABI_TARGET = "0x020a000000000000"  # 2.10
 
 # Ampere to Blackwell, and code that the driver compiles for what comes after.
 CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
-# Without contraction of a * b + c the solvers round as on the CPU; kernels ask for it where they want it.
+# Without contraction of a * b + c the solvers round as on the CPU; kernels ask for it themselves.
 NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "--extended-lambda", "-lineinfo"]
 
 
