@@ -16,12 +16,12 @@ constexpr int64_t kBlock = 4096;               // elements; segments end at mult
 constexpr int64_t kWorkspaceBytes = 1 << 20;   // bound on all partial results of a Gram together
 constexpr int64_t kMaxSegments = 1024;
 
-inline int64_t align_up(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
+constexpr int64_t align_up(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
 
-inline int64_t num_pairs(int64_t tasks) { return tasks * (tasks + 1) / 2; }
+constexpr int64_t num_pairs(int64_t tasks) { return tasks * (tasks + 1) / 2; }
 
 // Index of the pair (i, j), i >= j, in a packed lower triangle.
-inline int64_t pair_index(int64_t i, int64_t j) { return i * (i + 1) / 2 + j; }
+constexpr int64_t pair_index(int64_t i, int64_t j) { return i * (i + 1) / 2 + j; }
 
 struct Piece {
   int64_t param;   // which parameter
@@ -39,6 +39,7 @@ struct Plan {
   int64_t flat_length() const { return offset.back(); }
   int64_t segment_begin(int64_t s) const { return std::min(s * blocks_per_segment * kBlock, flat_length()); }
   int64_t segment_end(int64_t s) const { return segment_begin(s + 1); }
+  int64_t segment_at(int64_t flat) const { return flat / (blocks_per_segment * kBlock); }
 };
 
 inline Plan make_plan(std::vector<int64_t> numel, int64_t tasks) {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +35,25 @@ def _load_native() -> ModuleType | None:
         return None
 
 
+def _load_cuda() -> None:
+    """Loads the CUDA library, which registers the CUDA kernels; or notes why not."""
+    found = sorted(Path(__file__).parent.glob("_C_cuda*.so"))
+    if torch.version.cuda is None:
+        reason = "this torch has no CUDA"
+    elif not found:
+        reason = (
+            "this build has no CUDA library: build it with `pip install --no-build-isolation .` "
+            "and nvcc"
+        )
+    else:
+        try:
+            torch.ops.load_library(str(found[0]))
+            return
+        except OSError as error:
+            reason = f"{found[0].name} cannot be loaded ({error}): build it again for this torch"
+    _reasons["cuda"]["native"] = reason
+
+
 def _serve_reference() -> None:
     """The plain torch ops, on every device that has nothing of its own."""
     for name in ops.SCHEMAS:
@@ -48,14 +68,15 @@ def _decide() -> None:
             f"MTLKERNELS_BACKEND={forced}: choose one of {', '.join(CHOICES)}, or leave it unset"
         )
     _reasons["cpu"]["triton"] = "Triton kernels serve GPUs"
-    _reasons["cuda"]["native"] = "this build has no CUDA library"
     _reasons["cuda"]["triton"] = "this version has no Triton kernels"
     if forced == "reference":
         for reasons in _reasons.values():
             reasons["native"] = reasons["triton"] = "MTLKERNELS_BACKEND=reference"
     else:
         native = _load_native()
-    if forced == "triton" or (forced == "native" and native is None):
+        _load_cuda()
+    missing = native is None or (torch.version.cuda and "native" in _reasons["cuda"])
+    if forced == "triton" or (forced == "native" and missing):
         told = "; ".join(f"{d}: {r[forced]}" for d, r in _reasons.items() if forced in r)
         raise ImportError(f"MTLKERNELS_BACKEND={forced} cannot serve. {told}")
     _serve_reference()

@@ -43,9 +43,17 @@ CPP: dict[str, str] = {
     r"plan\.h": STANDARD,
     r"solvers/\w+\.h": rf'{STANDARD}|"(\.\./plan|\w+)\.h"',
     r"cpu/\w+\.(cpp|h|inl)": rf"{STANDARD}|<immintrin\.h>|<sys/mman\.h>"
-    r'|"(\.\./plan\.h|\w+\.(h|inl))"',
+    r'|"(\.\./(plan|dtype)\.h|\w+\.(h|inl))"',
     r"ops_cpu/\w+\.(cpp|h)": rf"{STANDARD}|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
-    r'|"solve\.h"|"\.\./(plan|(cpu|solvers)/\w+)\.h"',
+    r'|"solve\.h"|"\.\./(plan|(cpu|ops|solvers)/\w+)\.h"',
+    r"dtype\.h": STANDARD,
+    r"ops/\w+\.h": rf"{STANDARD}|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
+    r'|"\w+\.h"|"\.\./(plan|dtype|solvers/\w+)\.h"',
+    r"cuda/\w+\.cuh": rf"{STANDARD}|<cuda_runtime\.h>|\"cuda_on_cpu\.h\""
+    r'|"\w+\.cuh"|"\.\./(plan|dtype|solvers/\w+)\.h"',
+    r"ops_cuda/\w+\.cuh?": rf"{STANDARD}|<dlfcn\.h>"
+    r"|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
+    r'|"\w+\.cuh"|"\.\./(cuda/\w+\.cuh|(plan|(ops|solvers)/\w+)\.h)"',
     r"module\w*\.cpp": rf'{STANDARD}|<pybind11/\w+\.h>|"(plan|(cpu|solvers)/\w+)\.h"',
 }
 
@@ -102,8 +110,11 @@ def test_only_demo_needs_more_than_torch() -> None:
             assert package in sys.stdlib_module_names | THIRD_PARTY | {"mtlkernels"}
 
 
+SUFFIXES = (".cpp", ".h", ".inl", ".cu", ".cuh")
+
+
 def source_files() -> list[Path]:
-    return sorted(p for p in CSRC.rglob("*") if p.suffix in (".cpp", ".h", ".inl"))
+    return sorted(p for p in CSRC.rglob("*") if p.suffix in SUFFIXES)
 
 
 def test_there_are_sources() -> None:

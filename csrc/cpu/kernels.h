@@ -6,14 +6,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "../dtype.h"
+
 namespace mtlkernels::cpu {
-
-enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
-constexpr int kNumDTypes = 4;
-
-constexpr int64_t element_size(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
 
 // partial[pair_index(i, j)] += <row_i, row_j>, i >= j. `scratch` is gram_scratch_bytes(tasks) of 64-byte aligned memory.
 using GramFn = void (*)(const void* const* rows, int64_t tasks, int64_t length, double* partial, void* scratch);

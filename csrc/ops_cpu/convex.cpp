@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor> imgrad(Tensor gram, double c, int64_t form, int64_t r
 
 std::tuple<Tensor, Tensor> project(const Tensor& gram, const Tensor& preference, bool each) {
   Problem problem(gram, mtl::cone_projection_workspace, mtl::cone_projection_ints);
-  const double* shares = preference.numel() ? task_vector(preference, "preference", problem.tasks) : nullptr;
+  const double* shares = preference.numel() ? task_vector(preference, "preference", problem.K) : nullptr;
   mtl::cone_projection(mtl::HostLane{}, problem.k(), problem.tasks, shares, each, problem.w(), problem.s(),
                        problem.workspace.data(), problem.ints.data());
   return problem.answer();

@@ -10,7 +10,7 @@ namespace {
 
 std::tuple<Tensor, Tensor> fairgrad(Tensor gram, double alpha, std::optional<Tensor> importance, double max_norm) {
   Problem problem(gram, fair_workspace, fair_ints);
-  fair(HostLane{}, problem.k(), task_numbers(importance, problem.tasks, "importance"), problem.tasks, alpha, max_norm,
+  fair(HostLane{}, problem.k(), task_numbers(importance, "importance", problem.K), problem.tasks, alpha, max_norm,
        problem.w(), problem.s(), problem.workspace.data(), problem.ints.data());
   return problem.answer();
 }

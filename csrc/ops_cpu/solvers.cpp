@@ -20,14 +20,14 @@ Tensor visiting_order(Tensor seed, Tensor step, int64_t num_tasks) {
   check(num_tasks >= 1 && num_tasks <= mtl::kMaxTasks, "num_tasks must lie in 1 .. ", mtl::kMaxTasks);
   const int64_t shape[] = {num_tasks, num_tasks - 1};
   Tensor order = torch::stable::new_empty(seed, {shape, 2});
-  mtl::visiting_order(mtl::HostLane{}, read_word(seed), read_word(step), static_cast<int>(num_tasks),
+  mtl::visiting_order(mtl::HostLane{}, read_word(seed, seed), read_word(step, seed), static_cast<int>(num_tasks),
                       static_cast<int64_t*>(order.mutable_data_ptr()));
   return order;
 }
 
 std::tuple<Tensor, Tensor> pcgrad(Tensor gram, Tensor order, bool mean) {
   Problem problem(gram, mtl::pcgrad_workspace, task_ints);
-  const int64_t* visits = task_order(order, problem.tasks);
+  const int64_t* visits = task_order(order, problem.K);
   mtl::pcgrad(mtl::HostLane{}, problem.k(), visits, problem.tasks, mean, problem.w(), problem.s(),
               problem.workspace.data(), problem.ints.data());
   return problem.answer();

@@ -18,7 +18,7 @@ std::tuple<Tensor, Tensor> equiangular(Tensor gram, int64_t length) {
 
 std::tuple<Tensor, Tensor> aligned(Tensor gram, std::optional<Tensor> preference, int64_t scale, bool mean) {
   Problem problem(gram, aligned_workspace, task_ints);
-  mtlkernels::aligned(HostLane{}, problem.k(), task_numbers(preference, problem.tasks, "preference"), problem.tasks,
+  mtlkernels::aligned(HostLane{}, problem.k(), task_numbers(preference, "preference", problem.K), problem.tasks,
                       static_cast<AlignedScale>(scale), mean, problem.w(), problem.s(), problem.workspace.data(),
                       problem.ints.data());
   return problem.answer();

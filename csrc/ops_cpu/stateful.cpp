@@ -12,12 +12,10 @@ namespace mtl = mtlkernels;
 
 std::tuple<Tensor, Tensor, Tensor> gradvac(Tensor gram, Tensor order, Tensor phi, double beta, bool corrected) {
   Problem problem(gram, mtl::gradvac_workspace, task_ints);
-  const int64_t* visits = task_order(order, problem.tasks);
-  check(phi.is_cpu() && phi.scalar_type() == ScalarType::Double && phi.dim() == 2 && phi.is_contiguous() &&
-                      phi.size(0) == problem.tasks && phi.size(1) == problem.tasks,
-                  "phi must be a contiguous float64 matrix (T, T) on gram's device");
+  const int64_t* visits = task_order(order, problem.K);
+  const double* targets = task_matrix(phi, "phi", problem.K);
   Tensor next = torch::stable::empty_like(phi);
-  mtl::gradvac(mtl::HostLane{}, problem.k(), visits, static_cast<const double*>(phi.const_data_ptr()), problem.tasks,
+  mtl::gradvac(mtl::HostLane{}, problem.k(), visits, targets, problem.tasks,
                beta, corrected, problem.w(), problem.s(), static_cast<double*>(next.mutable_data_ptr()),
                problem.workspace.data(), problem.ints.data());
   return {problem.weights, problem.status, next};
@@ -26,9 +24,9 @@ std::tuple<Tensor, Tensor, Tensor> gradvac(Tensor gram, Tensor order, Tensor phi
 std::tuple<Tensor, Tensor, Tensor, Tensor> gradnorm(Tensor gram, Tensor losses, Tensor state, Tensor start, double alpha,
                                                     double rate) {
   Problem problem(gram, task_ints, task_ints);
-  const double* values = task_vector(losses, "losses", problem.tasks);
-  const double* w = task_vector(state, "state", problem.tasks);
-  const double* first = task_vector(start, "start", problem.tasks);
+  const double* values = task_vector(losses, "losses", problem.K);
+  const double* w = task_vector(state, "state", problem.K);
+  const double* first = task_vector(start, "start", problem.K);
   Tensor next = problem.vector(ScalarType::Double), next_start = problem.vector(ScalarType::Double);
   mtl::gradnorm(mtl::HostLane{}, problem.k(), values, w, first, problem.tasks, alpha, rate, problem.w(), problem.s(),
                 static_cast<double*>(next.mutable_data_ptr()), static_cast<double*>(next_start.mutable_data_ptr()),
@@ -50,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> simplex_descent(Tensor gram, Tensor state, in
 Tensor normal_numbers(Tensor seed, Tensor step, int64_t n) {
   check(n >= 0, "n must not be negative");
   Tensor x = torch::stable::new_empty(seed, {&n, 1}, ScalarType::Double);
-  mtl::normal_numbers(mtl::HostLane{}, read_word(seed), read_word(step), n, static_cast<double*>(x.mutable_data_ptr()));
+  mtl::normal_numbers(mtl::HostLane{}, read_word(seed, seed), read_word(step, seed), n, static_cast<double*>(x.mutable_data_ptr()));
   return x;
 }
 

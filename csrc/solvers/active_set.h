@@ -96,8 +96,8 @@ MTLKERNELS_HOST_DEVICE bool active_set(const Lanes& lanes, const Problem& proble
   for (int round = 0; round < 8 * problem.n + 16; ++round) {
     if (!descend(lanes, problem, x, count, added, factored, memory)) return true;
     added = problem.worst_violation(lanes, x, memory);
+    lanes.sync();  // whoever comes next writes what this has read
     if (added < 0) return true;
-    lanes.sync();
     if (lanes.lane == 0) memory.support[count] = added;
     ++count;
     lanes.sync();

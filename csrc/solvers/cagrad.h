@@ -33,6 +33,7 @@ template <class Lanes>
 MTLKERNELS_HOST_DEVICE bool is_stationary(const Lanes& lanes, const double* A, const double* w, int n, double square) {
   double size = 0;
   for (int i = 0; i < n; ++i) size += w[i] * A[i * n + i];
+  lanes.sync();  // w may be written next
   return square <= kStationaryShare * size;
 }
 

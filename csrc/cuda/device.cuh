@@ -1,0 +1,64 @@
+// The language of the kernels: what they take from CUDA, and the launch. Without nvcc, tests/cuda_on_cpu stands in.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+
+#include <cuda_runtime.h>
+
+namespace mtlkernels::cuda {
+
+constexpr int kWarp = 32;
+constexpr int kWarps = 4;  // a block
+
+// 8-byte words of a table of pointers and sizes that a kernel takes by value. Parameters may take 32764 bytes since CUDA
+// 12.1, 4 KB before; 256 bytes are left for the others. Few tensors use the small one: less to copy at a launch.
+constexpr int kSmallTable = (4096 - 256) / 8;
+#if CUDART_VERSION >= 12010
+constexpr int kLargeTable = (32764 - 256) / 8;
+#else
+constexpr int kLargeTable = kSmallTable;
+#endif
+
+using Stream = cudaStream_t;
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, int threads, Stream stream, const Arguments&... arguments) {
+  kernel<<<grid, threads, 0, stream>>>(arguments...);
+}
+
+__device__ inline float float_of_half(uint16_t bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+}
+
+__device__ inline uint16_t half_of_float(float x) {
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+
+}  // namespace mtlkernels::cuda
+
+#else
+#include "cuda_on_cpu.h"
+#endif
+
+namespace mtlkernels::cuda {
+
+constexpr int kThreads = kWarp * kWarps;
+
+__device__ inline int lane_of_thread() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ inline int warp_of_thread() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+// The sum over a warp, by every lane alike: a tree of a fixed shape.
+template <class A>
+__device__ A warp_sum(A x) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
+}  // namespace mtlkernels::cuda

@@ -1,0 +1,130 @@
+// A list of tensors as kernels take it: pointers and sizes in a table passed by value, so that a launch copies nothing
+// to the device and a CUDA graph holds its own copy. A list that does not fit takes more launches.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../plan.h"
+#include "numbers.cuh"
+
+namespace mtlkernels::cuda {
+
+// What a warp does at a time. A plan's pieces start at multiples of kAlign elements, so 16-byte loads of a chunk are
+// possible wherever the tensor's own address allows them.
+constexpr int kChunk = 1024;  // elements
+
+// One parameter and its row of pointers must fit the smallest table.
+constexpr int64_t kMaxListTasks = 448;
+
+// Non-empty parameters, in order: where each starts in the flat space, its elements, and a pointer a task or null.
+template <int kWords>
+struct Table {
+  int32_t params, tasks;
+  int64_t word[kWords];
+
+  __host__ __device__ int64_t offset(int p) const { return word[p]; }
+  __host__ __device__ int64_t numel(int p) const { return word[params + p]; }
+  __host__ __device__ int64_t flat_end() const { return offset(params - 1) + align_up(numel(params - 1)); }
+  template <class S>
+  __device__ const S* row(int p, int task) const {
+    return reinterpret_cast<const S*>(word[2 * params + static_cast<int64_t>(p) * tasks + task]);
+  }
+};
+
+// The part of a plan that one launch does: the table's parameters, in whole or in part of the segments [first, last).
+struct Portion {
+  int64_t first, last;
+  int64_t segment_length;
+  bool continued;  // segment `first` has parameters in an earlier launch
+};
+
+constexpr int64_t table_capacity(int64_t words, int64_t tasks) { return words / (tasks + 2); }
+
+// Calls body(table, portion) for every launch that a plan takes, in flat order. rows: T * P task-major.
+template <class Body>
+void for_each_table(const Plan& plan, const std::vector<const void*>& rows, int64_t tasks, const Body& body) {
+  const int64_t params = static_cast<int64_t>(plan.numel.size());
+  std::vector<int64_t> present;
+  for (int64_t p = 0; p < params; ++p)
+    if (plan.numel[p] > 0) present.push_back(p);
+  const auto fill_table = [&](auto& table, int64_t begin, int64_t count) {
+    table.params = static_cast<int32_t>(count);
+    table.tasks = static_cast<int32_t>(tasks);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t p = present[begin + i];
+      table.word[i] = plan.offset[p];
+      table.word[count + i] = plan.numel[p];
+      for (int64_t t = 0; t < tasks; ++t)
+        table.word[2 * count + i * tasks + t] = reinterpret_cast<intptr_t>(rows[t * params + p]);
+    }
+  };
+  int64_t done = 0;  // segments begun
+  for (int64_t begin = 0; begin < static_cast<int64_t>(present.size());) {
+    const int64_t left = static_cast<int64_t>(present.size()) - begin;
+    const int64_t count = std::min(left, table_capacity(kLargeTable, tasks));
+    const int64_t flat_begin = plan.offset[present[begin]];
+    const int64_t last_param = present[begin + count - 1];
+    const int64_t first = plan.segment_at(flat_begin);
+    const int64_t last = plan.segment_at(plan.offset[last_param] + plan.numel[last_param] - 1) + 1;
+    const Portion portion{first, last, plan.blocks_per_segment * kBlock, first < done};
+    if (count <= table_capacity(kSmallTable, tasks)) {
+      Table<kSmallTable> table;
+      fill_table(table, begin, count);
+      body(table, portion);
+    } else {
+      Table<kLargeTable> table;
+      fill_table(table, begin, count);
+      body(table, portion);
+    }
+    done = last;
+    begin += count;
+  }
+}
+
+// A warp's way through the chunks of a segment: chunk c of the segment belongs to warp c modulo the number of warps.
+// The chunks depend on the sizes alone.
+template <int kWords>
+struct Walk {
+  const Table<kWords>* table;
+  int64_t end;    // of the segment, flat
+  int param;
+  int64_t begin;  // of the chunk, inside the parameter
+
+  __device__ Walk(const Table<kWords>& list, const Portion& portion, int64_t segment) : table(&list) {
+    const int64_t segment_begin = segment * portion.segment_length;
+    const int64_t flat = segment_begin > list.offset(0) ? segment_begin : list.offset(0);
+    end = segment_begin + portion.segment_length;
+    int low = 0, high = list.params;  // the last parameter that starts at or before `flat`
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (list.offset(middle) <= flat ? low : high) = middle;
+    }
+    param = low;
+    begin = flat - list.offset(low);
+  }
+  __device__ int64_t flat() const { return table->offset(param) + begin; }
+  __device__ bool more() const { return param < table->params && flat() < end; }
+  __device__ int64_t piece_end() const {
+    const int64_t room = end - table->offset(param);
+    return room < table->numel(param) ? room : table->numel(param);
+  }
+  __device__ int length() const {
+    const int64_t left = piece_end() - begin;
+    return left < kChunk ? static_cast<int>(left) : kChunk;
+  }
+  __device__ void skip(int64_t chunks) {
+    while (more()) {
+      const int64_t left = (piece_end() - begin + kChunk - 1) / kChunk;
+      if (chunks < left) {
+        begin += chunks * kChunk;
+        return;
+      }
+      chunks -= left;
+      ++param;
+      begin = 0;
+    }
+  }
+};
+
+}  // namespace mtlkernels::cuda

@@ -1,0 +1,87 @@
+// Checks of arguments that the registrations on every device share. Nothing here reads a tensor's elements.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdlib>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string_view>
+
+#include "../solvers/lanes.h"
+
+namespace mtlkernels::ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Raises RuntimeError with the sentence alone. (STD_TORCH_CHECK puts the build machine's path before it.)
+template <class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream sentence;
+  (sentence << ... << parts);
+  throw std::runtime_error(sentence.str());
+}
+
+// Loading a library for its solvers and facts must not take over where another backend was asked for.
+inline bool another_backend_is_forced() {
+  const char* forced = std::getenv("MTLKERNELS_BACKEND");
+  return forced && *forced && std::string_view(forced) != "native";
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+}
+
+// The number of tasks of K.
+inline int checked_tasks(const Tensor& gram) {
+  check(gram.dim() == 2 && gram.size(0) == gram.size(1) && gram.size(0) >= 1, "gram must be a square matrix");
+  check(gram.scalar_type() == ScalarType::Double, "gram must be float64, as ops.gram returns it");
+  check(gram.size(0) <= kMaxTasks, "native solvers take at most ", kMaxTasks, " tasks, got ", gram.size(0));
+  return static_cast<int>(gram.size(0));
+}
+
+// One float64 number a task.
+inline const double* task_vector(const Tensor& x, const char* name, const Tensor& gram) {
+  check(same_device(x, gram) && x.scalar_type() == ScalarType::Double && x.dim() == 1 && x.is_contiguous() &&
+            x.size(0) == gram.size(0),
+        name, " must be a contiguous float64 vector of ", gram.size(0), " numbers, one a task, on gram's device");
+  return static_cast<const double*>(x.const_data_ptr());
+}
+
+// One number a task, or null where none were given.
+inline const double* task_numbers(const std::optional<Tensor>& numbers, const char* name, const Tensor& gram) {
+  return numbers ? task_vector(*numbers, name, gram) : nullptr;
+}
+
+// A number a pair of tasks.
+inline const double* task_matrix(const Tensor& x, const char* name, const Tensor& gram) {
+  check(same_device(x, gram) && x.scalar_type() == ScalarType::Double && x.dim() == 2 && x.is_contiguous() &&
+            x.size(0) == gram.size(0) && x.size(1) == gram.size(0),
+        name, " must be a contiguous float64 matrix (T, T) on gram's device");
+  return static_cast<const double*>(x.const_data_ptr());
+}
+
+// The tasks' visits of each other, (T, T - 1). Their values are not looked at.
+inline const int64_t* order_pointer(const Tensor& order, const Tensor& gram) {
+  check(same_device(order, gram) && order.scalar_type() == ScalarType::Long && order.dim() == 2 &&
+            order.is_contiguous() && order.size(0) == gram.size(0) && order.size(1) == gram.size(0) - 1,
+        "order must be a contiguous int64 matrix (T, T - 1) on gram's device");
+  return static_cast<const int64_t*>(order.const_data_ptr());
+}
+
+inline const int64_t* word_pointer(const Tensor& scalar, const Tensor& seed) {
+  check(same_device(scalar, seed) && scalar.numel() == 1 && scalar.scalar_type() == ScalarType::Long,
+        "seed and step must be int64 scalars on one device");
+  return static_cast<const int64_t*>(scalar.const_data_ptr());
+}
+
+inline int64_t task_ints(int64_t tasks) { return tasks; }
+inline int64_t no_doubles(int64_t) { return 0; }
+
+}  // namespace mtlkernels::ops

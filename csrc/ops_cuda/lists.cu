@@ -1,0 +1,83 @@
+// Registration of the CUDA kernels over gradient lists: unpack tensors, check, call. Schemas are defined in
+// mtlkernels/ops/lists.py.
+#include "../cuda/combine.cuh"
+#include "../cuda/gram.cuh"
+#include "../ops/gradient_list.h"
+#include "device.cuh"
+
+namespace mtlkernels::ops_cuda {
+namespace {
+
+// Calls body with a value of the element type.
+template <class Body>
+void with_element(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kFloat32: return body(float{});
+    case DType::kFloat64: return body(double{});
+    case DType::kBFloat16: return body(cuda::BFloat16{});
+    case DType::kFloat16: return body(cuda::Float16{});
+  }
+}
+
+void check_tasks(int64_t tasks) {
+  check(tasks <= cuda::kMaxListTasks, "the CUDA kernels take at most ", cuda::kMaxListTasks, " tasks, got ", tasks,
+        ": pass fewer, or set MTLKERNELS_BACKEND=reference before the import");
+}
+
+Tensor gram(std::vector<Tensor> grads, int64_t num_tasks) {
+  const GradientList list(grads, num_tasks);
+  check_tasks(num_tasks);
+  const OnDevice device(grads[0]);
+  const Plan plan = list.plan();
+  const int64_t shape[] = {num_tasks, num_tasks}, doubles = cuda::gram_workspace(plan, num_tasks);
+  Tensor K = torch::stable::new_empty(grads[0], {shape, 2}, ScalarType::Double);
+  Tensor workspace = torch::stable::new_empty(grads[0], {&doubles, 1}, ScalarType::Double);
+  with_element(list.dtype, [&]<class S>(S) {
+    cuda::gram<S>(plan, list.rows, num_tasks, static_cast<double*>(K.mutable_data_ptr()),
+                  static_cast<double*>(workspace.mutable_data_ptr()), device.stream());
+  });
+  device.check_launches("gram");
+  return K;
+}
+
+void combine_into(const Plan& plan, const GradientList& list, const Tensor& weights, Tensor& out, double beta,
+                  const OnDevice& device) {
+  check_tasks(list.tasks);
+  const cuda::WeightVector vector{weights.const_data_ptr(), weights.stride(0),
+                                  weights.scalar_type() == ScalarType::Double};
+  with_element(list.dtype, [&]<class S>(S) {
+    cuda::combine<S>(plan, list.rows, list.tasks, vector, out.mutable_data_ptr(), beta, device.stream());
+  });
+  device.check_launches("combine");
+}
+
+Tensor combine(std::vector<Tensor> grads, Tensor weights) {
+  check_not_empty(grads);
+  const GradientList list(grads, checked_weights(weights, grads[0]));
+  const OnDevice device(grads[0]);
+  const Plan plan = list.plan();
+  const int64_t length = plan.flat_length();
+  Tensor out = torch::stable::new_empty(grads[0], {&length, 1});
+  combine_into(plan, list, weights, out, 0.0, device);
+  return out;
+}
+
+void combine_out(std::vector<Tensor> grads, Tensor weights, Tensor out, double beta) {
+  check_not_empty(grads);
+  const GradientList list(grads, checked_weights(weights, grads[0]));
+  const OnDevice device(grads[0]);
+  const Plan plan = list.plan();
+  check_out(out, grads[0], plan.flat_length());
+  combine_into(plan, list, weights, out, beta, device);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mtlkernels, CUDA, m) {
+  if (another_backend_is_forced()) return;
+  m.impl("gram", TORCH_BOX(&gram));
+  m.impl("combine", TORCH_BOX(&combine));
+  m.impl("combine_out", TORCH_BOX(&combine_out));
+}
+
+}  // namespace mtlkernels::ops_cuda

@@ -1,0 +1,238 @@
+// The CUDA kernels over gradient lists against float64, on the CPU. The slower sanitizer gets fewer cases and types.
+#include <cstdarg>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+
+#include "../../csrc/cuda/combine.cuh"
+#include "../../csrc/cuda/gram.cuh"
+
+using namespace mtlkernels;
+using namespace mtlkernels::cuda;
+
+namespace {
+
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kQuick = true;
+#else
+constexpr bool kQuick = false;
+#endif
+
+int failures = 0;
+int checks = 0;
+
+void expect(bool good, const char* format, ...) {
+  ++checks;
+  if (good) return;
+  ++failures;
+  va_list arguments;
+  va_start(arguments, format);
+  std::vfprintf(stderr, format, arguments);
+  va_end(arguments);
+  std::fputc('\n', stderr);
+}
+
+// What a case is made of; a row's own memory ends where the row does, so that a sanitizer sees one element too many.
+struct Case {
+  std::string name;
+  int64_t tasks;
+  std::vector<int64_t> numel;
+  int64_t blocks_per_segment = 1;
+  int64_t offset = 0;  // elements off a 16-byte boundary
+  std::function<bool(int64_t, int64_t)> absent = [](int64_t, int64_t) { return false; };
+  std::function<double(int64_t, int64_t, double)> value = [](int64_t, int64_t, double x) { return x; };  // of N(0, 1)
+};
+
+template <class S>
+struct Data {
+  const Case& made;
+  Plan plan;
+  std::vector<std::unique_ptr<S[]>> memory;
+  std::vector<const void*> rows;
+
+  explicit Data(const Case& c) : made(c) {
+    std::mt19937 generator(7);
+    std::normal_distribution<double> normal;
+    const auto params = static_cast<int64_t>(c.numel.size());
+    std::vector<int64_t> numel(params, 0);
+    for (int64_t t = 0; t < c.tasks; ++t) {
+      for (int64_t p = 0; p < params; ++p) {
+        rows.push_back(nullptr);
+        if (c.absent(t, p) || c.numel[p] == 0) continue;
+        numel[p] = c.numel[p];
+        memory.emplace_back(new S[c.offset + c.numel[p]]);
+        S* row = memory.back().get() + c.offset;
+        for (int64_t k = 0; k < c.numel[p]; ++k)
+          row[k] = narrow(static_cast<accumulator_t<S>>(c.value(t, p, normal(generator))), S{});
+        rows.back() = row;
+      }
+    }
+    plan = make_plan(numel, c.tasks);
+    plan.blocks_per_segment *= c.blocks_per_segment;
+    plan.segments = (plan.segments + c.blocks_per_segment - 1) / c.blocks_per_segment;
+  }
+  const S* row(int64_t t, int64_t p) const { return static_cast<const S*>(rows[t * made.numel.size() + p]); }
+};
+
+template <class S> constexpr double kEpsilon = 0;
+template <> constexpr double kEpsilon<float> = 0x1p-23;
+template <> constexpr double kEpsilon<double> = 0x1p-52;
+template <> constexpr double kEpsilon<BFloat16> = 0x1p-7;
+template <> constexpr double kEpsilon<Float16> = 0x1p-10;
+// Below it rounding is absolute.
+template <class S> constexpr double kSmallestNormal = std::is_same_v<S, Float16> ? 0x1p-14 : 0x1p-126;
+template <class S> constexpr double kGramTolerance = std::is_same_v<S, double> ? 1e-13 : 4e-6;
+
+template <class S>
+std::vector<double> gram_of(const Data<S>& data) {
+  const int64_t T = data.made.tasks;
+  std::vector<double> K(T * T, NAN), workspace(gram_workspace(data.plan, T), NAN);
+  gram<S>(data.plan, data.rows, T, K.data(), workspace.data(), nullptr);
+  return K;
+}
+
+template <class S>
+void check_gram(const Data<S>& data) {
+  const Case& c = data.made;
+  const int64_t T = c.tasks;
+  const std::vector<double> K = gram_of(data);
+  std::vector<long double> expected(T * T, 0);
+  for (int64_t i = 0; i < T; ++i)
+    for (int64_t j = 0; j <= i; ++j)
+      for (size_t p = 0; p < c.numel.size(); ++p)
+        if (const S *x = data.row(i, p), *y = data.row(j, p); x && y)
+          for (int64_t k = 0; k < c.numel[p]; ++k)
+            expected[i * T + j] += static_cast<long double>(widen(x[k])) * static_cast<long double>(widen(y[k]));
+  for (int64_t i = 0; i < T; ++i) {
+    for (int64_t j = 0; j <= i; ++j) {
+      const double actual = K[i * T + j], wanted = static_cast<double>(expected[i * T + j]);
+      const double ii = static_cast<double>(expected[i * T + i]), jj = static_cast<double>(expected[j * T + j]);
+      const double scale = std::sqrt(ii) * std::sqrt(jj);
+      const bool good = std::isfinite(scale) ? std::fabs(actual - wanted) <= kGramTolerance<S> * scale
+                        : i == j             ? !std::isfinite(actual)
+                                             : true;
+      expect(good, "%s: K[%ld,%ld] = %g, expected %g", c.name.c_str(), static_cast<long>(i), static_cast<long>(j), actual,
+             wanted);
+      expect(actual == K[j * T + i] || std::isnan(actual), "%s: K is not symmetric", c.name.c_str());
+    }
+  }
+}
+
+// offset: elements that `out` lies off a 16-byte boundary. Strided float32 weights where wide is false.
+template <class S>
+void check_combine(const Data<S>& data, double beta, int64_t offset, bool wide) {
+  const Case& c = data.made;
+  const int64_t T = c.tasks, length = data.plan.flat_length();
+  std::vector<double> weights;
+  std::vector<float> strided;
+  for (int64_t t = 0; t < T; ++t) {
+    weights.push_back(static_cast<float>(std::cos(1.0 + static_cast<double>(t))));
+    strided.insert(strided.end(), {static_cast<float>(weights.back()), NAN});
+  }
+  const std::unique_ptr<S[]> memory(new S[offset + length]);
+  S* out = memory.get() + offset;
+  for (int64_t k = 0; k < length; ++k)
+    out[k] = narrow(static_cast<accumulator_t<S>>(beta == 0 ? NAN : std::sin(static_cast<double>(k))), S{});
+  const std::vector<S> before(out, out + length);
+  const WeightVector vector = wide ? WeightVector{weights.data(), 1, true} : WeightVector{strided.data(), 2, false};
+  combine<S>(data.plan, data.rows, T, vector, out, beta, nullptr);
+  for (size_t p = 0; p < c.numel.size(); ++p) {
+    for (int64_t k = data.plan.offset[p]; k < data.plan.offset[p + 1]; ++k) {
+      const int64_t at = k - data.plan.offset[p];
+      const auto actual = static_cast<double>(widen(out[k]));
+      if (at >= data.plan.numel[p]) {
+        expect(actual == 0, "%s: padding is %g", c.name.c_str(), actual);
+        continue;
+      }
+      double sum = beta == 0 ? 0 : beta * static_cast<double>(widen(before[k])), size = std::fabs(sum);
+      for (int64_t t = 0; t < T; ++t) {
+        if (!data.row(t, p)) continue;
+        const double term = weights[t] * static_cast<double>(widen(data.row(t, p)[at]));
+        sum += term;
+        size += std::fabs(term);
+      }
+      const double rounding = std::is_same_v<S, double> ? 0x1p-52 : 0x1p-23;
+      const double last = 0.5 * kEpsilon<S> * std::fmax(std::fabs(actual), kSmallestNormal<S>);
+      const double bound = last + rounding * static_cast<double>(T + 1) * size;
+      expect(std::fabs(actual - sum) <= bound, "%s: out[%ld] = %g, expected %g", c.name.c_str(), static_cast<long>(k), actual,
+             sum);
+    }
+  }
+}
+
+template <class S>
+void check_case(const Case& c) {
+  const Data<S> data(c);
+  check_gram(data);
+  check_combine(data, 0.0, 0, true);
+  check_combine(data, 0.5, 0, false);
+}
+
+// The same elements give the same bits wherever they lie, and again.
+template <class S>
+void check_alignment(Case c) {
+  const Data<S> aligned(c);
+  const std::vector<double> K = gram_of(aligned);
+  expect(gram_of(aligned) == K, "%s: another run, other bits", c.name.c_str());
+  c.offset = 1;
+  c.name += " misaligned";
+  const Data<S> misaligned(c);
+  expect(gram_of(misaligned) == K, "%s: other bits", c.name.c_str());
+  check_combine(misaligned, 0.0, 0, true);
+  check_combine(aligned, 0.5, 1, true);
+}
+
+template <class S>
+void check_range() {
+  const std::vector<int64_t> numel = {5, 2100, 1024};
+  Case c{"huge and tiny rows", 4, numel};
+  c.value = [](int64_t t, int64_t, double x) { return t == 0 ? x * 1e30 : t == 1 ? x * 1e-28 : t == 2 ? 0.0 : x; };
+  check_gram(Data<S>(c));
+  if (kQuick) return;
+  c.name = "one huge element";
+  c.value = [](int64_t t, int64_t, double x) { return t == 1 && x > 3.0 ? 1e25 : x; };
+  check_gram(Data<S>(c));
+  c.name = "infinite row and absent blocks";
+  c.absent = [](int64_t t, int64_t p) { return t == 2 && p != 1; };
+  c.value = [](int64_t t, int64_t p, double x) { return t == 1 && p == 0 ? INFINITY : x; };
+  const Data<S> data(c);
+  check_gram(data);
+  const std::vector<double> K = gram_of(data);
+  expect(std::isfinite(K[2 * 4 + 1]), "an absent block took part in a product with infinity");
+}
+
+template <class S>
+void check_all() {
+  for (const int64_t T : kQuick ? std::vector<int64_t>{3, 9} : std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 40}) {
+    const std::string tasks = std::to_string(T) + " tasks";
+    check_case<S>({tasks, T, {67, 3, 1100}});
+    check_case<S>({tasks + ", segments of two blocks", T, {4100, 30, 5000}, 2});
+    Case some{tasks + ", absent", T, {5, 1030, 17, 600, 1}};
+    some.absent = [](int64_t t, int64_t p) { return (t + p) % 3 == 0 || (p == 2 && t != 0); };
+    check_case<S>(some);
+  }
+  check_case<S>({"longer than every table", 2, std::vector<int64_t>(130, 19)});
+  check_case<S>({"nothing", 2, {0, 0}});
+  check_case<S>({"zero sizes first, middle and last", 2, {0, 5, 0, 7, 0}});
+  check_alignment<S>({"three tensors", 3, {16, 1029, 4096}});
+  if (!std::is_same_v<S, Float16>) check_range<S>();
+  if (kQuick) return;
+  check_case<S>({"a table's edge inside a segment of several blocks", 9, std::vector<int64_t>(40, 700), 3});
+  for (const int64_t n : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 1023, 1024, 1025, 4095, 4096, 4097, 9000})
+    check_case<S>({std::to_string(n) + " elements", 3, {n}});
+}
+
+}  // namespace
+
+int main() {
+  check_all<float>();
+  check_all<BFloat16>();
+  if constexpr (!kQuick) {
+    check_all<double>();
+    check_all<Float16>();
+  }
+  std::printf("%d checks, %d failed\n", checks, failures);
+  return failures ? 1 : 0;
+}
