@@ -142,16 +142,17 @@ def test_gram_compiles(arch: int, tasks: int) -> None:
     grouped = tasks > launchers.MAX_TRIANGLE
     rows = 2 * GROUP if grouped else tasks
     for dtype in ("float32", "bfloat16"):
-        lanes = launchers.gram_lanes(rows)
+        lanes = launchers.gram_lanes(rows, 4)
         built = build(
             gram_kernel, arch, dtype=dtype, ROWS=rows, GROUP=GROUP if grouped else 0,
             BLOCK=launchers.BLOCK, LANES=lanes, ALIGNED=True,
         )  # fmt: skip
         assert local_bytes(built) == 0
         if dtype == "float32":
-            # One load instruction a row, and one multiply-add a pair and element of a thread.
+            # The widest load for a thread's elements, a multiply-add for each of them and pair.
             wide = lanes // 128
-            assert f"ld.global.v{wide}.b32" in built.asm["ptx"]
+            vector = f".v{wide}" if wide > 1 else ""
+            assert f"ld.global{vector}.b32" in built.asm["ptx"]
             pairs = rows * (rows + 1) // 2
             assert built.asm["ptx"].count("fma.rn.f32") >= pairs * wide
 
@@ -193,7 +194,7 @@ def test_other_kernels_compile(arch: int) -> None:
         build(graddrop_kernel, arch, 8, "bfloat16", **piece),
         build(combine_kernel, arch, 8, UNROLLED=3, ACCUMULATE=False, **unaligned),
         build(combine_kernel, arch, 8, "float64", UNROLLED=3, ACCUMULATE=False, **piece),
-        build(gram_kernel, arch, 4, "float64", ROWS=3, GROUP=0, **{**piece, "LANES": 512}),
+        build(gram_kernel, arch, 4, "float64", ROWS=3, GROUP=0, **{**piece, "LANES": launchers.gram_lanes(3, 8)}),
     ]
     assert [local_bytes(kernel) for kernel in built] == [0] * len(built)
     assert "ld.global.v4.b32" not in built[5].asm["ptx"]  # unknown alignment: no wide loads

@@ -43,7 +43,7 @@ def gram(grads: Sequence[Tensor], num_tasks: int) -> Tensor:
             ROWS=rows,
             GROUP=GROUP if grouped else 0,
             **_types(work),
-            LANES=gram_lanes(rows),
+            LANES=gram_lanes(rows, work.wide.primitive_bitwidth // 8),
             num_warps=4,
             enable_fp_fusion=FUSED,
         )
@@ -53,9 +53,13 @@ def gram(grads: Sequence[Tensor], num_tasks: int) -> Tensor:
     return K
 
 
-def gram_lanes(rows: int) -> int:
-    """Elements of a row in registers at once: four a thread, two where there are many pairs."""
-    return 512 if rows <= 4 else 256
+def gram_lanes(rows: int, size: int) -> int:
+    """Elements of a row in registers at once, 4 to 1 for each of 128 threads.
+
+    As many as leave the sums of all pairs in registers too; size: bytes of such a sum.
+    """
+    lanes = 512 if rows <= 4 else 256 if rows <= 6 else 128
+    return lanes if size == 4 else max(128, lanes // 2)
 
 
 def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:
