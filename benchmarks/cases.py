@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -57,7 +59,7 @@ def vit_b() -> Shapes:
 def segnet_mtan() -> Shapes:
     """Encoder and decoder of the SegNet that MTAN's attention modules (arXiv 1803.10704) sit on."""
     widths = (64, 128, 256, 512, 512)
-    steps = list(zip(widths, widths[1:], strict=False))
+    steps = list(itertools.pairwise(widths))
     deeper: list[tuple[int, int]] = []  # the further convolutions of a stage, one or two
     for stage, width in enumerate(widths[1:]):
         deeper += [(width, width)] * (1 if stage == 0 else 2)

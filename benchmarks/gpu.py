@@ -22,7 +22,7 @@ import torch
 from cases import CASES, gradients
 from cuda_timing import cuda_seconds
 from providers import PROVIDERS
-from roofline import moved, numel
+from roofline import moved
 from torch import Tensor
 
 from mtlkernels import backends, build_info, ops

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_check.py [--seconds 480]
 
-Uses the Python that runs it, with its torch, nvcc, pybind11 and ninja, and needs no network. Results
-go to benchmarks/results/. Where there is no GPU it says so and is done.
+Uses the Python that runs it, with its torch, nvcc, pybind11 and ninja, and needs no network.
+Results go to benchmarks/results/. Where there is no GPU it says so and is done.
 """
 
 from __future__ import annotations
@@ -71,8 +71,10 @@ def main() -> int:
         left = (end - time.monotonic()) / (len(BACKENDS) - number)
         good &= run(
             f"{backend}: benchmarks",
-            ["benchmarks/gpu.py", "--out", f"benchmarks/results/{stamp}-{backend}"]
-            + ["--seconds", str(int(left * 0.7))],
+            [
+                *("benchmarks/gpu.py", "--out", f"benchmarks/results/{stamp}-{backend}"),
+                *("--seconds", str(int(left * 0.7))),
+            ],
             left,
             MTLKERNELS_BACKEND=backend,
         )

@@ -38,7 +38,7 @@ def multiply_adds(n: int, tasks: int) -> tuple[int, int]:
 
 
 def expected_seconds(n: int, tasks: int, size: int, gpu: str) -> float:
-    """gram, weights and combine: for each kernel the longer of memory and arithmetic, and launches."""
+    """For each kernel the longer of memory and arithmetic, and the launches."""
     bandwidth, rate = GPUS[gpu]
     kernels = zip(moved(n, tasks, size), multiply_adds(n, tasks), strict=True)
     return sum(max(b / bandwidth, f / rate) for b, f in kernels) + LAUNCHES * LAUNCH

@@ -109,7 +109,7 @@ def expected_graddrop(rows: list[Tensor], at: int, seed: int, step: int, leak: T
     for x in rows:
         S, A = S + x, A + x.abs()
     for x, share in zip(rows, leak.to(S.dtype), strict=True):
-        wins = torch.where(x > 0, (S > tau * A) | (S == A), (S < tau * A) | (S == -A)) & (x != 0)
+        wins = torch.where(x > 0, (tau * A < S) | (S == A), (tau * A > S) | (S == -A)) & (x != 0)
         d += torch.where(wins, 1.0, share) * x
     return d
 

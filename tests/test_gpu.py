@@ -1,6 +1,6 @@
 """The ops on a CUDA device, by whichever backend MTLKERNELS_BACKEND names, native or Triton.
 
-`make gpu-check` runs this file once for each. Everything skips, with one reason, where there is none.
+`make gpu-check` runs this file once for each. Where there is no CUDA device all of it skips.
 """
 
 from __future__ import annotations

@@ -51,8 +51,10 @@ INTERPRETED = [
 
 def test_interpreted() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *INTERPRETED]
-        + ["-W", "ignore::RuntimeWarning"],  # numpy's, where a float overflows or is NaN
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *INTERPRETED),
+            *("-W", "ignore::RuntimeWarning"),  # numpy's, where a float overflows or is NaN
+        ],
         cwd=HERE,
         env={
             **os.environ,
@@ -194,7 +196,15 @@ def test_other_kernels_compile(arch: int) -> None:
         build(graddrop_kernel, arch, 8, "bfloat16", **piece),
         build(combine_kernel, arch, 8, UNROLLED=3, ACCUMULATE=False, **unaligned),
         build(combine_kernel, arch, 8, "float64", UNROLLED=3, ACCUMULATE=False, **piece),
-        build(gram_kernel, arch, 4, "float64", ROWS=3, GROUP=0, **{**piece, "LANES": launchers.gram_lanes(3, 8)}),
+        build(
+            gram_kernel,
+            arch,
+            4,
+            "float64",
+            ROWS=3,
+            GROUP=0,
+            **{**piece, "LANES": launchers.gram_lanes(3, 8)},
+        ),
     ]
     assert [local_bytes(kernel) for kernel in built] == [0] * len(built)
     assert "ld.global.v4.b32" not in built[5].asm["ptx"]  # unknown alignment: no wide loads

@@ -1,12 +1,13 @@
-"""GradDrop (arXiv 2010.06808): at each element, drop the gradients whose sign loses a draw.
+"""GradDrop (arXiv 2010.06808): at each element, drop the gradients whose sign loses.
 
-With x_t the tasks' elements, S = sum x_t and A = sum |x_t|, a threshold tau uniform in (-1, 1) keeps
-positive elements where S > tau A and negative ones where S < tau A; S = A and S = -A keep what all
-tasks agree on. A dropped element still counts with its task's leak. Rows are read twice, the second
-time from the cache: (T + 1) N elements of traffic.
+With x_t the tasks' elements, S = sum x_t and A = sum |x_t|, a threshold tau uniform in (-1, 1)
+keeps positive elements where S > tau A and negative ones where S < tau A; S = A and S = -A keep
+what all tasks agree on. A dropped element still counts with its task's leak. Rows are read twice,
+the second time from the cache: (T + 1) N elements of traffic.
 
-tau comes from Philox4x32-10 (Salmon et al., SC'11): word k % 4 of counter (k / 4, step) under key
-seed, where k is the element's place in the flat direction; 24 bits of it, tau = (2 m + 1) / 2^24 - 1.
+tau comes from Philox4x32-10 (Salmon et al., SC'11): word k % 4 of counter (k / 4, step) under the
+key seed, where k is the element's place in the flat direction; of it 24 bits m, tau = (2 m + 1) /
+2^24 - 1.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def graddrop_kernel(
             S += x
             A += tl.abs(x)
         bound = thresholds(tl.load(seed), tl.load(step), flat, LANES, WIDE) * A
-        positive = (S > bound) | (S == A)
-        negative = (S < bound) | (S == -A)
+        positive = (bound < S) | (S == A)
+        negative = (bound > S) | (S == -A)
         total = tl.zeros([LANES], WIDE)
         for t in range(num_tasks):
             row = find_row(table, t, num_tasks, param, num_params)

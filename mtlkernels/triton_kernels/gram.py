@@ -1,17 +1,18 @@
 """K_ij = <g_i, g_j> in one pass over all gradients, float32 products, float64 sums.
 
-A *triangle* is all pairs of up to eight rows. Up to eight tasks are one triangle, and every element
-is read once. More tasks go in groups of four, a triangle for every two groups: with G groups each
-element is read G - 1 times, all but the first from the L2 cache, because the triangles of one
-segment run side by side.
+A *triangle* is all pairs of up to eight rows. Up to eight tasks are one triangle, and every
+element is read once. More tasks go in groups of four, a triangle for every two groups: with G
+groups each element is read G - 1 times, all but the first from the L2 cache, because the triangles
+of one segment run side by side.
 
 Order: a block is at most 4096 elements of one parameter. Its products add up in float32, a few a
 lane, then across lanes; blocks add up in float64, in order inside a segment; segments add up in
-float64. Blocks and segments follow from the sizes alone, so results are the same bits on every run.
+float64. Blocks and segments follow from the sizes alone, so results are the same bits on every
+run.
 
-float32 squares leave float32's range beyond 1e19 and below 1e-17. A block in which a norm says so is
-done again with every row scaled by a power of two to about 1, which is exact, and the products are
-scaled back in float64.
+float32 squares leave float32's range beyond 1e19 and below 1e-17. A block in which a norm says so
+is done again with every row scaled by a power of two to about 1, which is exact, and the products
+are scaled back in float64.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def gram_kernel(
         found = tl.zeros([SLOTS], tl.float64)
         for p in tl.static_range(ROWS * (ROWS + 1) // 2):
             found = tl.where(slot == p, tl.sum(sums[p], axis=0).to(tl.float64), found)
-        if WIDE == tl.float32:
+        if tl.float32 == WIDE:
             found = in_range(
                 found, sums, rows, begin, count, slot, ROWS, DTYPE, WIDE, LANES, ALIGNED
             )  # fmt: skip
@@ -214,16 +215,12 @@ def in_range(
         for i in tl.static_range(ROWS):
             for j in tl.static_range(i + 1):
                 dot = tl.sum(again[i * (i + 1) // 2 + j], axis=0).to(tl.float64)
-                found = tl.where(
-                    slot == i * (i + 1) // 2 + j, dot * powers[i] * powers[j], found
-                )
+                found = tl.where(slot == i * (i + 1) // 2 + j, dot * powers[i] * powers[j], found)
     return found
 
 
 @triton.jit
-def finish_kernel(
-    partial, K, num_segments, num_tasks, GROUP: tl.constexpr, LANES: tl.constexpr
-):
+def finish_kernel(partial, K, num_segments, num_tasks, GROUP: tl.constexpr, LANES: tl.constexpr):
     """Adds the segments of one pair up and writes K_ij and K_ji."""
     i = tl.program_id(0)
     j = tl.program_id(1)

@@ -2,13 +2,14 @@
 
 A list of T * P tensors reaches a kernel as T * P addresses in device memory, copied there at every
 call: 8 T P bytes from pinned memory, without a synchronisation (480 addresses, 4 KB, for eight
-tasks of ResNet-18, whose gradients are 358 MB in float32). The alternatives move more: one flat copy
-of all gradients reads and writes 2 T N elements where gram and combine together move (2 T + 1) N;
-a launch a parameter costs P launches of some microseconds.
+tasks of ResNet-18, whose gradients are 358 MB in float32). The alternatives move more: one flat
+copy of all gradients reads and writes 2 T N elements where gram and combine together move (2 T +
+1) N; a launch a parameter costs P launches of some microseconds.
 
 Under CUDA-graph capture a copy from host memory would read, at every replay, whatever the host's
-memory holds by then. There the addresses go as arguments of small kernels, by value, into the graph,
-32 an argument list: a replay reads the tensors of the capture, as every captured kernel does.
+memory holds by then. There the addresses go as arguments of small kernels, by value, into the
+graph, 32 an argument list: a replay reads the tensors of the capture, as every captured kernel
+does.
 
 The blocks of work depend on the sizes alone. They stay on the device from the first call on, which
 must therefore come before a capture, as compilation must.
@@ -53,6 +54,7 @@ class Blocks:
 
 _plans: dict[tuple[tuple[int, ...], torch.device], Blocks] = {}
 _captured: set[Tensor] = set()  # block tables that a CUDA graph reads for as long as it lives
+
 
 @dataclass
 class GradientList:
@@ -183,7 +185,44 @@ def put(table, at, count, address):
     tl.store(table + at, address, mask=at < count)
 
 
-@triton.jit(do_not_specialize=["first", "count", "a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "a9", "a10", "a11", "a12", "a13", "a14", "a15", "a16", "a17", "a18", "a19", "a20", "a21", "a22", "a23", "a24", "a25", "a26", "a27", "a28", "a29", "a30", "a31"])
+@triton.jit(
+    do_not_specialize=[
+        "first",
+        "count",
+        "a0",
+        "a1",
+        "a2",
+        "a3",
+        "a4",
+        "a5",
+        "a6",
+        "a7",
+        "a8",
+        "a9",
+        "a10",
+        "a11",
+        "a12",
+        "a13",
+        "a14",
+        "a15",
+        "a16",
+        "a17",
+        "a18",
+        "a19",
+        "a20",
+        "a21",
+        "a22",
+        "a23",
+        "a24",
+        "a25",
+        "a26",
+        "a27",
+        "a28",
+        "a29",
+        "a30",
+        "a31",
+    ]
+)
 def write_addresses(
     table, first, count,
     a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15,

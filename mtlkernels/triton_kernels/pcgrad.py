@@ -1,7 +1,7 @@
 """PCGrad's weights (arXiv 2001.06782) from K, all float64, in one program.
 
-Row i of C is task i's projected gradient in terms of the originals. All rows walk their own order at
-once: v_i meets g_j, and where v_i . g_j < 0, C_ij -= (C_i K_:j) / K_jj. The weights are C^T 1.
+Row i of C is task i's projected gradient in terms of the originals. All rows walk their own order
+at once: v_i meets g_j, and where v_i . g_j < 0, C_ij -= (C_i K_:j) / K_jj. The weights are C^T 1.
 """
 
 from __future__ import annotations
