@@ -10,7 +10,7 @@ from torch import Tensor
 
 import mtlkernels
 from mtlkernels import ops, reference
-from mtlkernels.triton_kernels import OPS, launchers
+from mtlkernels.triton_kernels import OPS, launch, launchers
 
 SERVED = ["gram", "combine", "combine_out", "pcgrad"]
 
@@ -74,6 +74,20 @@ def test_pcgrad_beside_a_gradient_that_is_not_finite() -> None:
 def test_pcgrad_takes_no_more_tasks_than_fit() -> None:
     with pytest.raises(RuntimeError, match="gram has 65 tasks"):
         launchers.pcgrad(torch.eye(65).double(), torch.zeros(65, 64).long(), False)
+
+
+@pytest.mark.parametrize("count", [1, 32, 33, 70])
+def test_addresses_by_value(count: int) -> None:
+    """What a CUDA-graph capture launches in place of a copy."""
+    addresses = [(1 << 33) + 16 * i for i in range(count)]
+    assert launch._by_value(addresses, torch.device("cpu")).tolist() == addresses
+
+
+def test_a_direction_can_be_as_misaligned_as_it_likes() -> None:
+    x = torch.randn(3000)
+    out = torch.zeros(3009)[1:]
+    ops.combine_out([x], torch.ones(1), out)
+    assert torch.equal(out[:3000], x)
 
 
 # ------------------------------------------------------------------------------------ GradDrop
