@@ -51,7 +51,7 @@ INTERPRETED = [
 
 
 def interpreter_works() -> bool:
-    """Triton's interpreter before 3.9 converts arrays of one element in a way newer numpy refuses."""
+    """Before 3.9 it converts arrays of one element in a way that newer numpy refuses."""
     major, minor = importlib.metadata.version("triton").split(".")[:2]
     if (int(major), int(minor)) >= (3, 9):
         return True
