@@ -12,7 +12,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 REQUIRES := import importlib.metadata as m, sys; \
 	print(*(r.split(";")[0].strip() for r in m.requires("mtlkernels") if f"extra == \"{sys.argv[1]}\"" in r))
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m mtlkernels demo
@@ -28,8 +28,12 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/combine.py
 
+# With the Python that is there, its torch and nvcc: nothing is installed.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info mtlkernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info mtlkernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton
 
 # torch first, alone and pinned: nothing installed later pulls another one, and the build sees the one that runs.
 $(VENV)/.torch:

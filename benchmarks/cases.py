@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,66 @@ def resnet18() -> Shapes:
     return shapes
 
 
-CASES = {"lenet": lenet, "resnet18": resnet18}
+def resnet50() -> Shapes:
+    """ResNet-50 without its classifier: bottlenecks of 1x1, 3x3 and 1x1 convolutions."""
+    shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
+    channels = 64
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        width = 64 * 2**stage
+        for block in range(blocks):
+            convolutions: Shapes = [(width, channels, 1, 1), (width, width, 3, 3)]
+            convolutions.append((4 * width, width, 1, 1))
+            if block == 0:
+                convolutions.append((4 * width, channels, 1, 1))
+            for convolution in convolutions:
+                shapes += [convolution, convolution[:1], convolution[:1]]
+            channels = 4 * width
+    return shapes
+
+
+def vit_b() -> Shapes:
+    """ViT-B/16 at 224 pixels without its classifier."""
+    d = 768
+    layer: Shapes = [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,)]
+    layer += [(d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
+    return [(1, 1, d), (1, 197, d), (d, 3, 16, 16), (d,), *(12 * layer), (d,), (d,)]
+
+
+def segnet_mtan() -> Shapes:
+    """Encoder and decoder of the SegNet that MTAN's attention modules (arXiv 1803.10704) sit on."""
+    widths = (64, 128, 256, 512, 512)
+    steps = list(itertools.pairwise(widths))
+    deeper: list[tuple[int, int]] = []  # the further convolutions of a stage, one or two
+    for stage, width in enumerate(widths[1:]):
+        deeper += [(width, width)] * (1 if stage == 0 else 2)
+    upward: list[tuple[int, int]] = []
+    for stage, width in enumerate(widths[:4]):
+        upward += [(width, width)] * (1 if stage == 0 else 2)
+    convolutions = [(3, 64), *steps, (64, 64), *deeper]
+    convolutions += [(64, 64), *((b, a) for a, b in steps), (64, 64), *upward]
+    shapes: Shapes = []
+    for i, o in convolutions:
+        shapes += [(o, i, 3, 3), (o,), (o,), (o,)]
+    return shapes
+
+
+def lora() -> Shapes:
+    """Rank-16 adapters of all linear layers of an 8-billion-parameter Llama 3."""
+    d, narrow, wide, rank = 4096, 1024, 14336, 16
+    layer: Shapes = []
+    for o, i in ((d, d), (narrow, d), (narrow, d), (d, d), (wide, d), (wide, d), (d, wide)):
+        layer += [(rank, i), (o, rank)]
+    return 32 * layer
+
+
+CASES = {
+    "lenet": lenet,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "vit_b": vit_b,
+    "segnet_mtan": segnet_mtan,
+    "lora": lora,
+}
 
 
 def gradients(shapes: Shapes, num_tasks: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:

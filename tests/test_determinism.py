@@ -146,7 +146,11 @@ def test_forced_reference() -> None:
 @pytest.mark.parametrize(
     ("forced", "reason"),
     [
-        ("triton", "MTLKERNELS_BACKEND=triton cannot serve. cpu: Triton kernels serve GPUs; cuda:"),
+        (
+            "triton",
+            "MTLKERNELS_BACKEND=triton cannot serve. cpu: Triton kernels serve GPUs, and the CPU "
+            "under TRITON_INTERPRET=1 alone; cuda:",
+        ),
         ("cublas", "MTLKERNELS_BACKEND=cublas: choose one of native, triton, reference"),
     ],
 )

@@ -75,10 +75,17 @@ inline const int64_t* order_pointer(const Tensor& order, const Tensor& gram) {
   return static_cast<const int64_t*>(order.const_data_ptr());
 }
 
-inline const int64_t* word_pointer(const Tensor& scalar, const Tensor& seed) {
-  check(same_device(scalar, seed) && scalar.numel() == 1 && scalar.scalar_type() == ScalarType::Long,
+// model: any tensor on the device where the scalar has to be.
+inline const int64_t* word_pointer(const Tensor& scalar, const Tensor& model) {
+  check(same_device(scalar, model) && scalar.numel() == 1 && scalar.scalar_type() == ScalarType::Long,
         "seed and step must be int64 scalars on one device");
   return static_cast<const int64_t*>(scalar.const_data_ptr());
+}
+
+// A word that the op counts up.
+inline int64_t* counter_pointer(Tensor& scalar, const Tensor& model) {
+  word_pointer(scalar, model);
+  return static_cast<int64_t*>(scalar.mutable_data_ptr());
 }
 
 inline int64_t task_ints(int64_t tasks) { return tasks; }

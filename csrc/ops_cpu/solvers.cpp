@@ -35,11 +35,11 @@ std::tuple<Tensor, Tensor> pcgrad(Tensor gram, Tensor order, bool mean) {
 
 std::tuple<Tensor, Tensor> pcgrad_drawn(Tensor gram, Tensor seed, Tensor step, bool mean) {
   Problem problem(gram, mtl::pcgrad_workspace, task_ints);
-  std::vector<int64_t> order(problem.tasks * (problem.tasks - 1));
-  mtl::visiting_order(mtl::HostLane{}, read_word(seed), read_word(step), problem.tasks, order.data());
-  mtl::pcgrad(mtl::HostLane{}, problem.k(), order.data(), problem.tasks, mean, problem.w(), problem.s(),
-              problem.workspace.data(), problem.ints.data());
-  ++*static_cast<int64_t*>(step.mutable_data_ptr());
+  const int64_t* key = word_pointer(seed, problem.K);
+  int64_t* counter = counter_pointer(step, problem.K);
+  std::vector<int64_t> order(mtl::pcgrad_order(problem.tasks));
+  mtl::pcgrad_drawn(mtl::HostLane{}, problem.k(), key, counter, problem.tasks, mean, problem.w(), problem.s(),
+                    order.data(), problem.workspace.data(), problem.ints.data());
   return problem.answer();
 }
 

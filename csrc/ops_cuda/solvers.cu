@@ -55,6 +55,22 @@ std::tuple<Tensor, Tensor> pcgrad(Tensor gram, Tensor order, bool mean) {
   });
 }
 
+std::tuple<Tensor, Tensor> pcgrad_drawn(Tensor gram, Tensor seed, Tensor step, bool mean) {
+  Problem problem(gram, mtl::pcgrad_workspace, task_ints);
+  const int64_t* key = word_pointer(seed, problem.K);
+  int64_t* counter = counter_pointer(step, problem.K);
+  Tensor order = problem.vector(ScalarType::Long, mtl::pcgrad_order(problem.tasks));
+  auto* visits = static_cast<int64_t*>(order.mutable_data_ptr());
+  const double* K = problem.k();
+  const int tasks = problem.tasks;
+  double *w = problem.w(), *workspace = problem.d();
+  int64_t* s = problem.s();
+  int* ints = problem.i();
+  return problem.run("pcgrad_drawn", [=] __device__(const Warp& lanes) {
+    mtl::pcgrad_drawn(lanes, K, key, counter, tasks, mean, w, s, visits, workspace, ints);
+  });
+}
+
 std::tuple<Tensor, Tensor> cagrad(Tensor gram, double c, int64_t rescale, bool sum) {
   check(c >= 0 && c < INFINITY, "c must be finite and at least 0");
   check(rescale >= 0 && rescale <= 2, "rescale must be 0, 1 or 2");
@@ -89,6 +105,7 @@ STABLE_TORCH_LIBRARY_IMPL(mtlkernels, CUDA, m) {
   m.impl("task_status", TORCH_BOX(&task_status));
   m.impl("visiting_order", TORCH_BOX(&visiting_order));
   m.impl("pcgrad", TORCH_BOX(&pcgrad));
+  m.impl("pcgrad_drawn", TORCH_BOX(&pcgrad_drawn));
   m.impl("cagrad", TORCH_BOX(&cagrad));
   m.impl("avgnorm", TORCH_BOX(&avgnorm));
 }

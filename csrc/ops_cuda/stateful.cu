@@ -2,6 +2,7 @@
 #include "../solvers/draws.h"
 #include "../solvers/gradnorm.h"
 #include "../solvers/gradvac.h"
+#include "../solvers/simplex_descent.h"
 #include "solve.cuh"
 
 namespace mtlkernels::ops_cuda {
@@ -55,6 +56,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gradnorm(Tensor gram, Tensor losses, 
   return {problem.weights, problem.status, next_state, next_start};
 }
 
+std::tuple<Tensor, Tensor, Tensor> simplex_descent(Tensor gram, Tensor state, int64_t rounds, double rate,
+                                                   double momentum, double pull, double damping, bool relative) {
+  Problem problem(gram, mtl::simplex_descent_workspace, task_ints);
+  const double* before = task_vector(state, "state", problem.K);
+  Tensor next_state = problem.vector(ScalarType::Double, problem.tasks);
+  auto* after = static_cast<double*>(next_state.mutable_data_ptr());
+  const double* A = problem.k();
+  const int tasks = problem.tasks;
+  double *w = problem.w(), *workspace = problem.d();
+  int64_t* s = problem.s();
+  int* ints = problem.i();
+  problem.run("simplex_descent", [=] __device__(const Warp& lanes) {
+    mtl::simplex_descent(lanes, A, before, tasks, rounds, rate, momentum, pull, damping, relative, w, s, after, workspace,
+                         ints);
+  });
+  return {problem.weights, problem.status, next_state};
+}
+
 Tensor normal_numbers(Tensor seed, Tensor step, int64_t n) {
   check(n >= 0, "n must not be negative");
   const int64_t *key = word_pointer(seed, seed), *counter = word_pointer(step, seed);
@@ -74,6 +93,7 @@ STABLE_TORCH_LIBRARY_IMPL(mtlkernels, CUDA, m) {
   if (another_backend_is_forced()) return;
   m.impl("gradvac", TORCH_BOX(&gradvac));
   m.impl("gradnorm", TORCH_BOX(&gradnorm));
+  m.impl("simplex_descent", TORCH_BOX(&simplex_descent));
   m.impl("normal_numbers", TORCH_BOX(&normal_numbers));
 }
 

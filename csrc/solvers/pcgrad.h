@@ -3,6 +3,7 @@
 // component along g_j goes: C_ij -= (C_i K_:j) / K_jj. The direction sums the v_i, so w = C^T 1. O(T^3), nothing N-long.
 #pragma once
 
+#include "draws.h"
 #include "screen.h"
 
 namespace mtlkernels {
@@ -32,6 +33,18 @@ MTLKERNELS_HOST_DEVICE void pcgrad(const Lanes& lanes, const double* K, const in
     weights[j] = K[j * tasks + j] > 0 ? (mean ? sum / count : sum) : 0.0;
   }
   lanes.sync();
+}
+
+constexpr int64_t pcgrad_order(int64_t tasks) { return tasks * (tasks - 1); }
+
+// The same in the order that (seed, step) draws; counts the step. order: pcgrad_order(tasks) int64 of memory.
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE void pcgrad_drawn(const Lanes& lanes, const double* K, const int64_t* seed, int64_t* step,
+                                         int tasks, bool mean, double* weights, int64_t* status, int64_t* order,
+                                         double* C, int* active) {
+  visiting_order(lanes, static_cast<uint64_t>(*seed), static_cast<uint64_t>(*step), tasks, order);
+  pcgrad(lanes, K, order, tasks, mean, weights, status, C, active);
+  if (lanes.lane == 0) ++*step;
 }
 
 }  // namespace mtlkernels

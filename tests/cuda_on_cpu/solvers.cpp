@@ -17,6 +17,7 @@
 #include "../../csrc/solvers/gradvac.h"
 #include "../../csrc/solvers/imgrad.h"
 #include "../../csrc/solvers/pcgrad.h"
+#include "../../csrc/solvers/simplex_descent.h"
 
 using namespace mtlkernels;
 using cuda::Warp;
@@ -57,12 +58,12 @@ std::vector<double> hard_gram(const std::string& kind, int tasks) {
 // One solver's outputs and memory, poisoned.
 struct Call {
   std::vector<double> weights, workspace, more, most;
-  std::vector<int64_t> status, order;
+  std::vector<int64_t> status, order, count;
   std::vector<int> ints;
 
   Call(int tasks, int64_t doubles, int64_t int_count)
       : weights(tasks, NAN), workspace(doubles, NAN), more(tasks * tasks, NAN), most(tasks, NAN), status(tasks, -1),
-        order(tasks * (tasks - 1), -1), ints(int_count, -1) {}
+        order(tasks * (tasks - 1), -1), count(1, 11), ints(int_count, -1) {}
 };
 
 template <class T>
@@ -78,7 +79,7 @@ void compare(const std::string& name, int tasks, int64_t doubles, int64_t ints, 
   cuda::launch_solver(nullptr, [&](const Warp& lanes) { solve(lanes, device); });
   ++checks;
   if (same_bits(host.weights, device.weights) && same_bits(host.status, device.status) &&
-      same_bits(host.more, device.more) && same_bits(host.most, device.most) && same_bits(host.order, device.order))
+      same_bits(host.more, device.more) && same_bits(host.most, device.most) && same_bits(host.order, device.order) && same_bits(host.count, device.count))
     return;
   ++failures;
   std::fprintf(stderr, "%s of %d tasks differs between host and device\n", name.c_str(), tasks);
@@ -100,6 +101,11 @@ void compare_all(const std::string& kind, int tasks) {
   run("normal_numbers", 0, 0, [&](const auto& l, Call& c) { normal_numbers(l, 3, 11, tasks, c.weights.data()); });
   run("pcgrad", pcgrad_workspace(tasks), tasks, [&](const auto& l, Call& c) {
     pcgrad(l, K, order.data(), tasks, false, c.weights.data(), c.status.data(), c.workspace.data(), c.ints.data());
+  });
+  run("pcgrad_drawn", pcgrad_workspace(tasks), tasks, [&](const auto& l, Call& c) {
+    const int64_t seed = 3;
+    pcgrad_drawn(l, K, &seed, c.count.data(), tasks, true, c.weights.data(), c.status.data(), c.order.data(),
+                 c.workspace.data(), c.ints.data());
   });
   run("avgnorm", avgnorm_workspace(tasks), tasks, [&](const auto& l, Call& c) {
     avgnorm(l, K, tasks, NormScale::kMedian, 1.0, c.weights.data(), c.status.data(), c.workspace.data(), c.ints.data());
@@ -127,6 +133,11 @@ void compare_all(const std::string& kind, int tasks) {
     gradnorm(l, K, p, p, targets.data(), tasks, 1.5, 0.02, c.weights.data(), c.status.data(), c.more.data(),
              c.most.data(), c.workspace.data(), c.ints.data());
   });
+  for (const bool relative : {false, true})
+    run("simplex_descent", simplex_descent_workspace(tasks), tasks, [&](const auto& l, Call& c) {
+      simplex_descent(l, K, p, tasks, 5, relative ? 10 : 0.01, 0.5, 0.3, 0.1, relative, c.weights.data(), c.status.data(),
+                      c.most.data(), c.workspace.data(), c.ints.data());
+    });
   for (const double alpha : {1.0, 2.0})
     run("fair", fair_workspace(tasks), fair_ints(tasks), [&](const auto& l, Call& c) {
       fair(l, K, alpha == 1 ? nullptr : p, tasks, alpha, 1.0, c.weights.data(), c.status.data(), c.workspace.data(),

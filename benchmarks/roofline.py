@@ -1,0 +1,70 @@
+"""What the GPU kernels must move and compute, and the time that leaves: on paper.
+
+    python benchmarks/roofline.py [--dtype float32]
+
+gram reads T N elements, combine reads T N and writes N. A multiply-add is one instruction: gram has
+T (T + 1) / 2 of them a column of T elements, combine has T. Expected microseconds are the bytes
+over the memory bandwidth of the data sheet plus one launch of 3 us a kernel; gradients that stay in
+a cache take less, so small cases are launches and little else. No number here was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from cases import CASES, Shapes
+
+# Bytes a second and float32 instructions a second (a multiply-add is one), from the data sheets.
+GPUS = {"H200": (4.8e12, 33.5e12), "A100-80GB": (2.04e12, 9.75e12), "RTX 4090": (1.01e12, 41.3e12)}
+SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+LAUNCH = 3e-6
+LAUNCHES = 4  # gram, its last sum, the method's weights, combine
+
+
+def numel(shapes: Shapes) -> int:
+    """Elements of all parameters."""
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def moved(n: int, tasks: int, size: int) -> tuple[int, int]:
+    """Bytes that gram and combine move."""
+    return tasks * n * size, (tasks + 1) * n * size
+
+
+def multiply_adds(n: int, tasks: int) -> tuple[int, int]:
+    """Of gram and combine."""
+    return tasks * (tasks + 1) // 2 * n, tasks * n
+
+
+def expected_seconds(n: int, tasks: int, size: int, gpu: str) -> float:
+    """For each kernel the longer of memory and arithmetic, and the launches."""
+    bandwidth, rate = GPUS[gpu]
+    kernels = zip(moved(n, tasks, size), multiply_adds(n, tasks), strict=True)
+    return sum(max(b / bandwidth, f / rate) for b, f in kernels) + LAUNCHES * LAUNCH
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--dtype", default="float32", choices=SIZES)
+    parser.add_argument("--tasks", default="2,3,8", help="numbers of tasks")
+    options = parser.parse_args()
+    size = SIZES[options.dtype]
+    head = ["case", "tensors", "N", "T", "gram MB", "combine MB", "gram fma/element read"]
+    head += [f"{gpu}, us" for gpu in GPUS] + ["measured"]
+    print(f"{options.dtype}; expected microseconds from gradients to direction, on paper\n")
+    print("| " + " | ".join(head) + " |")
+    print("|" + "---|" * len(head))
+    for name, shapes_of in CASES.items():
+        shapes = shapes_of()
+        n = numel(shapes)
+        for tasks in map(int, options.tasks.split(",")):
+            first, second = moved(n, tasks, size)
+            row = [name, f"{len(shapes)}", f"{n:,}", f"{tasks}"]
+            row += [f"{first / 1e6:.1f}", f"{second / 1e6:.1f}", f"{(tasks + 1) / 2:.1f}"]
+            row += [f"{expected_seconds(n, tasks, size, gpu) * 1e6:.0f}" for gpu in GPUS]
+            print("| " + " | ".join([*row, "no run committed yet"]) + " |")
+
+
+if __name__ == "__main__":
+    main()

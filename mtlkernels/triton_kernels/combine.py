@@ -1,0 +1,97 @@
+"""d = sum_t w_t g_t in one pass: (T + 1) N elements of traffic, accumulated in the order of the
+tasks in float32 (float64 for float64) and rounded once."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from mtlkernels.triton_kernels.rows import ABSENT, find_block, find_row, load_piece
+
+
+@triton.jit(do_not_specialize=["beta_high", "beta_low"])
+def combine_kernel(
+    table,
+    blocks,
+    weights,
+    weight_stride,
+    out,
+    beta_high,
+    beta_low,
+    num_tasks,
+    num_params,
+    UNROLLED: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """One piece of LANES elements of a block. beta_high, beta_low: the
+    halves of beta's float64 bits, because a float argument is float32."""
+    pieces: tl.constexpr = BLOCK // LANES
+    param, begin, left, flat = find_block(blocks, tl.program_id(0) // pieces)
+    skip = tl.program_id(0) % pieces * LANES
+    begin, left, flat = begin + skip, left - skip, flat + skip
+    if left > 0:
+        bits = (beta_high.to(tl.int64) << 32) | (beta_low.to(tl.int64) & 0xFFFFFFFF)
+        beta = bits.to(tl.float64, bitcast=True).to(WIDE)
+        if left >= LANES:
+            combine_piece(
+                table, weights, weight_stride, out, beta, num_tasks, num_params, param, begin,
+                left, flat, UNROLLED, ACCUMULATE, DTYPE, WIDE, LANES, True, ALIGNED,
+            )  # fmt: skip
+        else:
+            combine_piece(
+                table, weights, weight_stride, out, beta, num_tasks, num_params, param, begin,
+                left, flat, UNROLLED, ACCUMULATE, DTYPE, WIDE, LANES, False, ALIGNED,
+            )  # fmt: skip
+
+
+@triton.jit
+def combine_piece(
+    table, weights, weight_stride, out, beta, num_tasks, num_params, param, begin, left, flat,
+    UNROLLED: tl.constexpr, ACCUMULATE: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr,
+    LANES: tl.constexpr, WHOLE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Elements that are the parameter's, and zeros up to the next multiple of 16."""
+    lanes = tl.arange(0, LANES)
+    place = out + tl.multiple_of(flat, 16) + lanes
+    padded = (left + 15) // 16 * 16
+    if ACCUMULATE:
+        if WHOLE:
+            total = beta * tl.load(place).to(WIDE)
+        else:
+            total = beta * tl.load(place, mask=lanes < left, other=0.0).to(WIDE)
+    else:
+        total = tl.zeros([LANES], WIDE)
+    if UNROLLED > 0:  # all loads under way at once
+        for t in tl.static_range(UNROLLED):
+            total = add_row(
+                total, t, table, weights, weight_stride, num_tasks,
+                num_params, param, begin, left, lanes, DTYPE, WIDE, WHOLE, ALIGNED,
+            )  # fmt: skip
+    else:
+        for t in range(num_tasks):
+            total = add_row(
+                total, t, table, weights, weight_stride, num_tasks,
+                num_params, param, begin, left, lanes, DTYPE, WIDE, WHOLE, ALIGNED,
+            )  # fmt: skip
+    if WHOLE:
+        tl.store(place, total.to(DTYPE))
+    else:
+        total = tl.where(lanes < left, total, 0.0)  # zero also beside a weight that is NaN
+        tl.store(place, total.to(DTYPE), mask=lanes < padded)
+
+
+@triton.jit
+def add_row(
+    total, task, table, weights, weight_stride, num_tasks, num_params, param, begin, left, lanes,
+    DTYPE: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """total + w_t x_t; nothing is added for an absent row, whatever its weight."""
+    row = find_row(table, task, num_tasks, param, num_params)
+    weight = tl.load(weights + task * weight_stride).to(WIDE)
+    weight = tl.where(row != ABSENT, weight, 0.0)
+    return total + weight * load_piece(row, begin, left, lanes, DTYPE, WIDE, WHOLE, ALIGNED)

@@ -1,0 +1,177 @@
+"""Triton's kernels in its interpreter: run by test_triton.py, which sets the environment."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hard_grams import KINDS, hard_gram
+from inputs import DTYPES, sample
+from torch import Tensor
+
+import mtlkernels
+from mtlkernels import ops, reference
+from mtlkernels.triton_kernels import OPS, launch, launchers
+
+SERVED = ["gram", "combine", "combine_out", "pcgrad"]
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_triton_serves(name: str) -> None:
+    assert mtlkernels.backends()["cpu"][name]["serves"] == "triton"
+
+
+@pytest.mark.parametrize("name", ["cagrad", "avgnorm"])
+def test_who_serves_the_others_is_told(name: str) -> None:
+    told = mtlkernels.backends()["cpu"][name]
+    assert told["serves"] == "reference"
+    assert told["others"]["triton"] == "Triton has no kernel for this op"
+
+
+def test_padding_is_zero_beside_weights_that_are_nan() -> None:
+    out = ops.combine([torch.ones(5), torch.ones(17)], torch.tensor([torch.nan]))
+    assert out.isnan().nonzero().flatten().tolist() == [*range(5), *range(16, 33)]
+    assert not out[5:16].any()
+    assert not out[33:].any()
+
+
+def test_absent_rows_are_zeros_beside_anything() -> None:
+    none, x = torch.empty(0), torch.ones(20)
+    bad = torch.full((20,), torch.nan)
+    assert torch.equal(ops.combine([none, x], torch.tensor([torch.nan, 2.0]))[:20], 2 * x)
+    K = ops.gram([bad, x, none], 3)
+    assert K[1:, 1:].tolist() == [[20.0, 0.0], [0.0, 0.0]]
+    assert K[2].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_beta_is_a_double() -> None:
+    out = torch.ones(16, dtype=torch.float64)
+    ops.combine_out([torch.zeros(16, dtype=torch.float64)], torch.ones(1), out, 0.1)
+    assert out.tolist() == [0.1] * 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T", [1, 2, 5, 19])
+@pytest.mark.parametrize("mean", [False, True])
+def test_pcgrad(kind: str, T: int, mean: bool) -> None:
+    K = hard_gram(kind, T, 3)
+    K[T // 2] = K[:, T // 2] = 0
+    order = ops.visiting_order(torch.tensor(3), torch.tensor(1), T)
+    weights, status = ops.pcgrad(K, order, mean)
+    expected, expected_status = reference.pcgrad(K, order, mean)
+    assert torch.equal(status, expected_status)
+    torch.testing.assert_close(weights, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+def test_pcgrad_beside_a_gradient_that_is_not_finite() -> None:
+    K = torch.eye(4, dtype=torch.float64)
+    K[2] = K[:, 2] = torch.nan
+    order = ops.visiting_order(torch.tensor(3), torch.tensor(1), 4)
+    weights, status = ops.pcgrad(K, order)
+    assert weights.isnan().all()
+    assert status.tolist() == [0, 0, mtlkernels.Status.NON_FINITE, 0]
+
+
+def test_pcgrad_takes_no_more_tasks_than_fit() -> None:
+    with pytest.raises(RuntimeError, match="gram has 65 tasks"):
+        launchers.pcgrad(torch.eye(65).double(), torch.zeros(65, 64).long(), False)
+
+
+@pytest.mark.parametrize("count", [1, 32, 33, 70])
+def test_addresses_by_value(count: int) -> None:
+    """What a CUDA-graph capture launches in place of a copy."""
+    addresses = [(1 << 33) + 16 * i for i in range(count)]
+    assert launch._by_value(addresses, torch.device("cpu")).tolist() == addresses
+
+
+def test_a_direction_can_be_as_misaligned_as_it_likes() -> None:
+    x = torch.randn(3000)
+    out = torch.zeros(3009)[1:]
+    ops.combine_out([x], torch.ones(1), out)
+    assert torch.equal(out[:3000], x)
+
+
+# ------------------------------------------------------------------------------------ GradDrop
+
+
+def philox(counter: list[int], key: list[int]) -> list[int]:
+    """Philox4x32-10, from the paper."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(b >> 32) ^ c[1] ^ k[0], b & 0xFFFFFFFF, (a >> 32) ^ c[3] ^ k[1], a & 0xFFFFFFFF]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c
+
+
+def test_philox_known_answers() -> None:
+    """The published vectors of the zero and of the all-ones input."""
+    assert philox([0] * 4, [0] * 2) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    ones = 0xFFFFFFFF
+    assert philox([ones] * 4, [ones] * 2) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+
+
+def halves(x: int) -> list[int]:
+    return [x & 0xFFFFFFFF, x >> 32 & 0xFFFFFFFF]
+
+
+def expected_graddrop(rows: list[Tensor], at: int, seed: int, step: int, leak: Tensor) -> Tensor:
+    """One parameter at place `at` of the direction, in its rows' dtype."""
+    n = len(rows[0])
+    words = [philox(halves(k // 4) + halves(step), halves(seed))[k % 4] for k in range(at, at + n)]
+    tau = torch.tensor([(2 * (w >> 8) + 1 - 2**24) / 2**24 for w in words], dtype=rows[0].dtype)
+    S, A, d = torch.zeros(3, n, dtype=rows[0].dtype)
+    for x in rows:
+        S, A = S + x, A + x.abs()
+    for x, share in zip(rows, leak.to(S.dtype), strict=True):
+        wins = torch.where(x > 0, (tau * A < S) | (S == A), (tau * A > S) | (S == -A)) & (x != 0)
+        d += torch.where(wins, 1.0, share) * x
+    return d
+
+
+@pytest.mark.parametrize("seed", [0, 5, -(2**40) - 3])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_graddrop(seed: int, dtype: torch.dtype) -> None:
+    grads, T = sample("ordinary", dtype)
+    leak, step = torch.tensor([0.0, 0.25, 1.0]).double(), 2**33 + 1
+    out = launchers.graddrop(grads, T, torch.tensor(seed), torch.tensor(step), leak)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for p, at in enumerate([0, 48, 64]):
+        rows = [g.reshape(-1).to(wide) for g in grads[p::3]]
+        d = expected_graddrop(rows, at, seed, step, leak)
+        # What was dropped is exact: a wrong decision is off by whole elements, not by rounding.
+        tolerance = 4 * torch.finfo(dtype).eps * sum(row.abs() for row in rows)
+        assert ((out[at : at + len(d)].to(wide) - d).abs() <= tolerance).all()
+    assert out.dtype == dtype
+    assert not out[35:48].any()
+
+
+def graddrop(*rows: Tensor, leak: float = 0.0) -> Tensor:
+    shares = torch.full((len(rows),), leak, dtype=torch.float64)
+    return launchers.graddrop(list(rows), len(rows), torch.tensor(1), torch.tensor(0), shares)
+
+
+def test_graddrop_keeps_what_all_agree_on() -> None:
+    x = torch.randn(3000)
+    assert torch.equal(graddrop(x)[:3000], x)
+    assert torch.equal(graddrop(x, x)[:3000], 2 * x)
+    assert not graddrop(0 * x, 0 * x).any()
+    tiny = torch.full((64,), torch.finfo(torch.float32).smallest_normal / 2**20)
+    assert torch.equal(graddrop(tiny, torch.empty(0)), tiny)
+
+
+def test_graddrop_drops_by_the_share_of_the_signs() -> None:
+    kept = graddrop(torch.full((20000,), 3.0), torch.full((20000,), -1.0))
+    assert set(kept.tolist()) == {3.0, -1.0}
+    assert abs((kept == 3.0).float().mean() - 0.75) < 0.02
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_graddrop_hides_nothing(bad: float) -> None:
+    x, y = torch.randn(40), torch.randn(40)
+    x[7] = bad
+    finite = graddrop(x, y)[:40].isfinite()
+    assert finite.logical_not().nonzero().flatten().tolist() == [7]
+
+
+def test_every_op_here_is_launched_by_its_own_name() -> None:
+    assert set(SERVED) | {"graddrop"} == OPS.keys()

@@ -1,0 +1,216 @@
+"""The ops on a CUDA device, by whichever backend MTLKERNELS_BACKEND names, native or Triton.
+
+`make gpu-check` runs this file once for each. Where there is no CUDA device all of it skips.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from inputs import (
+    FEW,
+    SAMPLES,
+    check_combine,
+    check_gram,
+    expected_gram,
+    sample,
+    sample_weights,
+)
+from torch import Tensor
+
+import mtlkernels
+from mtlkernels import PCGrad, ops
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+PACKAGE = Path(mtlkernels.__file__).parent.parent
+
+
+def cuda_sample(name: str, dtype: torch.dtype) -> tuple[list[Tensor], int]:
+    """A sample in its own layouts: a copy that keeps storage, strides and what is shared."""
+    grads, num_tasks = sample(name, dtype)
+    moved: dict[int, Tensor] = {}
+    for grad in grads:
+        storage = grad.untyped_storage()
+        if storage.data_ptr() not in moved:
+            whole = torch.empty(0, dtype=dtype).set_(storage)
+            moved[storage.data_ptr()] = whole.cuda()
+    return [
+        moved[g.untyped_storage().data_ptr()].as_strided(g.shape, g.stride(), g.storage_offset())
+        for g in grads
+    ], num_tasks
+
+
+def served() -> str:
+    return mtlkernels.backends()["cuda"]["gram"]["serves"]
+
+
+def test_the_forced_backend_serves() -> None:
+    forced = os.environ.get("MTLKERNELS_BACKEND")
+    assert served() == forced if forced else served() in ("native", "triton")
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLES if n != "segments_of_several_blocks"])
+def test_numerics(name: str, float_dtype: torch.dtype) -> None:
+    grads, num_tasks = cuda_sample(name, float_dtype)
+    weights = sample_weights(num_tasks)
+    host = [grad.cpu() for grad in grads]
+    check_gram(ops.gram(grads, num_tasks).cpu(), host, num_tasks)
+    check_combine(ops.combine(grads, weights.cuda()).cpu(), host, weights)
+
+
+@pytest.mark.parametrize("beta", [1.0, -0.5])
+@pytest.mark.parametrize("name", [*FEW, "numel_1025", "tasks_17"])
+def test_combine_out(name: str, beta: float, float_dtype: torch.dtype) -> None:
+    grads, num_tasks = cuda_sample(name, float_dtype)
+    weights = sample_weights(num_tasks)
+    out = torch.ones_like(ops.combine(grads, weights.cuda()))
+    old = out.cpu()
+    ops.combine_out(grads, weights.cuda(), out, beta)
+    check_combine(out.cpu(), [grad.cpu() for grad in grads], weights, old, beta)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-19, 1e19, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["ordinary", "tasks_13"])
+def test_squares_outside_float32(name: str, scale: float, dtype: torch.dtype) -> None:
+    grads, num_tasks = sample(name, torch.float64)
+    grads = [(scale * grad).to(dtype) for grad in grads]
+    expected = expected_gram(grads, num_tasks)
+    norms = expected.diagonal().sqrt()
+    K = ops.gram([grad.cuda() for grad in grads], num_tasks).cpu()
+    assert ((K - expected).abs() <= 1e-6 * torch.outer(norms, norms)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_denormals_count(dtype: torch.dtype) -> None:
+    steps = torch.arange(1, 60) / 64 * torch.finfo(dtype).smallest_normal
+    host = [steps.to(dtype), (-2 * steps).flip(0).to(dtype)]
+    grads = [grad.cuda() for grad in host]
+    K = ops.gram(grads, 2).cpu()
+    torch.testing.assert_close(K, expected_gram(host, 2), rtol=1e-6, atol=0)
+    expected = (host[0].double() + host[1].double()).to(dtype)
+    assert torch.equal(ops.combine(grads, torch.ones(2).cuda())[:59].cpu(), expected)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_diagonal_names_the_task_with_nan(bad: float, float_dtype: torch.dtype) -> None:
+    grads = [torch.randn(5000, device="cuda").to(float_dtype) for _ in range(3)]
+    grads[1][700] = bad
+    assert ops.gram(grads, 3).diagonal().isfinite().tolist() == [True, False, True]
+    assert not ops.combine(grads, torch.ones(3, device="cuda"))[700].isfinite()
+
+
+def rows(num_tasks: int = 3, scale: float = 1.0) -> list[list[Tensor]]:
+    generator = torch.Generator(device="cuda").manual_seed(num_tasks)
+    shapes = [(300, 401), (70_001,), (5, 7)]
+    return [
+        [scale * torch.randn(s, generator=generator, device="cuda") for s in shapes]
+        for _ in range(num_tasks)
+    ]
+
+
+def answers(task_grads: list[list[Tensor]], method: PCGrad) -> list[Tensor]:
+    direction, report = mtlkernels.aggregate(task_grads, method)
+    return [report.gram, report.weights, *direction]
+
+
+def test_repeats_bitwise() -> None:
+    first, again = (answers(rows(), PCGrad(seed=3).cuda()) for _ in range(2))
+    assert all(map(torch.equal, first, again))
+
+
+def test_current_stream() -> None:
+    """Work follows what its own stream is busy with."""
+    grads = [torch.zeros(1 << 20, device="cuda") for _ in range(2)]
+    ops.gram(grads, 2)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(100_000_000)
+        for grad in grads:
+            grad.fill_(1)
+        K = ops.gram(grads, 2)
+        out = ops.combine(grads, torch.ones(2, device="cuda"))
+    torch.cuda.synchronize()
+    assert (K == 1 << 20).all()
+    assert (out == 2).all()
+
+
+@pytest.fixture
+def errors_on_sync() -> Iterator[Callable[[], None]]:
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_step_does_not_synchronise(errors_on_sync: Callable[[], None]) -> None:
+    task_grads, method = rows(), PCGrad().cuda()
+    answers(task_grads, method)
+    torch.cuda.synchronize()
+    errors_on_sync()
+    answers(task_grads, method)
+
+
+def test_graph_replays_with_changed_gradients() -> None:
+    grads = [grad for row in rows() for grad in row]
+    weights = torch.tensor([1.0, -2.0, 0.5], device="cuda")
+
+    def step() -> tuple[Tensor, Tensor]:
+        return ops.gram(grads, 3), ops.combine(grads, weights)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        K, out = step()
+    for scale in (2.0, -3.0):
+        for grad in grads:
+            grad.mul_(scale)
+        graph.replay()
+        expected = step()
+        assert torch.equal(K, expected[0])
+        assert torch.equal(out, expected[1])
+
+
+def test_more_than_two_to_the_31_elements() -> None:
+    n = 2**31 + 17
+    if torch.cuda.mem_get_info()[0] < 3 * 2 * n:
+        pytest.skip("not enough memory for 2 bfloat16 tensors of 2^31 elements")
+    grad = torch.zeros(n, dtype=torch.bfloat16, device="cuda")
+    grad[0], grad[-1] = 3, 4
+    assert ops.gram([grad], 1).item() == 25
+    out = ops.combine([grad], torch.full((1,), 2.0, device="cuda"))
+    assert out.shape == (2**31 + 32,)
+    assert out[[0, n - 1, n]].tolist() == [6, 8, 0]
+
+
+SHORT = """
+import torch
+from mtlkernels import ops
+grads = [torch.randn(n, device="cuda") for n in (3, 5000, 17)] * 3
+ops.combine(grads, torch.ones(3, device="cuda") + 0 * ops.gram(grads, 3).sum())
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_sanitizer(tool: str) -> None:
+    done = subprocess.run(
+        ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SHORT],
+        env={**os.environ, "PYTHONPATH": str(PACKAGE), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -1,0 +1,225 @@
+"""Triton's kernels without a GPU: run in its interpreter, and compiled ahead of time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mtlkernels
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+HERE = Path(__file__).parent
+
+# The ops' own tests, on what is different for Triton: the interpreter is slow. Not bfloat16's
+# denormals, which the interpreter, unlike a GPU, does not convert to float32 exactly.
+INTERPRETED = [
+    "interpreted.py",
+    *[
+        f"test_ops.py::test_numerics[{dtype}-{name}]"
+        for dtype in ("float32", "bfloat16")
+        for name in ("ordinary", "tasks_4", "tasks_9", "numel_513", "misaligned", "transposed")
+    ],
+    *[f"test_ops.py::test_numerics[{dtype}-ordinary]" for dtype in ("float64", "float16")],
+    *[f"test_ops.py::test_numerics[float32-{n}]" for n in ("numel_4097", "zero_size_only")],
+    *[
+        f"test_ops.py::test_combine_out[float32-{name}--0.5]"
+        for name in ("ordinary", "absent_in_some_tasks", "numel_1025")
+    ],
+    "test_ops.py::test_gram_where_squares_leave_float32[dtype0-ordinary-1e-25]",
+    "test_ops.py::test_gram_where_squares_leave_float32[dtype0-ordinary-1e+30]",
+    "test_ops.py::test_gram_of_tasks_of_very_different_scale",
+    *[f"test_ops.py::test_denormals_count[dtype{i}]" for i in (0, 2)],
+    "test_ops.py::test_diagonal_names_the_task_with_nan[float32-15-3-nan]",
+    "test_ops.py::test_diagonal_names_the_task_with_nan[float32-15-3--inf]",
+    "test_ops.py::test_lists_that_do_not_fit",
+    "test_ops.py::test_combine_out_with_beta_zero_does_not_read",
+    "test_opcheck.py::test_opcheck[combine_out]",
+    "test_compile.py::test_equals_eager_and_compiles_once[PCGrad-ordinary]",
+]
+
+
+def interpreter_works() -> bool:
+    """Before 3.9 it converts arrays of one element in a way that newer numpy refuses."""
+    major, minor = importlib.metadata.version("triton").split(".")[:2]
+    if (int(major), int(minor)) >= (3, 9):
+        return True
+    numpy = importlib.import_module("numpy")
+    try:
+        return int(numpy.ones(1)) == 1
+    except (TypeError, DeprecationWarning):
+        return False
+
+
+def test_interpreted() -> None:
+    if not interpreter_works():
+        pytest.skip("this Triton's interpreter does not work with this numpy")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *INTERPRETED),
+            *("-W", "ignore::RuntimeWarning"),  # numpy's, where a float overflows or is NaN
+        ],
+        cwd=HERE,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(mtlkernels.__file__).parent.parent),
+            "MTLKERNELS_BACKEND": "triton",
+            "TRITON_INTERPRET": "1",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert re.search(r"\d+ passed", done.stdout)
+    assert "skipped" not in done.stdout
+
+
+# ------------------------------------------------------------------------- ahead of time
+
+INTS = ["num_blocks", "blocks_per_segment", "num_tasks", "num_params", "num_triangles"]
+TYPES = {
+    **dict.fromkeys(["table", "blocks", "seed", "step", "order", "status"], "*i64"),
+    **dict.fromkeys(["partial", "K", "leak", "weights"], "*fp64"),
+    **dict.fromkeys([*INTS, "weight_stride", "leak_stride", "beta_high", "beta_low"], "i32"),
+    **dict.fromkeys(["num_segments", "tasks", "first", "count"], "i32"),
+    **{f"a{i}": "i64" for i in range(32)},
+}
+ARCHITECTURES = [80, 90, 100]
+KINDS = {"float32": "fp32", "float64": "fp64", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled kernels stay beside the repository's other ignored files: a second run is fast."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("TRITON_INTERPRET=1: nothing is compiled")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(HERE.parent / ".triton"))
+
+
+def build(kernel: Any, arch: int, warps: int = 4, dtype: str = "float32", **constants: Any) -> Any:
+    """The kernel's binary; pointers are 16-byte aligned, as what torch allocates is."""
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if "DTYPE" in kernel.arg_names:
+        constants["DTYPE"] = getattr(tl, dtype)
+        constants["WIDE"] = tl.float64 if dtype == "float64" else tl.float32
+    types = {**TYPES, "out": f"*{KINDS[dtype]}"}
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in constants else types[n] for n in names}
+    attributes = {
+        (i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n][0] == "*"
+    }
+    source = ASTSource(
+        kernel, signature, {(names.index(n),): value for n, value in constants.items()}, attributes
+    )
+    options = {"num_warps": warps, "enable_fp_fusion": True}
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    assert built.asm["cubin"][:4] == b"\x7fELF"
+    return built
+
+
+def local_bytes(built: Any) -> int:
+    """Bytes of local memory a thread: what did not fit the registers."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        told = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, check=True
+        ).stdout.decode()
+    stack, local = (int(re.search(rf"{n}:(\d+)", told)[1]) for n in ("STACK", "LOCAL"))
+    return stack + local
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("tasks", [2, 3, 8, 20])
+def test_gram_compiles(arch: int, tasks: int) -> None:
+    from mtlkernels.triton_kernels import launchers
+    from mtlkernels.triton_kernels.gram import GROUP, gram_kernel
+
+    grouped = tasks > launchers.MAX_TRIANGLE
+    rows = 2 * GROUP if grouped else tasks
+    for dtype in ("float32", "bfloat16"):
+        lanes = launchers.gram_lanes(rows, 4)
+        built = build(
+            gram_kernel, arch, dtype=dtype, ROWS=rows, GROUP=GROUP if grouped else 0,
+            BLOCK=launchers.BLOCK, LANES=lanes, ALIGNED=True,
+        )  # fmt: skip
+        assert local_bytes(built) == 0
+        if dtype == "float32":
+            # The widest load for a thread's elements, a multiply-add for each of them and pair.
+            wide = lanes // 128
+            vector = f".v{wide}" if wide > 1 else ""
+            assert f"ld.global{vector}.b32" in built.asm["ptx"]
+            pairs = rows * (rows + 1) // 2
+            assert built.asm["ptx"].count("fma.rn.f32") >= pairs * wide
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("tasks", [2, 3, 8, 0])
+def test_combine_compiles(arch: int, tasks: int) -> None:
+    from mtlkernels.triton_kernels import launchers
+    from mtlkernels.triton_kernels.combine import combine_kernel
+
+    for dtype in ("float32", "bfloat16"):
+        built = build(
+            combine_kernel, arch, 8, dtype, UNROLLED=tasks, ACCUMULATE=tasks == 3, ALIGNED=True,
+            BLOCK=launchers.BLOCK, LANES=launchers.PIECE,
+        )  # fmt: skip
+        assert local_bytes(built) == 0
+        if dtype == "float32":
+            loads = built.asm["ptx"].count("ld.global.v4.b32")
+            assert loads >= max(tasks, 1) + (tasks == 3)
+            assert "st.global.v4.b32" in built.asm["ptx"]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_other_kernels_compile(arch: int) -> None:
+    from mtlkernels.triton_kernels import launchers
+    from mtlkernels.triton_kernels.combine import combine_kernel
+    from mtlkernels.triton_kernels.graddrop import graddrop_kernel
+    from mtlkernels.triton_kernels.gram import finish_kernel, gram_kernel
+    from mtlkernels.triton_kernels.launch import write_addresses
+    from mtlkernels.triton_kernels.pcgrad import pcgrad_kernel
+
+    piece: dict[str, Any] = {"BLOCK": launchers.BLOCK, "LANES": launchers.PIECE, "ALIGNED": True}
+    unaligned = {**piece, "ALIGNED": False}
+    built = [
+        build(write_addresses, arch),
+        build(finish_kernel, arch, GROUP=4, LANES=256),
+        build(pcgrad_kernel, arch, 1, MEAN=False, SIZE=8),
+        build(graddrop_kernel, arch, 8, **piece),
+        build(graddrop_kernel, arch, 8, "bfloat16", **piece),
+        build(combine_kernel, arch, 8, UNROLLED=3, ACCUMULATE=False, **unaligned),
+        build(combine_kernel, arch, 8, "float64", UNROLLED=3, ACCUMULATE=False, **piece),
+        build(
+            gram_kernel,
+            arch,
+            4,
+            "float64",
+            ROWS=3,
+            GROUP=0,
+            **{**piece, "LANES": launchers.gram_lanes(3, 8)},
+        ),
+    ]
+    assert [local_bytes(kernel) for kernel in built] == [0] * len(built)
+    assert "ld.global.v4.b32" not in built[5].asm["ptx"]  # unknown alignment: no wide loads
