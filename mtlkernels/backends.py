@@ -139,7 +139,7 @@ def _entry(device: str, op: str) -> dict[str, Any]:
     reasons = dict(_reasons[device])
     for name in ("native", "triton"):
         if name not in reasons and op not in _kernels[device, name]:
-            reasons[name] = f"{name} has no kernel for this op"
+            reasons[name] = f"there is no {name} kernel for this op"
     serves = next(name for name in CHOICES if name not in reasons)
     others = {
         name: reasons.get(name, f"{serves} comes first on this device")

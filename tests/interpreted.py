@@ -24,7 +24,7 @@ def test_triton_serves(name: str) -> None:
 def test_who_serves_the_others_is_told(name: str) -> None:
     told = mtlkernels.backends()["cpu"][name]
     assert told["serves"] == "reference"
-    assert told["others"]["triton"] == "Triton has no kernel for this op"
+    assert told["others"]["triton"] == "there is no triton kernel for this op"
 
 
 def test_padding_is_zero_beside_weights_that_are_nan() -> None:
