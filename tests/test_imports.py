@@ -41,11 +41,12 @@ STANDARD = r"<[a-z_]+>"  # no slash and no suffix: only the standard library's o
 # Files -> what an #include of theirs may be.
 CPP: dict[str, str] = {
     r"plan\.h": STANDARD,
+    r"philox\.h": rf'{STANDARD}|"solvers/lanes\.h"',
     r"solvers/\w+\.h": rf'{STANDARD}|"(\.\./plan|\w+)\.h"',
     r"cpu/\w+\.(cpp|h|inl)": rf"{STANDARD}|<immintrin\.h>|<sys/mman\.h>"
-    r'|"(\.\./plan\.h|\w+\.(h|inl))"',
+    r'|"(\.\./(plan|philox)\.h|\w+\.(h|inl))"',
     r"ops_cpu/\w+\.(cpp|h)": rf"{STANDARD}|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
-    r'|"solve\.h"|"\.\./(plan|(cpu|solvers)/\w+)\.h"',
+    r'|"(solve|gradient_list)\.h"|"\.\./(plan|(cpu|solvers)/\w+)\.h"',
     r"module\w*\.cpp": rf'{STANDARD}|<pybind11/\w+\.h>|"(plan|(cpu|solvers)/\w+)\.h"',
 }
 
