@@ -10,10 +10,12 @@ from torch import Tensor
 
 from mtlkernels.aggregation import (
     LossWeighting,
+    RowWeighting,
     Weighting,
+    add_direction,
     add_weighted_sum,
-    solve,
-    total_gram,
+    balance,
+    takes_rows,
     weighs_losses,
 )
 from mtlkernels.collect import (
@@ -30,7 +32,7 @@ from mtlkernels.report import Report, Status
 def backward(
     losses: Losses,
     params: Sequence[Tensor],
-    method: Weighting | LossWeighting,
+    method: Weighting | RowWeighting | LossWeighting,
     *,
     shared: Sequence[Tensor] | None = None,
     weight_heads: bool = False,
@@ -54,27 +56,28 @@ def backward(
         losses: T scalar losses: a mapping from names, a sequence or a 1-D tensor.
         params: the parameters to write to, and no others; those that do not require grad are
             passed over.
-        method: a Gram method, for example `PCGrad()`, or a loss method, for example `SI()`.
+        method: a Gram method, for example `PCGrad()`, a row method, for example `GradDrop()`, or a
+            loss method, for example `SI()`.
         shared: the shared parameters, where they are not to be found out.
         weight_heads: multiply each head's gradients by the tasks' weights too, as
-            `(weights * losses).sum().backward()` would.
+            `(weights * losses).sum().backward()` would; for methods that have weights.
         retain_graph: keep the graph, for another backward through it.
 
     Returns:
         The report of this step: Gram matrix (None for a loss method), weights, losses and status,
-        on the device.
+        on the device; see `Report` for row methods.
 
     Raises:
         TypeError, ValueError: losses, params or shared are not what they have to be, or no
-            parameter is shared; or shared or weight_heads is given with a loss method. Nothing has
-            been written then.
+            parameter is shared; or shared or weight_heads is given with a loss method, or
+            weight_heads with a method that has no weights. Nothing has been written then.
         NotImplementedError: torch.distributed runs more than one rank.
     """
     _refuse_several_ranks()
     tasks, values = named_losses(losses)
     params = check_params(params)
+    check_options(method, shared, weight_heads)
     if weighs_losses(method):
-        check_options(method, shared, weight_heads)
         return _backward_once(tasks, values, params, method, retain_graph)
     rows = task_gradients(values, params, retain_graph)
     if shared is None:
@@ -83,7 +86,7 @@ def backward(
     return write_gradients(
         rows,
         params,
-        cast(Weighting, method),
+        cast("Weighting | RowWeighting", method),
         stacked,
         tasks=tasks,
         shared=shared,
@@ -92,7 +95,12 @@ def backward(
 
 
 def check_options(method: object, shared: object, weight_heads: bool) -> None:
-    """Raises where an option is given that a loss method has no use for."""
+    """Raises where an option is given that the method has no use for."""
+    if takes_rows(method) and weight_heads and not method.weighs:
+        raise ValueError(
+            f"weight_heads= does not apply to {type(method).__name__}: it has no weights, so heads "
+            "get their own losses' gradients"
+        )
     if weighs_losses(method) and (shared is not None or weight_heads):
         name = "shared=" if shared is not None else "weight_heads="
         raise ValueError(
@@ -151,7 +159,7 @@ def _stacked(values: Sequence[Tensor]) -> Tensor:
 def write_gradients(
     task_grads: TaskGrads,
     params: Sequence[Tensor],
-    method: Weighting,
+    method: Weighting | RowWeighting,
     losses: Tensor | None = None,
     *,
     tasks: Sequence[str] | None = None,
@@ -159,20 +167,22 @@ def write_gradients(
     weight_heads: bool = False,
 ) -> Report:
     """The part of `backward` after the backwards: T lists of P gradients in, .grad out."""
+    check_options(method, shared, weight_heads)
     check_lengths(task_grads, params)
     shared = None if shared is None else list(shared)
     balanced, heads = split(task_grads, params, shared)
     groups = group_gradients(_columns(task_grads, balanced), [params[p] for p in balanced])
     head_groups = group_gradients(_columns(task_grads, heads), [params[p] for p in heads])
 
-    gram = total_gram(groups, len(task_grads))
-    weights, status = solve(method, gram, losses)
-    add_weighted_sum(groups, weights, [params[p] for p in balanced])
-    head_weights = weights if weight_heads else torch.ones_like(weights)
+    found = balance(groups, len(task_grads), method, losses)
+    add_direction(groups, found, [params[p] for p in balanced])
+    head_weights = found.weights
+    if head_weights is None or not weight_heads:
+        head_weights = torch.ones_like(found.status, dtype=torch.float64)
     add_weighted_sum(head_groups, head_weights, [params[p] for p in heads])
 
     names = tuple(tasks) if tasks is not None else tuple(map(str, range(len(task_grads))))
-    return Report(names, gram, weights, losses, status)
+    return Report(names, found.gram, found.weights, losses, found.status)
 
 
 def split(

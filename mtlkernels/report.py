@@ -34,16 +34,20 @@ class Report:
 
     Attributes:
         tasks: T names, the keys of the losses or their numbers.
-        gram: (T, T) float64, inner products of the tasks' gradients over what was measured; None
-            for a loss method, which takes one backward and sees no task's own gradient.
-        weights: (T) float64, the direction is sum_t weights_t g_t.
+        gram: (T, T) float64, inner products of the tasks' gradients over what was measured. For a
+            row method those of the rows that it weighs, moving averages for example. None for a
+            loss method, which takes one backward and sees no task's own gradient, and for a row
+            method that needs none.
+        weights: (T) float64, the direction is sum_t weights_t g_t, or of the rows that `gram` is
+            of; None for a row method that has none.
         losses: (T), or None where none were given.
-        status: (T) int64, flags of `Status`.
+        status: (T) int64, flags of `Status`. Where a row method has neither a Gram matrix nor a
+            word of its own, it speaks of the losses alone.
     """
 
     tasks: tuple[str, ...]
     gram: Tensor | None
-    weights: Tensor
+    weights: Tensor | None
     losses: Tensor | None
     status: Tensor
 
@@ -66,7 +70,9 @@ class Report:
 
     def direction_norm(self) -> Tensor:
         """Norm of the direction, sqrt(w^T K w): no pass over the direction is needed."""
-        return (self.weights @ self._measured() @ self.weights).clamp_min(0).sqrt()
+        gram = self._measured()
+        assert self.weights is not None  # a Gram matrix is that of weighted rows
+        return (self.weights @ gram @ self.weights).clamp_min(0).sqrt()
 
     def warnings(self) -> list[str]:
         """What the status says, a sentence a flag. Reads the status from the device."""
@@ -79,6 +85,7 @@ class Report:
         if self.gram is None:
             raise ValueError(
                 "this step has no Gram matrix: a loss method takes one backward, in which no "
-                "task's own gradient appears. Use a Gram method, for example Sum(), to measure"
+                "task's own gradient appears, and a row method may need none. Use a Gram method, "
+                "for example Sum(), to measure"
             )
         return self.gram

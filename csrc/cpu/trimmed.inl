@@ -6,8 +6,14 @@
 constexpr int64_t kTrimColumns = 256;
 
 template <class A>
-MTLKERNELS_INLINE void order_pair(A* __restrict below, A* __restrict above, int64_t n) {
-  for (int64_t k = 0; k < n; ++k) {
+MTLKERNELS_INLINE void order_pair(A* below, A* above, int64_t n) {
+  int64_t k = 0;
+  for (; k + kLanes<A> <= n; k += kLanes<A>) {
+    const auto a = load(below + k), b = load(above + k);
+    store(a < b ? a : b, below + k);
+    store(a < b ? b : a, above + k);
+  }
+  for (; k < n; ++k) {
     const A a = below[k], b = above[k];
     below[k] = a < b ? a : b;
     above[k] = a < b ? b : a;

@@ -20,9 +20,7 @@ _track_gram = define(
     "track_gram",
     "(Tensor[] grads, int num_tasks, Tensor scale, Tensor rate, Tensor(a!) state) -> Tensor",
 )
-_excess = define(
-    "excess", "(Tensor[] grads, int num_tasks, float eps, Tensor(a!) state) -> Tensor"
-)
+_excess = define("excess", "(Tensor[] grads, int num_tasks, float eps, Tensor(a!) state) -> Tensor")
 
 
 def graddrop(
