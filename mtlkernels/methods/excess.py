@@ -37,7 +37,7 @@ class ExcessMTL(KeepsRows):
     """
 
     paper = "openreview JzWFmMySpn"
-    keeps = "a sum of squared gradients and a weight a task, a count"
+    keeps = "a row and a weight a task, a count"
 
     logits: Tensor
     first: Tensor

@@ -39,7 +39,7 @@ class MoCo(KeepsRows):
     """
 
     paper = "arXiv 2210.12624"
-    keeps = "an average gradient and a weight a task, a count"
+    keeps = "a row and a weight a task, a count"
 
     weights: Tensor
 

@@ -37,7 +37,7 @@ class Tracked(KeepsRows):
     """
 
     paper = "arXiv 2308.12029"
-    keeps = "an average gradient a task, a count"
+    keeps = "a row a task, a count"
 
     def __init__(
         self,
