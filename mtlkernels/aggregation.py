@@ -1,16 +1,20 @@
-"""Per-task gradients and a method -> one direction and a report: gram, weights, combine."""
+"""Per-task gradients and a method -> one direction and a report: gram, weights, combine.
+
+A row method takes the gradients themselves and answers with directions; see `balance`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeGuard
+from dataclasses import dataclass
+from typing import Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
 from mtlkernels import ops
 from mtlkernels.layout import Group, TaskGrads, check_lengths, group_gradients
-from mtlkernels.report import Report
+from mtlkernels.report import Report, Status
 
 
 class Weighting(Protocol):
@@ -32,14 +36,52 @@ class LossWeighting(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
+class RowAnswer(Protocol):
+    """What a row method answers: flat directions, and weights and a Gram matrix or None."""
+
+    @property
+    def directions(self) -> list[Tensor]: ...
+    @property
+    def weights(self) -> Tensor | None: ...
+    @property
+    def gram(self) -> Tensor | None: ...
+
+
+class RowWeighting(Protocol):
+    """What a row method is: gradient lists in, flat directions out."""
+
+    family: str
+    weighs: bool
+    status: Tensor
+
+    def __call__(
+        self, lists: Sequence[Sequence[Tensor]], num_tasks: int, losses: Tensor | None = None
+    ) -> RowAnswer: ...
+
+
+@dataclass
+class Balanced:
+    """A method's answer for one step; `directions`, one a group, where it is a row method's."""
+
+    gram: Tensor | None
+    weights: Tensor | None
+    status: Tensor
+    directions: list[Tensor] | None = None
+
+
 def weighs_losses(method: object) -> TypeGuard[LossWeighting]:
     """Whether a method looks at the losses alone, so that one backward does."""
     return getattr(method, "family", None) == "loss"
 
 
+def takes_rows(method: object) -> TypeGuard[RowWeighting]:
+    """Whether a method looks at the gradients themselves."""
+    return getattr(method, "family", None) == "row"
+
+
 def aggregate(
     task_grads: TaskGrads,
-    method: Weighting,
+    method: Weighting | RowWeighting,
     losses: Tensor | None = None,
     *,
     params: Sequence[Tensor] | None = None,
@@ -50,7 +92,7 @@ def aggregate(
 
     Args:
         task_grads: T lists of P tensors or None; None says the task does not reach the parameter.
-        method: a Gram method, for example `PCGrad()`.
+        method: a Gram method, for example `PCGrad()`, or a row method, for example `GradDrop()`.
         losses: (T) the tasks' losses, for methods that use them.
         params: the P parameters; the direction then takes their strides.
         tasks: T names for the report.
@@ -62,7 +104,8 @@ def aggregate(
         direction: P tensors in the shapes and strides of their parameters (of each first gradient
             where `params` is not given), None where all tasks have None. They are views of one flat
             vector for each dtype and device.
-        report: Gram matrix, weights, status and what follows from them.
+        report: Gram matrix, weights, status and what follows from them. A row method has its own,
+            see `Report`.
 
     Raises:
         ValueError, TypeError: gradients that do not fit together, see `layout.group_gradients`; no
@@ -74,20 +117,35 @@ def aggregate(
         check_lengths(task_grads, params)
         check_partition(parts, len(task_grads[0]))
         sections = [group_part(task_grads, params, part) for part in parts]
-    gram = section_grams(sections, len(task_grads), parts is not None)
-    weights, status = solve(method, gram, losses)
+    found = balance(sections, len(task_grads), method, losses, parts is not None)
     names = tuple(tasks) if tasks is not None else tuple(str(t) for t in range(len(task_grads)))
     report = Report(
         names,
-        gram.detach(),
-        weights.detach(),
+        None if found.gram is None else found.gram.detach(),
+        None if found.weights is None else found.weights.detach(),
         None if losses is None else losses.detach(),
-        status.detach(),
+        found.status.detach(),
     )
-    direction: list[Tensor | None] = [None] * len(task_grads[0])
-    for groups, own in zip(sections, weights.view(len(sections), -1), strict=True):
-        add_views(direction, groups, own)
-    return direction, report
+    return _direction(sections, found, len(task_grads[0])), report
+
+
+def balance(
+    sections: Sequence[Sequence[Group]],
+    num_tasks: int,
+    method: Weighting | RowWeighting,
+    losses: Tensor | None,
+    parts: bool,
+) -> Balanced:
+    """What the method answers to the gradients of the only section, or with parts of each."""
+    if takes_rows(method):
+        if parts:
+            raise ValueError(
+                f"parts= does not apply to {type(method).__name__}: it takes whole gradients, not "
+                "a Gram matrix for each part"
+            )
+        return _solve_rows(method, sections[0], num_tasks, losses)
+    gram = section_grams(sections, num_tasks, parts)
+    return Balanced(gram, *solve(cast(Weighting, method), gram, losses))
 
 
 def check_partition(parts: Sequence[Sequence[int]], num_params: int) -> None:
@@ -130,12 +188,16 @@ def section_grams(sections: Sequence[Sequence[Group]], num_tasks: int, parts: bo
 
 def total_gram(groups: Sequence[Group], num_tasks: int) -> Tensor:
     """The Gram matrix over all groups, on the first group's device."""
-    if not groups:
-        raise ValueError("no task reaches any parameter: there is nothing to combine")
+    _refuse_nothing(groups)
     gram = ops.gram(groups[0].grads, num_tasks)
     for group in groups[1:]:
         gram = gram + ops.gram(group.grads, num_tasks).to(gram.device)
     return gram
+
+
+def _refuse_nothing(groups: Sequence[Group]) -> None:
+    if not groups:
+        raise ValueError("no task reaches any parameter: there is nothing to combine")
 
 
 def solve(method: Weighting, gram: Tensor, losses: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -169,12 +231,82 @@ def solve(method: Weighting, gram: Tensor, losses: Tensor | None) -> tuple[Tenso
     return weights, status
 
 
-def add_views(direction: list[Tensor | None], groups: Sequence[Group], weights: Tensor) -> None:
-    """Puts sum_t w_t g_t of some parameters into their places of a direction."""
-    for group in groups:
-        flat = ops.combine(group.grads, weights.to(group.device))
-        for p, view in zip(group.params, group.views(flat), strict=True):
-            direction[p] = view
+def _solve_rows(
+    method: RowWeighting, groups: Sequence[Group], num_tasks: int, losses: Tensor | None
+) -> Balanced:
+    _refuse_nothing(groups)
+    step = method([group.grads for group in groups], num_tasks, losses)
+    directions, weights, gram = step.directions, step.weights, step.gram
+    name = type(method).__name__
+    want = [(group.offsets[-1], group.rows[0][0].dtype, group.device) for group in groups]
+    have = [(flat.numel(), flat.dtype, flat.device) for flat in directions]
+    if have != want or any(flat.dim() != 1 for flat in directions):
+        raise ValueError(
+            f"{name} must return a flat direction for each gradient list, as long as ops.combine's "
+            "and of its dtype and device"
+        )
+    if method.weighs != (weights is not None) or (gram is not None and weights is None):
+        raise ValueError(
+            f"{name} must return weights where its class says weighs = True, and only there"
+        )
+    if weights is not None and weights.shape != (num_tasks,):
+        raise ValueError(f"{name} must return a weight for each of {num_tasks} tasks")
+    status = getattr(method, "status", None)
+    if not isinstance(status, Tensor) or status.shape != (num_tasks,):
+        status = _known_status(gram, losses, num_tasks, groups[0].device)
+    return Balanced(gram, weights, status, directions)
+
+
+def _known_status(
+    gram: Tensor | None, losses: Tensor | None, num_tasks: int, device: torch.device
+) -> Tensor:
+    if gram is not None:
+        return ops.task_status(gram)
+    if losses is not None:
+        return torch.where(losses.isfinite(), 0, Status.NON_FINITE.value)
+    return torch.zeros(num_tasks, dtype=torch.int64, device=device)
+
+
+def _direction(
+    sections: Sequence[Sequence[Group]], found: Balanced, num_params: int
+) -> list[Tensor | None]:
+    """The direction as P tensors, None where no task has a gradient."""
+    direction: list[Tensor | None] = [None] * num_params
+    for groups, flats in zip(sections, _flat_directions(sections, found), strict=True):
+        for group, flat in zip(groups, flats, strict=True):
+            for p, view in zip(group.params, group.views(flat), strict=True):
+                direction[p] = view
+    return direction
+
+
+def _flat_directions(
+    sections: Sequence[Sequence[Group]], found: Balanced
+) -> Iterator[list[Tensor]]:
+    if found.directions is not None:
+        yield found.directions
+        return
+    assert found.weights is not None
+    for groups, own in zip(sections, found.weights.view(len(sections), -1), strict=True):
+        yield [ops.combine(group.grads, own.to(group.device)) for group in groups]
+
+
+def add_direction(
+    sections: Sequence[Sequence[Group]], found: Balanced, members: Sequence[Sequence[Tensor]]
+) -> None:
+    """Adds the direction to the parameters' .grad, see `add_weighted_sum`; `members` by section."""
+    if found.directions is None:
+        assert found.weights is not None
+        rows = found.weights.view(len(sections), -1)
+        for groups, own, params in zip(sections, rows, members, strict=True):
+            add_weighted_sum(groups, own, params)
+        return
+    for group, direction in zip(sections[0], found.directions, strict=True):
+        params = [members[0][p] for p in group.params]
+        flat = group.flat_behind([param.grad for param in params])
+        if flat is not None:
+            flat.add_(direction)
+        else:
+            _add_views(group, direction, params)
 
 
 def add_weighted_sum(groups: Sequence[Group], weights: Tensor, params: Sequence[Tensor]) -> None:
@@ -189,9 +321,13 @@ def add_weighted_sum(groups: Sequence[Group], weights: Tensor, params: Sequence[
         flat = group.flat_behind([member.grad for member in members])
         if flat is not None:
             ops.combine_out(group.grads, w, flat, 1.0)
-            continue
-        for member, view in zip(members, group.views(ops.combine(group.grads, w)), strict=True):
-            if member.grad is None:
-                member.grad = view
-            else:
-                member.grad.add_(view)
+        else:
+            _add_views(group, ops.combine(group.grads, w), members)
+
+
+def _add_views(group: Group, flat: Tensor, members: Sequence[Tensor]) -> None:
+    for member, view in zip(members, group.views(flat), strict=True):
+        if member.grad is None:
+            member.grad = view
+        else:
+            member.grad.add_(view)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from mtlkernels.aggregation import (
     LossWeighting,
+    RowWeighting,
     Weighting,
+    add_direction,
     add_weighted_sum,
-    section_grams,
-    solve,
+    balance,
+    takes_rows,
     weighs_losses,
 )
 from mtlkernels.collect import (
@@ -30,7 +32,7 @@ from mtlkernels.report import Report, Status
 def backward(
     losses: Losses,
     params: Sequence[Tensor],
-    method: Weighting | LossWeighting,
+    method: Weighting | RowWeighting | LossWeighting,
     *,
     shared: Sequence[Tensor] | None = None,
     weight_heads: bool = False,
@@ -55,10 +57,12 @@ def backward(
         losses: T scalar losses: a mapping from names, a sequence or a 1-D tensor.
         params: the parameters to write to, and no others; those that do not require grad are
             passed over.
-        method: a Gram method, for example `PCGrad()`, or a loss method, for example `SI()`.
+        method: a Gram method, for example `PCGrad()`, a row method, for example `GradDrop()`, or a
+            loss method, for example `SI()`.
         shared: the shared parameters, where they are not to be found out.
         weight_heads: multiply each head's gradients by the tasks' weights too, as
-            `(weights * losses).sum().backward()` would; not with parts, which have several.
+            `(weights * losses).sum().backward()` would; for methods that have weights, and not with
+            parts, which have several.
         parts: lists of parameters, for example one a layer, that hold every shared parameter once.
             Each part gets weights of its own, from its own Gram matrix; the method is then a
             `PerPart(method, len(parts))`.
@@ -66,12 +70,13 @@ def backward(
 
     Returns:
         The report of this step: Gram matrix (None for a loss method), weights, losses and status,
-        on the device.
+        on the device; see `Report` for row methods.
 
     Raises:
         TypeError, ValueError: losses, params or shared are not what they have to be, or no
             parameter is shared; parts do not hold each shared parameter once; or shared,
-            weight_heads or parts is given with a loss method. Nothing has been written then.
+            weight_heads or parts is given with a method that has no use for it. Nothing has been
+            written then.
         NotImplementedError: torch.distributed runs more than one rank.
     """
     _refuse_several_ranks()
@@ -87,7 +92,7 @@ def backward(
     return write_gradients(
         rows,
         params,
-        cast(Weighting, method),
+        cast("Weighting | RowWeighting", method),
         stacked,
         tasks=tasks,
         shared=shared,
@@ -97,7 +102,17 @@ def backward(
 
 
 def check_options(method: object, shared: object, weight_heads: bool, parts: object) -> None:
-    """Raises where an option is given that a loss method, or parts, have no use for."""
+    """Raises where an option is given that the method has no use for."""
+    if takes_rows(method) and weight_heads and not method.weighs:
+        raise ValueError(
+            f"weight_heads= does not apply to {type(method).__name__}: it has no weights, so heads "
+            "get their own losses' gradients"
+        )
+    if takes_rows(method) and parts is not None:
+        raise ValueError(
+            f"parts= does not apply to {type(method).__name__}: it takes whole gradients, not a "
+            "Gram matrix for each part"
+        )
     if weight_heads and parts is not None:
         raise ValueError("weight_heads= takes one weight a task, parts= makes one a task and part")
     options = {"shared=": shared, "parts=": parts, "weight_heads=": weight_heads or None}
@@ -160,7 +175,7 @@ def _stacked(values: Sequence[Tensor]) -> Tensor:
 def write_gradients(
     task_grads: TaskGrads,
     params: Sequence[Tensor],
-    method: Weighting,
+    method: Weighting | RowWeighting,
     losses: Tensor | None = None,
     *,
     tasks: Sequence[str] | None = None,
@@ -169,6 +184,7 @@ def write_gradients(
     parts: Sequence[Sequence[Tensor]] | None = None,
 ) -> Report:
     """The part of `backward` after the backwards: T lists of P gradients in, .grad out."""
+    check_options(method, shared, weight_heads, parts)
     check_lengths(task_grads, params)
     shared = None if shared is None else list(shared)
     balanced, heads = split(task_grads, params, shared)
@@ -178,15 +194,15 @@ def write_gradients(
     ]
     head_groups = group_gradients(_columns(task_grads, heads), [params[p] for p in heads])
 
-    gram = section_grams(groups, len(task_grads), parts is not None)
-    weights, status = solve(method, gram, losses)
-    for part, group, own in zip(sections, groups, weights.view(len(sections), -1), strict=True):
-        add_weighted_sum(group, own, [params[p] for p in part])
-    head_weights = weights if weight_heads else torch.ones_like(status, dtype=weights.dtype)
+    found = balance(groups, len(task_grads), method, losses, parts is not None)
+    add_direction(groups, found, [[params[p] for p in part] for part in sections])
+    head_weights = found.weights
+    if head_weights is None or not weight_heads:
+        head_weights = torch.ones_like(found.status, dtype=torch.float64)
     add_weighted_sum(head_groups, head_weights, [params[p] for p in heads])
 
     names = tuple(tasks) if tasks is not None else tuple(map(str, range(len(task_grads))))
-    return Report(names, gram, weights, losses, status)
+    return Report(names, found.gram, found.weights, losses, found.status)
 
 
 def split(

@@ -7,7 +7,7 @@ and copy a method's state are new.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtlkernels.backprop import backward, check_options
 from mtlkernels.collect import Losses
-from mtlkernels.methods import GramMethod, LossMethod, get_method
+from mtlkernels.methods import GramMethod, LossMethod, RowMethod, get_method
 from mtlkernels.report import Report
 
 _PREFIX = "mtl."  # marks the method's tensors in the first parameter group of a state dict
@@ -26,7 +26,7 @@ _PREFIX = "mtl."  # marks the method's tensors in the first parameter group of a
 class _Balancing:
     """What wrapping adds to an optimizer, in one object that is never replaced."""
 
-    method: GramMethod | LossMethod
+    method: GramMethod | LossMethod | RowMethod
     shared: list[Tensor] | None
     weight_heads: bool
     parts: list[list[Tensor]] | None
@@ -48,19 +48,19 @@ class MTLOptimizer(torch.optim.Optimizer):
 
     Args:
         base: any torch optimizer.
-        method: a Gram method, a loss method, or the name of one (`get_method`). What a method
+        method: a Gram, row or loss method, or the name of one (`get_method`). What a method
             learns, `method.parameters()`, belongs into one of base's groups.
         shared: the parameters to balance; without it those that at least two losses reach. For
-            Gram methods.
-        weight_heads: for Gram methods, multiply the gradients of parameters that are not shared by
-            the tasks' weights too; by default a head gets its own loss's gradient.
+            Gram and row methods.
+        weight_heads: for methods that weigh the tasks' gradients, multiply those of parameters
+            that are not shared by the weights too; by default a head gets its own loss's gradient.
         parts: lists of parameters, for example one a layer, each balanced on its own; the method is
             then a `PerPart`, see `mtlkernels.backward`.
 
     Raises:
         TypeError: base is not an optimizer, or method is neither a method nor a name.
         ValueError: base is wrapped already, no method has that name, or shared, weight_heads or
-            parts is given with a loss method.
+            parts is given with a method that has no use for it.
     """
 
     _mtl: _Balancing
@@ -77,7 +77,7 @@ class MTLOptimizer(torch.optim.Optimizer):
         """Nothing: `base` has been initialised by its own class, and stays as it is."""
 
     @property
-    def method(self) -> GramMethod | LossMethod:
+    def method(self) -> GramMethod | LossMethod | RowMethod:
         """The method that balances."""
         return self._mtl.method
 
@@ -121,7 +121,7 @@ class MTLOptimizer(torch.optim.Optimizer):
         keys = [key for key in groups[0] if key.startswith(_PREFIX)]
         kept = {key[len(_PREFIX) :]: groups[0].pop(key) for key in keys}
         method = self._mtl.method
-        if kept and kept.keys() != method.state_dict().keys():
+        if kept and _fixed(method, kept) != _fixed(method, method.state_dict()):
             raise ValueError(
                 f"the state dict holds the state of another method ({', '.join(kept)}) than "
                 f"{type(method).__name__}: nothing was loaded"
@@ -139,7 +139,7 @@ class MTLOptimizer(torch.optim.Optimizer):
 
 def _wrap(
     base: torch.optim.Optimizer,
-    method: GramMethod | LossMethod | str,
+    method: GramMethod | LossMethod | RowMethod | str,
     *,
     shared: Sequence[Tensor] | None = None,
     weight_heads: bool = False,
@@ -154,12 +154,12 @@ def _wrap(
         raise ValueError("this optimizer is wrapped already: one MTLOptimizer is enough")
     if isinstance(method, str):
         method = get_method(method)
-    if not isinstance(method, GramMethod | LossMethod):
+    if not isinstance(method, GramMethod | LossMethod | RowMethod):
         given = "the class" if isinstance(method, type) else "a"
         name = method.__name__ if isinstance(method, type) else type(method).__name__
         raise TypeError(
-            f"method is {given} {name}: give a Gram or a loss method, for example "
-            'mtlkernels.PCGrad(), or its name, "pcgrad"'
+            f"method is {given} {name}: give a Gram, row or loss method, for "
+            'example mtlkernels.PCGrad(), or its name, "pcgrad"'
         )
     check_options(method, shared, weight_heads, parts)
     chosen = None if shared is None else list(shared)
@@ -167,6 +167,11 @@ def _wrap(
     base._mtl = _Balancing(method, chosen, weight_heads, listed)  # type: ignore[attr-defined]
     base.__class__ = _wrapped_class(type(base))
     return base  # type: ignore[return-value]
+
+
+def _fixed(method: GramMethod | LossMethod | RowMethod, keys: Iterable[str]) -> set[str]:
+    """The keys of a method's state that it has before its first call too."""
+    return {key for key in keys if not key.startswith(method.growing)}
 
 
 _classes: dict[type[torch.optim.Optimizer], type[MTLOptimizer]] = {}

@@ -35,17 +35,20 @@ class Report:
 
     Attributes:
         tasks: T names, the keys of the losses or their numbers.
-        gram: (T, T) float64, inner products of the tasks' gradients over what was measured; None
-            for a loss method, which takes one backward and sees no task's own gradient. With parts
-            (B, T, T), a matrix a part.
-        weights: (T) float64, the direction is sum_t weights_t g_t; with parts (B, T), a row a part.
+        gram: (T, T) float64, inner products of the tasks' gradients over what was measured; with
+            parts (B, T, T), a matrix a part. For a row method those of the rows that it weighs,
+            moving averages for example. None for a loss method, which takes one backward and sees
+            no task's own gradient, and for a row method that needs none.
+        weights: (T) float64, the direction is sum_t weights_t g_t, or of the rows that `gram` is
+            of; with parts (B, T), a row a part. None for a row method that has none.
         losses: (T), or None where none were given.
-        status: (T) int64, flags of `Status`.
+        status: (T) int64, flags of `Status`. Where a row method has neither a Gram matrix nor a
+            word of its own, it speaks of the losses alone.
     """
 
     tasks: tuple[str, ...]
     gram: Tensor | None
-    weights: Tensor
+    weights: Tensor | None
     losses: Tensor | None
     status: Tensor
 
@@ -69,6 +72,7 @@ class Report:
     def direction_norm(self) -> Tensor:
         """Norm of the direction, sqrt(w^T K w): no pass over the direction is needed."""
         gram = self._given()
+        assert self.weights is not None  # a Gram matrix is that of weighted rows
         rows = self.weights[..., None, :]
         return (rows @ gram @ rows.mT).sum().clamp_min(0).sqrt()
 
@@ -88,6 +92,7 @@ class Report:
         if self.gram is None:
             raise ValueError(
                 "this step has no Gram matrix: a loss method takes one backward, in which no "
-                "task's own gradient appears. Use a Gram method, for example Sum(), to measure"
+                "task's own gradient appears, and a row method may need none. Use a Gram method, "
+                "for example Sum(), to measure"
             )
         return self.gram

@@ -321,7 +321,7 @@ def test_same_seeds_give_the_same_run(digits, monkeypatch):
     ("arguments", "sentence"),
     [
         (["--methods", "mean,nothing"], "'nothing'"),
-        (["--methods", "mean,uw"], "'uw' weighs losses"),
+        (["--methods", "mean,uw"], "'uw' is a loss method"),
         (["--dataset", "imagenet"], "'imagenet'"),
         (["--steps", "0"], "'0' is not a positive whole number"),
         (["--device", "abacus"], "'abacus' cannot be used"),

@@ -42,6 +42,12 @@ def answers(num_tasks: int, dtype: torch.dtype) -> list[Tensor]:
     for method in (PCGrad(seed=3), CAGrad()):
         direction, report = mtlkernels.aggregate(rows, method)
         found += [report.gram, report.weights, report.status, *direction]
+    seed, step, ones = torch.tensor(3), torch.tensor(1), torch.ones(num_tasks).double()
+    found.append(ops.graddrop(grads, num_tasks, seed, step, 0.3 * ones))
+    found.append(ops.trimmed_mean(grads, num_tasks, (num_tasks - 1) // 2))
+    state = torch.zeros(num_tasks, len(out), dtype=torch.promote_types(dtype, torch.float32))
+    found.append(ops.track_gram(grads, num_tasks, ones, torch.tensor(0.3).double(), state))
+    found += [state.clone(), ops.excess(grads, num_tasks, 1e-7, state), state]
     return found
 
 
@@ -100,7 +106,7 @@ def test_processes_make_no_difference(tmp_path: Path) -> None:
 
 # A failed sample is told by its name and dtype, so that one run names all of them.
 CHECK = """
-import inputs, mtlkernels, sys
+import inputs, mtlkernels, row_formulas, sys
 from mtlkernels import ops
 failed, checked = [], 0
 for dtype in map(inputs.DTYPES.get, sys.argv[1:] or inputs.DTYPES):
@@ -109,6 +115,8 @@ for dtype in map(inputs.DTYPES.get, sys.argv[1:] or inputs.DTYPES):
         try:
             inputs.check_gram(ops.gram(grads, num_tasks), grads, num_tasks)
             inputs.check_combine(ops.combine(grads, weights), grads, weights)
+            if name != "streamed":
+                row_formulas.check_rows(grads, num_tasks)
         except AssertionError:
             failed.append(f"{name} {dtype}")
         checked += 1

@@ -43,11 +43,12 @@ STANDARD = r"<[a-z_]+>"  # no slash and no suffix: only the standard library's o
 # Files -> what an #include of theirs may be.
 CPP: dict[str, str] = {
     r"plan\.h": STANDARD,
+    r"philox\.h": rf'{STANDARD}|"solvers/lanes\.h"',
     r"solvers/\w+\.h": rf'{STANDARD}|"(\.\./plan|\w+)\.h"',
     r"cpu/\w+\.(cpp|h|inl)": rf"{STANDARD}|<immintrin\.h>|<sys/mman\.h>"
-    r'|"(\.\./(plan|dtype)\.h|\w+\.(h|inl))"',
+    r'|"(\.\./(plan|dtype|philox)\.h|\w+\.(h|inl))"',
     r"ops_cpu/\w+\.(cpp|h)": rf"{STANDARD}|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
-    r'|"solve\.h"|"\.\./(plan|(cpu|ops|solvers)/\w+)\.h"',
+    r'|"(solve|parallel)\.h"|"\.\./(plan|(cpu|ops|solvers)/\w+)\.h"',
     r"dtype\.h": STANDARD,
     r"ops/\w+\.h": rf"{STANDARD}|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
     r'|"\w+\.h"|"\.\./(plan|dtype|solvers/\w+)\.h"',

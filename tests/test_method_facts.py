@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import mtlkernels
-from mtlkernels import GramMethod, LossMethod
+from mtlkernels import GramMethod, LossMethod, RowMethod
 from mtlkernels.__main__ import main
 from mtlkernels.methods import METHODS, find_method
 
@@ -23,17 +23,20 @@ ARGUMENTS = {
     "ClippedTasks": (mtlkernels.Mean(), 1.0),
     "LogLosses": (mtlkernels.Mean(),),
     "PerPart": (mtlkernels.PCGrad(), 2),
+    "Tracked": (mtlkernels.Mean(),),
 }
 every_class = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS.keys())
 
 
 @every_class
 def test_facts(cls) -> None:
-    assert cls.family == ("Gram" if issubclass(cls, GramMethod) else "loss")
+    families = {"Gram": GramMethod, "loss": LossMethod, "row": RowMethod}
+    assert issubclass(cls, families.pop(cls.family))
+    assert not issubclass(cls, tuple(families.values()))
     assert cls.paper == "baseline" or re.fullmatch(
         r"(arXiv|openreview|NeurIPS|CVPR) \S+", cls.paper
     )
-    assert cls.cost.startswith("T backwards" if cls.family == "Gram" else "1 backward")
+    assert cls.cost.startswith("1 backward" if cls.family == "loss" else "T backwards")
     assert cls.keeps
 
 
@@ -55,10 +58,6 @@ def test_public_under_its_own_name(cls) -> None:
 def test_what_keeps_nothing_has_no_state(cls) -> None:
     method = cls(*ARGUMENTS.get(cls.__name__, ()))
     assert (cls.keeps == "nothing") == (len(method.state_dict()) == 0)
-
-
-def test_families_are_the_two() -> None:
-    assert all(issubclass(cls, GramMethod | LossMethod) for cls in METHODS.values())
 
 
 def test_table(capsys) -> None:

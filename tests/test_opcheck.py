@@ -59,6 +59,34 @@ def numbers_of(K: Tensor) -> Tensor:
     return torch.linspace(0.5, 2, len(K), dtype=torch.float64)
 
 
+def row_samples() -> Iterator[tuple[list[Tensor], int, int]]:
+    """Gradient lists with the length of their flat direction."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for name in (
+            "ordinary",
+            "one_task",
+            "absent_in_some_tasks",
+            "zero_size_only",
+            "transposed",
+        ):
+            grads, num_tasks = sample(name, dtype)
+            numels = [max(g.numel() for g in grads[p::P]) for P in [len(grads) // num_tasks]
+                      for p in range(P)]  # fmt: skip
+            yield grads, num_tasks, ops.flat_offsets(numels)[-1]
+
+
+def state_of(grads: list[Tensor], num_tasks: int, length: int) -> Tensor:
+    return torch.ones(num_tasks, length, dtype=torch.promote_types(grads[0].dtype, torch.float32))
+
+
+def drops(T: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.tensor(5), torch.tensor(2), torch.linspace(0, 1, T, dtype=torch.float64)
+
+
+def factors(T: int) -> tuple[Tensor, Tensor]:
+    return torch.linspace(0.5, 2, T, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+
+
 OP_SAMPLES: dict[str, Callable[[], Iterator[tuple]]] = {
     "gram": gram_samples,
     "combine": combine_samples,
@@ -82,6 +110,10 @@ OP_SAMPLES: dict[str, Callable[[], Iterator[tuple]]] = {
         for K in grams()
         for relative in (False, True)
     ),
+    "graddrop": lambda: ((g, T, *drops(T)) for g, T, _ in row_samples()),
+    "trimmed_mean": lambda: ((g, T, (T - 1) // 2) for g, T, _ in row_samples()),
+    "track_gram": lambda: ((g, T, *factors(T), state_of(g, T, L)) for g, T, L in row_samples()),
+    "excess": lambda: ((g, T, 1e-7, state_of(g, T, L)) for g, T, L in row_samples()),
     "normal_numbers": lambda: ((torch.tensor(5), torch.tensor(2), n) for n in (1, 2, 5)),
     "fairgrad": lambda: ((K, 2.0, p, 1.0) for K in grams() for p in (None, numbers_of(K))),
     "equiangular": lambda: ((K, int(s)) for K in grams() for s in ops.EquiangularLength),

@@ -10,9 +10,19 @@ namespace {
 
 #include "combine.inl"
 
+#include "graddrop.inl"
+
+#include "trimmed.inl"
+
+#include "track.inl"
+
 constexpr Kernels kTable = {MTLKERNELS_SET_NAME,
                             {gram<float>, gram<double>, gram<BFloat16>, gram<Float16>},
-                            {combine<float>, combine<double>, combine<BFloat16>, combine<Float16>}};
+                            {combine<float>, combine<double>, combine<BFloat16>, combine<Float16>},
+                            {graddrop<float>, graddrop<double>, graddrop<BFloat16>, graddrop<Float16>},
+                            {trimmed_mean<float>, trimmed_mean<double>, trimmed_mean<BFloat16>, trimmed_mean<Float16>},
+                            {track<float>, track<double>, track<BFloat16>, track<Float16>},
+                            {excess<float>, excess<double>, excess<BFloat16>, excess<Float16>}};
 
 }  // namespace
 }  // namespace MTLKERNELS_SET

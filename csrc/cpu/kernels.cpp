@@ -14,6 +14,11 @@ int64_t gram_scratch_bytes(int64_t tasks) {
   return tasks * (kStageBytes + static_cast<int64_t>(sizeof(void*))) + num_pairs(tasks) * kLaneBytes;
 }
 
+int64_t trimmed_scratch_bytes(int64_t tasks) {
+  constexpr int64_t kColumns = 256;  // kTrimColumns of trimmed.inl
+  return tasks * kColumns * static_cast<int64_t>(sizeof(double));
+}
+
 std::vector<const Kernels*> found_kernels() {
   std::vector<const Kernels*> found = {&baseline_kernels()};
 #if defined(__x86_64__)

@@ -17,13 +17,37 @@ using GramFn = void (*)(const void* const* rows, int64_t tasks, int64_t length, 
 using CombineFn = void (*)(const void* const* rows, const double* weights, int64_t tasks, int64_t length, void* out,
                            double beta, bool stream);
 
+// GradDrop (see graddrop.inl): the draws of elements flat .. flat + length, flat a multiple of 4.
+using GradDropFn = void (*)(const void* const* rows, const double* leaks, int64_t tasks, int64_t length, uint64_t seed,
+                            uint64_t step, int64_t flat, void* out, bool stream);
+
+// The mean without the `trim` smallest and largest of each column; a null row is zeros. `scratch` is
+// trimmed_scratch_bytes(tasks) of 64-byte aligned memory.
+using TrimmedFn = void (*)(const void* const* rows, int64_t tasks, int64_t length, int64_t trim, void* out,
+                           void* scratch);
+
+// state += rate (scale * row - state); a null row is zeros. State rows are of the accumulator's type. Elements that would
+// not be finite stay; returns whether there were none.
+using TrackFn = bool (*)(const void* row, double scale, double rate, int64_t length, void* state);
+
+// state += row^2; returns sum row^2 / sqrt(state + eps), NaN where a new value would not be finite.
+using ExcessFn = double (*)(const void* row, double eps, int64_t length, void* state);
+
 struct Kernels {
   const char* name;
   GramFn gram[kNumDTypes];
   CombineFn combine[kNumDTypes];
+  GradDropFn graddrop[kNumDTypes];
+  TrimmedFn trimmed[kNumDTypes];
+  TrackFn track[kNumDTypes];
+  ExcessFn excess[kNumDTypes];
 };
 
 int64_t gram_scratch_bytes(int64_t tasks);
+int64_t trimmed_scratch_bytes(int64_t tasks);
+
+// What rows of that dtype are added up in.
+constexpr DType accumulator(DType dtype) { return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
 
 const Kernels& baseline_kernels();
 #if defined(__x86_64__)

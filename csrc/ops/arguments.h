@@ -46,12 +46,17 @@ inline int checked_tasks(const Tensor& gram) {
   return static_cast<int>(gram.size(0));
 }
 
-// One float64 number a task.
-inline const double* task_vector(const Tensor& x, const char* name, const Tensor& gram) {
-  check(same_device(x, gram) && x.scalar_type() == ScalarType::Double && x.dim() == 1 && x.is_contiguous() &&
-            x.size(0) == gram.size(0),
-        name, " must be a contiguous float64 vector of ", gram.size(0), " numbers, one a task, on gram's device");
+// One float64 number a task. model: a tensor on the device where they have to be.
+inline const double* task_vector(const Tensor& x, const char* name, int64_t tasks, const Tensor& model,
+                                 const char* where) {
+  check(same_device(x, model) && x.scalar_type() == ScalarType::Double && x.dim() == 1 && x.is_contiguous() &&
+            x.size(0) == tasks,
+        name, " must be a contiguous float64 vector of ", tasks, " numbers, one a task, on ", where, "'s device");
   return static_cast<const double*>(x.const_data_ptr());
+}
+
+inline const double* task_vector(const Tensor& x, const char* name, const Tensor& gram) {
+  return task_vector(x, name, gram.size(0), gram, "gram");
 }
 
 // One number a task, or null where none were given.

@@ -5,16 +5,13 @@
 #include "../cpu/combine.h"
 #include "../cpu/gram.h"
 #include "../ops/gradient_list.h"
+#include "parallel.h"
 #include "solve.h"
 
 namespace mtlkernels::ops_cpu {
 namespace {
 
 namespace mtl = mtlkernels;
-
-constexpr auto kParallelFor = [](int64_t end, int64_t grain, const auto& body) {
-  torch::stable::parallel_for(0, end, grain, body);
-};
 
 Tensor gram(std::vector<Tensor> grads, int64_t num_tasks) {
   const GradientList list(grads, num_tasks);

@@ -67,7 +67,7 @@ def train(problem: Problem, name: str, steps: int, device: torch.device) -> Run:
         split=time_split(problem, model, method),
         losses=torch.stack([r.losses for r in reports if r.losses is not None]).cpu(),
         norms=torch.stack([report.norms() for report in reports]).cpu(),
-        weights=torch.stack([report.weights for report in reports]).cpu(),
+        weights=torch.stack([r.weights for r in reports if r.weights is not None]).cpu(),
         cosines=torch.stack([report.cosines() for report in reports]).cpu(),
         conflicts=torch.stack([report.conflict_rate() for report in reports]).cpu(),
     )
@@ -77,7 +77,7 @@ def gram_method(name: str) -> mtlkernels.GramMethod:
     """The method of that name; raises ValueError where it measures no gradients to compare."""
     found = find_method(name)
     if not issubclass(found, mtlkernels.GramMethod):
-        raise ValueError(f"{name!r} weighs losses: the demo compares Gram methods")
+        raise ValueError(f"{name!r} is a {found.family} method: the demo compares Gram methods")
     return found()
 
 

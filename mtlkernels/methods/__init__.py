@@ -6,23 +6,26 @@ from typing import Any
 
 from mtlkernels.methods.aligned import AlignedMTL
 from mtlkernels.methods.avgnorm import AvgNorm
-from mtlkernels.methods.base import GramMethod, LossMethod
+from mtlkernels.methods.base import GramMethod, LossMethod, RowMethod, RowStep
 from mtlkernels.methods.baseline import IGB, STCH
 from mtlkernels.methods.cagrad import CAGrad
 from mtlkernels.methods.config import ConFIG
 from mtlkernels.methods.crmogm import CRMOGM
 from mtlkernels.methods.double_sampling import MoDo, SDMGrad
 from mtlkernels.methods.dwa import DWA
+from mtlkernels.methods.excess import ExcessMTL
 from mtlkernels.methods.fairgrad import FairGrad
 from mtlkernels.methods.famo import FAMO
 from mtlkernels.methods.fixed import FixedWeights, Mean, RandomWeights, Sum
 from mtlkernels.methods.go4align import GO4Align
+from mtlkernels.methods.graddrop import GradDrop
 from mtlkernels.methods.gradnorm import GradNorm
 from mtlkernels.methods.gradvac import GradVac
 from mtlkernels.methods.imgrad import IMGrad
 from mtlkernels.methods.imtlg import IMTLG
 from mtlkernels.methods.log_losses import GLS, SI
 from mtlkernels.methods.mgda import MGDA
+from mtlkernels.methods.moco import MoCo
 from mtlkernels.methods.nashmtl import NashMTL
 from mtlkernels.methods.norm_scaling import DBMTL, NTKMTL, SLW, NGDiff
 from mtlkernels.methods.parts import PerPart
@@ -32,6 +35,8 @@ from mtlkernels.methods.precondition import ClippedTasks, LogLosses, Normalized,
 from mtlkernels.methods.projections import DualProj, UPGrad
 from mtlkernels.methods.rlw import RLW
 from mtlkernels.methods.slaw import SLAW
+from mtlkernels.methods.tracked import Tracked
+from mtlkernels.methods.trimmed_mean import TrimmedMean
 from mtlkernels.methods.uncertainty import IMTLL, UW, UWSO
 
 __all__ = [
@@ -60,9 +65,11 @@ __all__ = [
     "ClippedTasks",
     "ConFIG",
     "DualProj",
+    "ExcessMTL",
     "FairGrad",
     "FixedWeights",
     "GO4Align",
+    "GradDrop",
     "GradNorm",
     "GradVac",
     "GramMethod",
@@ -70,6 +77,7 @@ __all__ = [
     "LogLosses",
     "LossMethod",
     "Mean",
+    "MoCo",
     "MoDo",
     "NGDiff",
     "NashMTL",
@@ -78,8 +86,12 @@ __all__ = [
     "PerPart",
     "Preferred",
     "RandomWeights",
+    "RowMethod",
+    "RowStep",
     "SDMGrad",
     "Sum",
+    "Tracked",
+    "TrimmedMean",
     "UPGrad",
     "find_method",
     "get_method",
@@ -122,13 +134,15 @@ _LOSS: tuple[type[LossMethod], ...] = (
     *(SI, GLS, UW, UWSO, IMTLL, RLW, DWA, SLAW),
     *(STCH, IGB, FAMO, GO4Align),
 )
-METHODS: dict[str, type[GramMethod] | type[LossMethod]] = {
+_ROW: tuple[type[RowMethod], ...] = (GradDrop, TrimmedMean, Tracked, MoCo, ExcessMTL)
+METHODS: dict[str, type[GramMethod] | type[LossMethod] | type[RowMethod]] = {
     **{cls.__name__.lower(): cls for cls in _GRAM},
     **{cls.__name__.lower(): cls for cls in _LOSS},
+    **{cls.__name__.lower(): cls for cls in _ROW},
 }
 
 
-def find_method(name: str) -> type[GramMethod] | type[LossMethod]:
+def find_method(name: str) -> type[GramMethod] | type[LossMethod] | type[RowMethod]:
     """The class of that name; upper and lower case, hyphens and underscores make no difference.
 
     Raises:
@@ -142,7 +156,7 @@ def find_method(name: str) -> type[GramMethod] | type[LossMethod]:
     return found
 
 
-def get_method(name: str, **options: Any) -> GramMethod | LossMethod:
+def get_method(name: str, **options: Any) -> GramMethod | LossMethod | RowMethod:
     """The method of that name, set up with its own arguments: `get_method("cagrad", c=0.4)`.
 
     Raises:

@@ -1,10 +1,10 @@
-"""What a method is: from T gradients' inner products to T weights, or from T losses to one."""
+"""What a method is: T gradients' inner products to T weights, T losses to one, or T rows to one."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ class Method(nn.Module, ABC):
     """What the families share. Buffers are a method's state, so `state_dict` and `.to` cover it.
 
     Attributes:
-        family: "Gram" or "loss", what it looks at.
+        family: "Gram", "loss" or "row", what it looks at.
         paper: where it comes from, "arXiv 2001.06782" for example; "" for a method of one's own.
         cost: of a step, for T losses.
         keeps: what it carries from step to step.
+        growing: beginnings of the names of buffers that come into being with the first call.
         status: (T) int64 flags of `mtlkernels.Status` for the last call; empty before the first.
     """
 
@@ -28,11 +29,13 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str] = ""
     cost: ClassVar[str]
     keeps: ClassVar[str] = "nothing"
+    growing: ClassVar[tuple[str, ...]] = ()
 
     status: Tensor
 
     def __init__(self) -> None:
         super().__init__()
+        self._lazy: list[str] = []
         self.status = torch.empty(0, dtype=torch.int64)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -41,6 +44,20 @@ class Method(nn.Module, ABC):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    def register_lazy(self, name: str) -> None:
+        """A float64 buffer that is empty until the first call, or a loaded state, fills it."""
+        self._lazy.append(name)
+        self.register_buffer(name, torch.empty(0, dtype=torch.float64))
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *rest: Any, **named: Any
+    ) -> None:
+        for name in self._lazy:
+            saved, own = state_dict.get(prefix + name), getattr(self, name)
+            if isinstance(saved, Tensor) and saved.shape != own.shape:
+                setattr(self, name, own.new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
 
 
 class GramMethod(Method):
@@ -100,7 +117,7 @@ class LossMethod(Method):
     def register_state(self, name: str, fill: float) -> None:
         """A float64 buffer of one number a task, made and filled when the first losses say T."""
         self._fill[name] = fill
-        self.register_buffer(name, torch.empty(0, dtype=torch.float64))
+        self.register_lazy(name)
 
     def register_numbers(self, name: str, numbers: Sequence[float] | float) -> None:
         """A buffer of one given number a task, or one for all; no part of the state."""
@@ -170,14 +187,51 @@ class LossMethod(Method):
                     f"{num_tasks} losses: use a fresh one"
                 )
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *rest: Any, **named: Any
-    ) -> None:
-        for name in self._fill:
-            saved, own = state_dict.get(prefix + name), getattr(self, name)
-            if isinstance(saved, Tensor) and saved.shape != own.shape:
-                setattr(self, name, own.new_empty(saved.shape))
-        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
+
+class RowStep(NamedTuple):
+    """What a row method answers.
+
+    Attributes:
+        directions: a flat direction for each gradient list, as `ops.combine` lays it out.
+        weights: (T) float64, where the directions are a weighted sum of T rows; else None.
+        gram: (T, T) float64, inner products of the rows that the weights belong to, where the
+            method has them; else None.
+    """
+
+    directions: list[Tensor]
+    weights: Tensor | None = None
+    gram: Tensor | None = None
+
+
+class RowMethod(Method):
+    """A rule that looks at the gradients themselves: by element, or with a state as long as they.
+
+    A method of one's own only has to define `forward`; where it leaves `status` alone, the report
+    says what its Gram matrix says, or without one what the losses say.
+
+    Attributes:
+        weighs: whether its answers have weights, which `weight_heads=True` needs.
+    """
+
+    family = "row"
+    cost = "T backwards"
+    weighs: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(
+        self,
+        lists: Sequence[Sequence[Tensor]],
+        num_tasks: int,
+        losses: Tensor | None = None,
+    ) -> RowStep:
+        """The directions of one step.
+
+        Args:
+            lists: one gradient list, T * P tensors as the ops take them, for each dtype and device
+                of the parameters; at least one.
+            num_tasks: T.
+            losses: (T) the tasks' losses, for the methods that use them.
+        """
 
 
 def check_gram(gram: Tensor) -> None:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.base import GramMethod, RowMethod
+from mtlkernels.methods.precondition import LogLosses
+from mtlkernels.methods.tracked import Tracked
 
 
 class _NormScaling(GramMethod):
@@ -45,15 +47,33 @@ class SLW(_NormScaling):
 
 
 class DBMTL(_NormScaling):
-    """DB-MTL (Lin et al., arXiv 2308.12029) without its moving average: w_i = max_j n_j / n_i.
+    """DB-MTL (Lin et al., arXiv 2308.12029): w_i = max_j n_j / n_i, n_i = ||g_i||.
 
-    The paper takes the gradients of log L_i; this rule takes those it is given, so the paper's
-    beta = 0 is `LogLosses(DBMTL())`. A zero gradient gets weight 0 and does not count. Degree 1.
+    The paper's rule is on averages over the steps of the gradients of log L_i:
+    `DBMTL(beta=0.9, log_losses=True)`. With beta = 0 the method has no state and sees K alone. A
+    zero gradient gets weight 0 and does not count. Degree 1.
+
+    Args:
+        beta: 0, or the weight of the past in the averages; then what is made is the row method
+            `Tracked(DBMTL(), beta)`, whose docstring has the conventions. LibMTL's default is 0.9.
+        sigma: in step k, beta / k^sigma. LibMTL: 0.
+        log_losses: take the gradients of log L_i, as the paper and LibMTL do; made is
+            `LogLosses(DBMTL())` where beta = 0.
     """
 
     paper = "arXiv 2308.12029"
 
     _scale = ops.NormScale.MAX
+
+    def __new__(  # type: ignore[misc]  # what is made depends on the arguments
+        cls, beta: float = 0.0, *, sigma: float = 0.0, log_losses: bool = False
+    ) -> GramMethod | RowMethod:
+        if beta != 0:
+            return Tracked(DBMTL(), beta, sigma=sigma, log_losses=log_losses)
+        return LogLosses(DBMTL()) if log_losses else super().__new__(cls)
+
+    def __init__(self, beta: float = 0.0, *, sigma: float = 0.0, log_losses: bool = False) -> None:
+        super().__init__()
 
 
 class NGDiff(GramMethod):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ class PIVRG(GramMethod):
             raise ValueError(f"min_temp={min_temp}: it must be finite and positive")
         self.bound = float(bound)
         self.min_temp = float(min_temp)
-        self.register_buffer("importance", torch.empty(0, dtype=torch.float64))
+        self.register_lazy("importance")
 
     def update(self, degradations: Tensor | Sequence[float]) -> None:
         """Sets p from how much each task has lost against its single-task model.
@@ -66,12 +65,6 @@ class PIVRG(GramMethod):
             raise ValueError(f"{len(importance)} degradations were given for {len(gram)} tasks")
         weights, self.status = ops.fairgrad(gram, 2.0, importance)
         return weights
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        stored = state_dict.get(prefix + "importance")
-        if isinstance(stored, Tensor):  # its length is the state's to say
-            self.importance = self.importance.new_empty(stored.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f"bound={self.bound}, min_temp={self.min_temp}"

@@ -1,7 +1,8 @@
 """The contract: schema, fake kernel, gradient and typed function of every op. Imports no backend.
 
 Backends attach themselves to `torch.ops.mtlkernels.*` by device (see backends.py). All ops read
-their inputs only and return new tensors, except `combine_out`; all are deterministic.
+their inputs only and return new tensors, except `combine_out`, `track_gram` and `excess`; all are
+deterministic.
 
 A *gradient list* is task-major, T * P tensors of one dtype on one device: task t's gradient for
 parameter p stands at t * P + p. A tensor of zero elements is an absent gradient, a structural zero
@@ -13,6 +14,7 @@ from mtlkernels.ops.convex import IMGradForm, dualproj, imgrad, mgda, upgrad
 from mtlkernels.ops.fair import fairgrad
 from mtlkernels.ops.library import FLOAT_DTYPES, LIBRARY, MAX_NATIVE_TASKS, SCHEMAS
 from mtlkernels.ops.lists import combine, combine_out, cross_gram, flat_offsets, gram
+from mtlkernels.ops.rows import excess, graddrop, track_gram, trimmed_mean
 from mtlkernels.ops.solvers import (
     NormScale,
     Rescale,
@@ -44,8 +46,10 @@ __all__ = [
     "cross_gram",
     "dualproj",
     "equiangular",
+    "excess",
     "fairgrad",
     "flat_offsets",
+    "graddrop",
     "gradnorm",
     "gradvac",
     "gram",
@@ -56,6 +60,8 @@ __all__ = [
     "pcgrad_drawn",
     "simplex_descent",
     "task_status",
+    "track_gram",
+    "trimmed_mean",
     "upgrad",
     "visiting_order",
 ]

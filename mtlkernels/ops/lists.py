@@ -36,7 +36,7 @@ def gram(grads: Sequence[Tensor], num_tasks: int) -> Tensor:
         ValueError: the list is empty.
         RuntimeError: its length is not a multiple of T, or dtypes, devices or shapes do not match.
     """
-    return call(_gram, _as_list(grads), num_tasks)
+    return call(_gram, as_list(grads), num_tasks)
 
 
 def cross_gram(first: Sequence[Tensor], second: Sequence[Tensor], num_tasks: int) -> Tensor:
@@ -82,7 +82,7 @@ def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:
     Raises:
         ValueError, RuntimeError: as `gram`.
     """
-    grads = _as_list(grads)
+    grads = as_list(grads)
     _check_device(grads, weights)
     return call(_combine, grads, weights)
 
@@ -102,7 +102,7 @@ def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: flo
         ValueError, RuntimeError: as `gram`; `out` has another length, dtype or device; or an input
             requires grad while gradients are recorded.
     """
-    grads = _as_list(grads)
+    grads = as_list(grads)
     _check_device(grads, weights)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*grads, weights, out)):
         raise RuntimeError("combine_out is not differentiable: use combine, or torch.no_grad()")
@@ -123,7 +123,8 @@ def _check_device(grads: list[Tensor], weights: Tensor) -> None:
         )
 
 
-def _as_list(grads: Sequence[Tensor]) -> list[Tensor]:
+def as_list(grads: Sequence[Tensor]) -> list[Tensor]:
+    """The list; raises ValueError where it is empty."""
     if len(grads) == 0:
         raise ValueError("the gradient list is empty: pass T * P tensors, task by task")
     return list(grads)

@@ -16,6 +16,14 @@ from mtlkernels.reference.lists import (
     gram,
     list_offsets,
 )
+from mtlkernels.reference.rows import (
+    check_state,
+    check_tasks,
+    excess,
+    graddrop,
+    track_gram,
+    trimmed_mean,
+)
 from mtlkernels.reference.spectral import aligned, equiangular
 from mtlkernels.reference.stateful import gradnorm, gradvac, normal_numbers, simplex_descent
 from mtlkernels.reference.weights import (
@@ -46,12 +54,16 @@ __all__ = [
     "cagrad",
     "check_gram",
     "check_list",
+    "check_state",
+    "check_tasks",
     "combine",
     "combine_out",
     "dualproj",
     "equiangular",
+    "excess",
     "fairgrad",
     "flat_offsets",
+    "graddrop",
     "gradnorm",
     "gradvac",
     "gram",
@@ -63,6 +75,8 @@ __all__ = [
     "pcgrad_drawn",
     "simplex_descent",
     "task_status",
+    "track_gram",
+    "trimmed_mean",
     "upgrad",
     "visiting_order",
 ]

@@ -1,0 +1,76 @@
+"""GradDrop: in each element, the gradients of one sign, which is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import RowMethod, RowStep
+
+
+class GradDrop(RowMethod):
+    """Gradient sign dropout (Chen et al., arXiv 2010.06808), on the parameters' gradients.
+
+    In each element, with P = (1 + sum_t g_t / sum_t |g_t|) / 2 and a uniform U of its own, positive
+    g_t are kept where P > U and negative ones where P < U:
+    d = sum_t (l_t + (1 - l_t) kept_t) g_t. In expectation over U, without leak, an element is P
+    times its positive part plus (1 - P) times its negative one. T = 1, or elements in which all
+    signs agree, keep everything; a NaN or an infinity reaches the direction. Degree 1.
+
+    The paper draws where tasks meet in the representation, on gradient times activation summed over
+    the batch, as LibMTL does; torchjd and the codes of CAGrad and FAMO draw on the parameters, as
+    here (the last two divide by T and multiply by T again). SamsungLabs draws one number for a
+    whole task, and its leak means the opposite.
+
+    Args:
+        leak: l, one number for all tasks or one a task, in 0 .. 1: the share of a gradient that is
+            never dropped. 0 in the paper's rule and in LibMTL and torchjd; SamsungLabs has 0.5.
+        seed: of the draws: with the step's number and the element's place it determines them, the
+            same on every device. Both are in `state_dict`.
+
+    There are no weights and no Gram matrix: the report has neither.
+    """
+
+    paper = "arXiv 2010.06808"
+    keeps = "a seed, a count"
+
+    leak: Tensor
+    seed: Tensor
+    step: Tensor
+
+    def __init__(self, leak: float | Sequence[float] = 0.0, *, seed: int = 0) -> None:
+        super().__init__()
+        given = torch.as_tensor(leak, dtype=torch.float64)
+        if given.dim() > 1 or given.numel() == 0 or not bool(((given >= 0) & (given <= 1)).all()):
+            raise ValueError(f"leak={leak}: give one number in 0 .. 1, or one a task")
+        self.register_buffer("leak", given, persistent=False)
+        self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
+        self.register_buffer("step", torch.tensor(0, dtype=torch.int64))
+
+    def forward(
+        self,
+        lists: Sequence[Sequence[Tensor]],
+        num_tasks: int,
+        losses: Tensor | None = None,
+    ) -> RowStep:
+        if self.leak.dim() == 1 and len(self.leak) != num_tasks:
+            raise ValueError(f"leak has {len(self.leak)} numbers for {num_tasks} tasks")
+        device = lists[0][0].device
+        if self.step.device != device:
+            self.to(device)
+        leak = self.leak.expand(num_tasks).contiguous()
+        directions = []
+        for i, grads in enumerate(lists):
+            there = grads[0].device
+            step = self.step + (i << 48)  # draws of its own for each list
+            directions.append(
+                ops.graddrop(grads, num_tasks, self.seed.to(there), step.to(there), leak.to(there))
+            )
+        self.step.add_(1)
+        return RowStep(directions)
+
+    def extra_repr(self) -> str:
+        return f"leak={self.leak.tolist()}"

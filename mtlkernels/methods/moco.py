@@ -1,0 +1,116 @@
+"""MoCo: weights that descend on the norm of averaged gradients' combination."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import NON_FINITE, RowStep
+from mtlkernels.methods.rows import KeepsRows, ones, positive_losses
+
+
+class MoCo(KeepsRows):
+    """Multi-objective gradient correction (Fernando et al., ICLR 2023, arXiv 2210.12624).
+
+    In step k, with beta_k = beta / k^beta_sigma and gamma_k = gamma / k^gamma_sigma:
+    y_t <- y_t - beta_k (y_t - h_t), K = Y Y^T,
+    lambda <- project(lambda - gamma_k (K + rho I) lambda), d = sum_t lambda_t y_t.
+    The averages y take the noise out of MGDA's min-norm problem, on which lambda makes one step.
+    y starts at zero, lambda at 1 / T. Not scale-free: gamma is in the unit of 1 / ||g||^2.
+
+    Args:
+        beta, beta_sigma: rate of the averages. LibMTL: 0.5 and 0.5; beta in 0 .. 1.
+        gamma, gamma_sigma: step of lambda. LibMTL: 0.1 and 0.5.
+        rho: regularisation of lambda. LibMTL: 0.
+        project: "simplex" the Euclidean projection of the theory; "softmax" what LibMTL computes
+            in its place, which is no projection: equal numbers, not lambda, are its resting point.
+        rows: "gradients" tracks h_t = g_t; "normalized" LibMTL's h_t = L_t g_t / ||g_t||, for which
+            the norms take one more pass over the gradients and losses have to be positive; a zero
+            gradient then tracks zero. `MoCo(project="softmax", rows="normalized")` is LibMTL's.
+
+    A step with a gradient that is not finite gives a direction that is not, leaves lambda as it was
+    and the averages of the elements concerned, and is not counted. The report's Gram matrix, norms
+    and cosines are those of the averages; its weights are lambda.
+    """
+
+    paper = "arXiv 2210.12624"
+    keeps = "a row and a weight a task, a count"
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        beta: float = 0.5,
+        beta_sigma: float = 0.5,
+        gamma: float = 0.1,
+        gamma_sigma: float = 0.5,
+        rho: float = 0.0,
+        *,
+        project: Literal["simplex", "softmax"] = "simplex",
+        rows: Literal["gradients", "normalized"] = "gradients",
+    ) -> None:
+        super().__init__()
+        if not 0 < beta <= 1:
+            raise ValueError(f"beta={beta}: it must lie in 0 .. 1, without 0")
+        numbers = {"beta_sigma": beta_sigma, "gamma": gamma, "gamma_sigma": gamma_sigma, "rho": rho}
+        for name, number in numbers.items():
+            if not (math.isfinite(number) and number >= 0):
+                raise ValueError(f"{name}={number}: it must be finite and at least 0")
+        if project not in ("simplex", "softmax"):
+            raise ValueError(f'project={project!r}: choose "simplex" or "softmax"')
+        if rows not in ("gradients", "normalized"):
+            raise ValueError(f'rows={rows!r}: choose "gradients" or "normalized"')
+        self.beta, self.beta_sigma = float(beta), float(beta_sigma)
+        self.gamma, self.gamma_sigma = float(gamma), float(gamma_sigma)
+        self.rho = float(rho)
+        self.project = project
+        self.rows = rows
+        self.register_lazy("weights")
+
+    def forward(
+        self,
+        lists: Sequence[Sequence[Tensor]],
+        num_tasks: int,
+        losses: Tensor | None = None,
+    ) -> RowStep:
+        scale = ones(lists, num_tasks)
+        invalid = torch.zeros(num_tasks, dtype=torch.int64, device=scale.device)
+        if self.rows == "normalized":
+            scale, invalid = positive_losses(losses, scale, 'MoCo(rows="normalized")')
+            square = torch.zeros_like(scale)
+            for grads in lists:
+                square += ops.gram(grads, num_tasks).diagonal().to(square.device)
+            scale = scale / torch.where(square == 0, torch.inf, square.sqrt())
+        k = self.step.to(scale) + 1
+        gram = self._track(lists, num_tasks, scale, self.beta / k**self.beta_sigma)
+        if len(self.weights) == 0:
+            self.weights = torch.full_like(scale, 1 / num_tasks)
+        slope = gram @ self.weights + self.rho * self.weights
+        moved = self.weights - self.gamma / k**self.gamma_sigma * slope
+        moved = onto_simplex(moved) if self.project == "simplex" else torch.softmax(moved, dim=0)
+        finite = gram.isfinite().all()
+        self.weights = torch.where(finite, moved, self.weights)
+        self.status = torch.where(gram.diagonal().isfinite(), 0, NON_FINITE) | invalid
+        weights = torch.where(finite, moved, torch.nan)
+        return RowStep(self._combined(lists, weights), weights, gram)
+
+    def extra_repr(self) -> str:
+        return (
+            f"beta={self.beta}, beta_sigma={self.beta_sigma}, gamma={self.gamma}, "
+            f"gamma_sigma={self.gamma_sigma}, rho={self.rho}, project={self.project!r}, "
+            f"rows={self.rows!r}"
+        )
+
+
+def onto_simplex(x: Tensor) -> Tensor:
+    """The point of {w >= 0, sum w = 1} that is nearest to x, (T)."""
+    ordered = x.sort(descending=True).values
+    count = torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)
+    surplus = (ordered.cumsum(dim=0) - 1) / count
+    held = (ordered > surplus).sum()
+    return (x - surplus.gather(0, (held - 1).clamp_min(0).reshape(1))).clamp_min(0)

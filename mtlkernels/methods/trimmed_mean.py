@@ -1,0 +1,51 @@
+"""Trimmed mean: the mean over the tasks without the extremes, in each element."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import RowMethod, RowStep
+
+
+class TrimmedMean(RowMethod):
+    """Coordinate-wise trimmed mean (Yin et al., ICML 2018, arXiv 1803.01498).
+
+    In each element d is the mean of the T values that remain when the `trim` largest and the `trim`
+    smallest are left out. A rule against a few corrupted tasks or workers. A gradient that a task
+    does not have counts as zeros, as a zero row of the Jacobian does in torchjd. An infinity is an
+    extreme value and may be trimmed; a NaN reaches the direction, where torchjd sorts it to the
+    large values and may trim it. Degree 1.
+
+    Args:
+        trim: at least 0 (the plain mean) and below T / 2. torchjd's trim_number, without default
+            there; here 1, the least that trims.
+
+    There are no weights and no Gram matrix: the report has neither.
+    """
+
+    paper = "arXiv 1803.01498"
+
+    def __init__(self, trim: int = 1) -> None:
+        super().__init__()
+        if trim < 0:
+            raise ValueError(f"trim={trim}: it must not be negative")
+        self.trim = trim
+
+    def forward(
+        self,
+        lists: Sequence[Sequence[Tensor]],
+        num_tasks: int,
+        losses: Tensor | None = None,
+    ) -> RowStep:
+        if 2 * self.trim >= num_tasks:
+            raise ValueError(
+                f"trim={self.trim} leaves none of {num_tasks} tasks: it must be below half their "
+                "number"
+            )
+        return RowStep([ops.trimmed_mean(grads, num_tasks, self.trim) for grads in lists])
+
+    def extra_repr(self) -> str:
+        return f"trim={self.trim}"
