@@ -115,7 +115,7 @@ for dtype in map(inputs.DTYPES.get, sys.argv[1:] or inputs.DTYPES):
         try:
             inputs.check_gram(ops.gram(grads, num_tasks), grads, num_tasks)
             inputs.check_combine(ops.combine(grads, weights), grads, weights)
-            if name != "streamed":
+            if name != "streamed" and len(grads) < 300:
                 row_formulas.check_rows(grads, num_tasks)
         except AssertionError:
             failed.append(f"{name} {dtype}")
