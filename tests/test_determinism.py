@@ -47,7 +47,7 @@ def answers(num_tasks: int, dtype: torch.dtype) -> list[Tensor]:
     found.append(ops.trimmed_mean(grads, num_tasks, (num_tasks - 1) // 2))
     state = torch.zeros(num_tasks, len(out), dtype=torch.promote_types(dtype, torch.float32))
     found.append(ops.track_gram(grads, num_tasks, ones, torch.tensor(0.3).double(), state))
-    found += [state.clone(), ops.excess(grads, num_tasks, 1e-7, state), state]
+    found += [state.clone(), ops.excess(grads, num_tasks, 1e-7, state.square_()), state]
     return found
 
 
@@ -115,7 +115,7 @@ for dtype in map(inputs.DTYPES.get, sys.argv[1:] or inputs.DTYPES):
         try:
             inputs.check_gram(ops.gram(grads, num_tasks), grads, num_tasks)
             inputs.check_combine(ops.combine(grads, weights), grads, weights)
-            if name != "streamed":
+            if name != "streamed" and len(grads) < 300:
                 row_formulas.check_rows(grads, num_tasks)
         except AssertionError:
             failed.append(f"{name} {dtype}")
