@@ -79,6 +79,14 @@ def takes_rows(method: object) -> TypeGuard[RowWeighting]:
     return getattr(method, "family", None) == "row"
 
 
+def check_method(method: object) -> None:
+    """Raises TypeError unless method is an object that can be called; its class is not one."""
+    if isinstance(method, type) or not callable(method):
+        given = "the class" if isinstance(method, type) else "a"
+        name = method.__name__ if isinstance(method, type) else type(method).__name__
+        raise TypeError(f"method is {given} {name}: give a method, for example mtlkernels.PCGrad()")
+
+
 def aggregate(
     task_grads: TaskGrads,
     method: Weighting | RowWeighting,
@@ -202,11 +210,7 @@ def _refuse_nothing(groups: Sequence[Group]) -> None:
 
 def solve(method: Weighting, gram: Tensor, losses: Tensor | None) -> tuple[Tensor, Tensor]:
     """The method's weights and status; K's own status where the method leaves none."""
-    if not callable(method):
-        raise TypeError(
-            f"method is a {type(method).__name__}: give a Gram method, for example "
-            "mtlkernels.PCGrad()"
-        )
+    check_method(method)
     if weighs_losses(method):
         raise TypeError(
             f"{type(method).__name__} weighs losses and sees no gradients: use "
@@ -306,7 +310,7 @@ def add_direction(
         if flat is not None:
             flat.add_(direction)
         else:
-            _add_views(group, direction, params)
+            _add_grads(group, direction, params)
 
 
 def add_weighted_sum(groups: Sequence[Group], weights: Tensor, params: Sequence[Tensor]) -> None:
@@ -322,12 +326,12 @@ def add_weighted_sum(groups: Sequence[Group], weights: Tensor, params: Sequence[
         if flat is not None:
             ops.combine_out(group.grads, w, flat, 1.0)
         else:
-            _add_views(group, ops.combine(group.grads, w), members)
+            _add_grads(group, ops.combine(group.grads, w), members)
 
 
-def _add_views(group: Group, flat: Tensor, members: Sequence[Tensor]) -> None:
-    for member, view in zip(members, group.views(flat), strict=True):
+def _add_grads(group: Group, flat: Tensor, members: Sequence[Tensor]) -> None:
+    for member, grad in zip(members, group.grads_of(flat), strict=True):
         if member.grad is None:
-            member.grad = view
+            member.grad = grad
         else:
-            member.grad.add_(view)
+            member.grad.add_(grad)

@@ -15,6 +15,7 @@ from mtlkernels.aggregation import (
     add_direction,
     add_weighted_sum,
     balance,
+    check_method,
     takes_rows,
     weighs_losses,
 )
@@ -22,9 +23,9 @@ from mtlkernels.collect import (
     Losses,
     named_losses,
     task_gradients,
-    through_compiled_code,
     weighted_gradient,
 )
+from mtlkernels.graph import entries_of_one_join, outputs_of_one_compiled_function
 from mtlkernels.layout import TaskGrads, check_lengths, group_gradients
 from mtlkernels.report import Report, Status
 
@@ -59,7 +60,8 @@ def backward(
             passed over.
         method: a Gram method, for example `PCGrad()`, a row method, for example `GradDrop()`, or a
             loss method, for example `SI()`.
-        shared: the shared parameters, where they are not to be found out.
+        shared: the shared parameters, where they are not to be found out; frozen ones are passed
+            over.
         weight_heads: multiply each head's gradients by the tasks' weights too, as
             `(weights * losses).sum().backward()` would; for methods that have weights, and not with
             parts, which have several.
@@ -82,12 +84,15 @@ def backward(
     _refuse_several_ranks()
     tasks, values = named_losses(losses)
     params = check_params(params)
+    check_method(method)
     check_options(method, shared, weight_heads, parts)
     if weighs_losses(method):
         return _backward_once(tasks, values, params, method, retain_graph)
-    rows = task_gradients(values, params, retain_graph)
     if shared is None:
-        _refuse_compiled_reach(rows, values)
+        _refuse_hidden_reach(values)
+    else:
+        shared = _trainable(shared, params)
+    rows = task_gradients(values, params, retain_graph)
     stacked = _stacked(values)
     return write_gradients(
         rows,
@@ -221,11 +226,7 @@ def split(
             )
     else:
         place = {id(param): p for p, param in enumerate(params)}
-        if any(id(param) not in place for param in shared):
-            raise ValueError(
-                "shared= names a parameter that is not among the parameters that require grad"
-            )
-        chosen = {place[id(param)] for param in shared}
+        chosen = {place[id(param)] for param in _trainable(shared, params)}
         if not any(reached[p] for p in chosen):
             raise ValueError("no loss reaches any of the parameters that shared= names")
     balanced = [p for p, count in enumerate(reached) if count and p in chosen]
@@ -271,15 +272,34 @@ def check_params(params: Sequence[Tensor]) -> list[Tensor]:
     return kept
 
 
-def _refuse_compiled_reach(rows: TaskGrads, losses: Sequence[Tensor]) -> None:
-    """Compiled code hands zeros to the heads of other tasks: they would pass for shared."""
-    reach = [[grad is None for grad in row] for row in rows]
-    if len(rows) > 1 and all(row == reach[0] for row in reach) and through_compiled_code(losses):
+def _refuse_hidden_reach(losses: Sequence[Tensor]) -> None:
+    """Raises where a gradient of zeros would make another task's head pass for shared."""
+    if len(losses) < 2:
+        return
+    if outputs_of_one_compiled_function(losses):
         raise ValueError(
             "the losses come out of a torch.compile'd function, which reports a gradient, of "
             "zeros, for every parameter it knows: heads cannot be told from what is shared. Name "
             "the shared parameters with shared="
         )
+    if entries_of_one_join(losses):
+        raise ValueError(
+            "the losses are entries of one tensor that torch.cat or torch.stack put together: each "
+            "reaches, with zeros, what all of them reach, so heads cannot be told from what is "
+            "shared. Give the losses as they were before, or name the shared parameters with "
+            "shared="
+        )
+
+
+def _trainable(shared: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+    """The shared parameters that require grad; raises where one is not among the parameters."""
+    trainable = [param for param in shared if param.requires_grad]
+    known = {id(param) for param in params}
+    if any(id(param) not in known for param in trainable):
+        raise ValueError(
+            "shared= names a parameter that is not among the parameters that require grad"
+        )
+    return trainable
 
 
 def _refuse_several_ranks() -> None:

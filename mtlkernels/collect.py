@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
+
+from mtlkernels.graph import root
 
 Losses = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
 
@@ -77,11 +78,11 @@ def task_gradients(
     rows: list[list[Tensor | None]] = []
     for t, loss in enumerate(losses):
         retain = retain_graph or t < len(losses) - 1
-        root, cotangent = _root(loss)
+        start, cotangent = root(loss)
         rows.append(
             list(
                 torch.autograd.grad(
-                    root, params, grad_outputs=cotangent, retain_graph=retain, allow_unused=True
+                    start, params, grad_outputs=cotangent, retain_graph=retain, allow_unused=True
                 )
             )
         )
@@ -118,65 +119,3 @@ def weighted_gradient(
             allow_unused=True,
         )
     )
-
-
-# What may stand between torch.stack(losses) and a loss without mixing entries: x + a, x * a, ...
-_ENTRYWISE = ("Mul", "Div", "Add", "Sub", "Neg", "ToCopy", "Alias", "View", "Clone")
-
-
-def _root(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor]:
-    """Where the backward of a loss starts, and with which cotangent.
-
-    An entry of `torch.stack(losses)`, scaled or not, is traced back to the loss it was: through the
-    stack it would reach every parameter that any of the losses reaches, with zeros.
-    """
-    one = torch.ones_like(loss)
-    entry, number = _only_input(loss.grad_fn, loss.output_nr)
-    if entry is None or torch.compiler.is_compiling():
-        return loss, one
-    stack, _ = _only_input(*entry.next_functions[0])
-    if entry.name() == "UnbindBackward0":
-        index = number
-    elif entry.name() == "SelectBackward0":
-        index = entry._saved_index  # type: ignore[attr-defined]
-        index = index - 2**64 if index >= 2**63 else index
-    else:
-        return loss, one
-    if stack is None or stack.name() != "StackBackward0":
-        return loss, one
-    node, output = stack.next_functions[index]
-    if node is None:
-        raise ValueError(
-            f"loss {index} of the stack has no graph: it was computed under no_grad, detached, or "
-            "from nothing that requires grad"
-        )
-    (row,) = torch.autograd.grad(loss, GradientEdge(stack, 0), one, retain_graph=True)
-    return GradientEdge(node, output), row[index]
-
-
-def _only_input(node: Node | None, number: int) -> tuple[Node | None, int]:
-    """The first node at or behind this one that is not entrywise, and which output of it."""
-    while node is not None and node.name().removesuffix("Backward0") in _ENTRYWISE:
-        inputs = [(fn, nr) for fn, nr in node.next_functions if fn is not None]
-        if len(inputs) != 1:
-            return None, 0
-        node, number = inputs[0]
-    return node, number
-
-
-def through_compiled_code(losses: Sequence[Tensor]) -> bool:
-    """Whether a loss's graph holds the backward of a torch.compile'd function.
-
-    Such a backward is one node: it hands a gradient, of zeros, to every parameter it knows.
-    """
-    todo = [loss.grad_fn for loss in losses]
-    seen: set[Node] = set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CompiledFunctionBackward":
-            return True
-        seen.add(node)
-        todo.extend(fn for fn, _ in node.next_functions)
-    return False

@@ -43,13 +43,20 @@ class Group:
     def views(self, flat: Tensor) -> list[Tensor]:
         """The parameters' views of a flat direction, in their own shapes and strides."""
         places = zip(self.shapes, self.strides, self.offsets, strict=False)
-        views = [flat.as_strided(shape, stride, at) for shape, stride, at in places]
-        for view in views:
-            view._mtl_flat = flat  # type: ignore[attr-defined]  # how flat_behind knows its own
-        return views
+        return [flat.as_strided(shape, stride, at) for shape, stride, at in places]
+
+    def grads_of(self, flat: Tensor) -> list[Tensor]:
+        """The same as tensors of their own, as a .grad is: not views to autograd.
+
+        So `grad.detach_()` works, and writing to one does not count as writing to the others.
+        """
+        own = [view.data for view in self.views(flat)]
+        for grad in own:
+            grad._mtl_flat = flat  # type: ignore[attr-defined]  # how flat_behind knows its own
+        return own
 
     def flat_behind(self, views: Sequence[Tensor | None]) -> Tensor | None:
-        """The flat direction that P tensors are this group's `views` of, or None.
+        """The flat direction that P tensors are this group's `grads_of`, or None.
 
         Tensors that only lie in memory as such views would are not taken for them: what stands
         between them, padding to us, would be somebody else's.

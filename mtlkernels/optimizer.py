@@ -7,6 +7,7 @@ and copy a method's state are new.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,21 @@ class _Balancing:
     shared: list[Tensor] | None
     weight_heads: bool
     parts: list[list[Tensor]] | None
+    warned: bool = False
+
+    def check_learnt(self, params: Sequence[Tensor]) -> None:
+        """Warns once where the method learns and the optimizer does not hold what it learns."""
+        if self.warned or not isinstance(self.method, LossMethod):
+            return
+        known = {id(param) for param in params}
+        if all(id(param) in known for param in self.method.parameters()):
+            return
+        self.warned = True
+        warnings.warn(
+            f"{type(self.method).__name__} learns parameters that are in none of the optimizer's "
+            "groups: add_param_group them, or step and zero them yourself",
+            stacklevel=3,
+        )
 
 
 class MTLOptimizer(torch.optim.Optimizer):
@@ -95,6 +111,7 @@ class MTLOptimizer(torch.optim.Optimizer):
             TypeError, ValueError: as `mtlkernels.backward`; nothing has been written then.
         """
         params = [p for group in self.param_groups for p in group["params"]]
+        self._mtl.check_learnt(params)
         return backward(
             losses,
             params,
@@ -162,6 +179,7 @@ def _wrap(
             'example mtlkernels.PCGrad(), or its name, "pcgrad"'
         )
     check_options(method, shared, weight_heads, parts)
+    _take_method_state(base, method)
     chosen = None if shared is None else list(shared)
     listed = None if parts is None else [list(part) for part in parts]
     base._mtl = _Balancing(method, chosen, weight_heads, listed)  # type: ignore[attr-defined]
@@ -172,6 +190,23 @@ def _wrap(
 def _fixed(method: GramMethod | LossMethod | RowMethod, keys: Iterable[str]) -> set[str]:
     """The keys of a method's state that it has before its first call too."""
     return {key for key in keys if not key.startswith(method.growing)}
+
+
+def _take_method_state(base: torch.optim.Optimizer, method: torch.nn.Module) -> None:
+    """Moves a method's state that base loaded before the wrapping from its groups to the method."""
+    group = base.param_groups[0]
+    kept = {key[len(_PREFIX) :]: group[key] for key in group if key.startswith(_PREFIX)}
+    if not kept:
+        return
+    if kept.keys() != method.state_dict().keys():
+        raise ValueError(
+            f"base holds the state of another method ({', '.join(kept)}) than "
+            f"{type(method).__name__}: wrap it with that method, or load the state dict after "
+            "wrapping"
+        )
+    method.load_state_dict(kept)
+    for key in kept:
+        del group[_PREFIX + key]
 
 
 _classes: dict[type[torch.optim.Optimizer], type[MTLOptimizer]] = {}

@@ -30,9 +30,10 @@ PYTHON: dict[str, set[str] | None] = {
     "layout": {"ops"},
     "methods": {"ops", "methods"},
     "report": set(),
-    "collect": {"layout"},
+    "graph": set(),
+    "collect": {"graph", "layout"},
     "aggregation": {"layout", "ops", "report"},
-    "backprop": {"collect", "aggregation", "layout", "report"},
+    "backprop": {"collect", "aggregation", "graph", "layout", "report"},
     "optimizer": {"backprop", "methods", "report", "collect"},
     "demo": ANYTHING,
 }
