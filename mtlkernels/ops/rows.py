@@ -114,7 +114,7 @@ def excess(grads: Sequence[Tensor], num_tasks: int, eps: float, state: Tensor) -
         grads: gradient list of T * P tensors.
         num_tasks: T.
         eps: at least 0, in the unit of the squared gradients.
-        state: as `track_gram`.
+        state: as `track_gram`, and nowhere negative.
 
     Returns:
         (T) float64.
