@@ -34,7 +34,7 @@ def hard_gram(kind: str, T: int, seed: int) -> Tensor:
     elif kind == "nearly-parallel":
         G = G[:1] + 1e-4 * random_rows(T, 100, seed + 1)
     elif kind.startswith("conflicting"):
-        G = G - 0.95 * G.mean(dim=0)
+        G = G - 0.98 * G.mean(dim=0)
     if kind.endswith("scaled"):
         G = G * 10 ** (8 * torch.rand(T, 1, generator=torch.Generator().manual_seed(seed)) - 4)
     return G @ G.T

@@ -8,10 +8,11 @@ namespace mtlkernels {
 // The relative rounding of a K whose products are float32, with a margin.
 constexpr double kNoise = 1e-6;
 
-// A vector of length `length` that is a sum of terms whose lengths add up to `terms` is known to half of its own length
-// or better only where K's rounding, which counts with the terms' product, stays below that. Also false where it is NaN.
+// A vector of length `length` that is a sum of terms whose lengths add up to `terms`: K's rounding counts with the terms'
+// product, so below that its own length is not known, and with kNoise's margin to a third or better above. Also false
+// where it is NaN.
 MTLKERNELS_HOST_DEVICE inline bool stands_out(double length, double terms) {
-  return kNoise * terms * terms <= 0.25 * length * length;
+  return kNoise * terms * terms <= length * length;
 }
 
 // The cosines and norms of the tasks that take part, the norms as shares of the largest, which is returned.

@@ -33,7 +33,7 @@ def task_status(gram: Tensor) -> Tensor:
 
 def stands_out(length: float, terms: float) -> bool:
     """Whether a vector of this length, a sum of terms of these lengths, exceeds K's rounding."""
-    return NOISE * terms * terms <= 0.25 * length * length  # also False where it is NaN
+    return NOISE * terms * terms <= length * length  # also False where it is NaN
 
 
 def with_ridge(K: Tensor) -> Tensor:
