@@ -142,7 +142,10 @@ def excess(grads: Sequence[Tensor], num_tasks: int, eps: float, state: Tensor) -
             grown = row + square
             terms = torch.where(square == 0, square, square / (grown + eps).sqrt())
             terms = torch.where(grown.isfinite(), terms, torch.nan)
-            e[t] += terms.to(torch.float64).sum()
+            # as gram's sums: one long one would depend on the number of threads
+            for piece in terms.to(torch.float64).split(1 << 18):
+                blocks = torch.nn.functional.pad(piece, (0, -len(piece) % 1024))
+                e[t] += blocks.reshape(-1, 1024).sum(dim=1).sum()
             row.copy_(torch.where(grown.isfinite(), grown, row))
     return e
 
