@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtlkernels
-from mtlkernels import AlignedMTL, AvgNorm, CAGrad, ConFIG, NashMTL, PCGrad
+from mtlkernels import AlignedMTL, AvgNorm, CAGrad, ConFIG, NashMTL, PCGrad, Status
+from mtlkernels.ops import NormScale
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -112,6 +113,35 @@ def test_avgnorm_median_of_an_odd_number_is_the_middle_one() -> None:
     G = torch.diag(torch.tensor([5.0, 1.0, 3.0], dtype=torch.float64))
     got = G.T @ AvgNorm("median")(G @ G.T)
     torch.testing.assert_close(got, torch.full((3,), 3.0).double())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("rest", "drowns"), [(0.1, False), (1e-4, True), (1e-5, True), (0, True)])
+def test_avgnorm_says_where_the_sum_drowns_in_rounding(
+    scale: str, rest: float, drowns: bool
+) -> None:
+    g, h = torch.randn(2, 3000, generator=torch.Generator().manual_seed(0))
+    grads = [[g], [-g + rest * h], [torch.zeros(3000)]]
+    method = AvgNorm(scale)
+    _, report = mtlkernels.aggregate(grads, method)
+    K = mtlkernels.ops.gram([row[0] for row in grads], 3)
+    flag = Status.ILL_CONDITIONED if drowns and scale == "sum" else 0
+    plain, status = mtlkernels.reference.avgnorm(K, int(NormScale[scale.upper()]), 1.0)
+    expected = [flag, flag, Status.ZERO_GRADIENT]
+    assert method.status.tolist() == status.tolist() == expected
+    length = {"sum": float(K.sum().clamp_min(0).sqrt())}.get(scale)
+    if length is not None:
+        unit = torch.tensor([length, length, 0.0], dtype=torch.float64)
+        expected_weights = unit / K.diagonal().sqrt().clamp_min(1e-30)
+        for weights in (report.weights, plain):
+            torch.testing.assert_close(weights, expected_weights, rtol=1e-12, atol=0)
+
+
+def test_avgnorm_names_only_what_is_not_finite() -> None:
+    K = torch.ones(3, 3, dtype=torch.float64)
+    K[1] = K[:, 1] = math.nan
+    for answer in (mtlkernels.ops.avgnorm, mtlkernels.reference.avgnorm):
+        assert answer(K, int(NormScale.SUM), 1.0)[1].tolist() == [0, Status.NON_FINITE, 0]
 
 
 # ------------------------------------------------------------------- lookup and wrong arguments

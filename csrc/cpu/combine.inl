@@ -1,5 +1,6 @@
 // Weighted sum of T rows: out[k] = beta out[k] + sum_t w_t x_t[k], accumulated in the accumulator's type in the order
 // of the tasks and rounded once. Reads every row once and writes `out` once: (T + 1) elements of traffic each.
+// Factors that a float32 sum would lose or blow up are added up in float64 instead.
 
 constexpr int kTogether = 8;  // rows of one pass over the accumulators
 
@@ -96,11 +97,35 @@ int64_t pass(const void* const* rows, const double* weights, int64_t tasks, int6
   return count;
 }
 
+// A float32 accumulation in float64: factors and products keep the range they have there.
+template <class S>
+MTLKERNELS_NOINLINE void combine_wide(const void* const* rows, const double* weights, int64_t tasks, int64_t length,
+                                      S* out, double beta, bool stream) {
+  double sum[kChunk<double>];
+  float rounded[kChunk<double>];
+  for (int64_t begin = 0; begin < length; begin += kChunk<double>) {
+    const int64_t n = std::min(kChunk<double>, length - begin);
+    for (int64_t k = 0; k < n; ++k) sum[k] = beta == 0 ? 0.0 : beta * widen(out[begin + k]);
+    for (int64_t t = 0; t < tasks; ++t) {
+      const S* x = static_cast<const S*>(rows[t]) + begin;
+      for (int64_t k = 0; k < n; ++k) sum[k] += weights[t] * widen(x[k]);
+    }
+    for (int64_t k = 0; k < n; ++k) rounded[k] = static_cast<float>(sum[k]);
+    store_run<S>(rounded, n, out + begin, stream);
+  }
+  if (stream) store_fence();
+}
+
 template <class S>
 void combine(const void* const* rows, const double* weights, int64_t tasks, int64_t length, void* out_memory,
              double beta, bool stream) {
   using A = accumulator_t<S>;
   S* const out = static_cast<S*>(out_memory);
+  if constexpr (!std::is_same_v<A, double>) {
+    bool wide = outside_float(beta);
+    for (int64_t t = 0; t < tasks; ++t) wide = wide || outside_float(weights[t]);
+    if (wide) return combine_wide(rows, weights, tasks, length, out, beta, stream);
+  }
   const S* x[kTogether];
   A w[kTogether];
   if constexpr (std::is_same_v<S, A>) {  // nothing to round and one pass: no need to gather a chunk before it is stored

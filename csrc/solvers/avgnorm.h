@@ -2,7 +2,7 @@
 // for every S taken from them, 0 for a constant.
 #pragma once
 
-#include "screen.h"
+#include "cosines.h"
 
 namespace mtlkernels {
 
@@ -42,6 +42,10 @@ MTLKERNELS_HOST_DEVICE void avgnorm(const Lanes& lanes, const double* K, int tas
     for (int i = 0; i < tasks; ++i)
       for (int j = 0; j < tasks; ++j) square += K[i * tasks + j];
     length = std::sqrt(square > 0 ? square : 0.0);
+    double terms = 0;
+    for (int a = 0; a < count; ++a) terms += norm[a];
+    if (!stands_out(length, terms))  // S is K's rounding then; it turns no direction, so the weights stay
+      for (int a = lanes.lane; a < count; a += lanes.lanes) status[active[a]] |= kIllConditioned;
   } else if (scale != NormScale::kConstant) {
     double largest = norm[0], smallest = norm[0], sum = 0, squares = 0, inverses = 0;
     for (int a = 0; a < count; ++a) {

@@ -20,7 +20,8 @@ class AvgNorm(GramMethod):
 
     Args:
         scale: S. "sum", the norm of the summed gradients, is the paper's rule as far as it is
-            known; it vanishes where the gradients cancel. "max", "mean", "rms", "median" (of an
+            known; it vanishes where the gradients cancel, and where it drowns in the Gram matrix's
+            rounding the status says ILL_CONDITIONED. "max", "mean", "rms", "median" (of an
             even number the mean of the middle two), "min" and "harmonic" (the harmonic mean) are
             statistics of the norms: "rms" is NTKMTL with one sample a task, "max" is DB-MTL without
             its average and logarithm, "harmonic" is SLW. A positive number is S itself.

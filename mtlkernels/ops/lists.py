@@ -68,7 +68,8 @@ def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:
     """The weighted sum of T gradients as one flat vector, d = sum_t w_t g_t.
 
     Reads every gradient once and writes the direction once. Accumulates in float32 (float64 for
-    float64 input) in the order of the tasks, and rounds once. Differentiable, in reverse mode only.
+    float64 input) in the order of the tasks, and rounds once. A weight that is not zero and whose
+    size lies outside 1e-30 .. 1e30 makes that float64. Differentiable, in reverse mode only.
 
     Args:
         grads: gradient list of T * P tensors.
@@ -180,7 +181,7 @@ def _combine_backward(ctx: Any, cotangent: Tensor) -> tuple[list[Tensor], Tensor
     T = weights.numel()
     pieces = _pieces(cotangent, grads, T)
     to_grads = [
-        (weights[t] * piece).to(piece.dtype) if grad.numel() else torch.zeros_like(grad)
+        (weights[t] * piece.double()).to(piece.dtype) if grad.numel() else torch.zeros_like(grad)
         for t in range(T)
         for piece, grad in zip(pieces, grads[t * len(pieces) :], strict=False)
     ]

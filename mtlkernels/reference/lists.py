@@ -88,7 +88,10 @@ def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 
 def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: float) -> None:
-    """out <- beta * out + sum_t w_t g_t, accumulated in float32 (float64) and rounded once."""
+    """out <- beta * out + sum_t w_t g_t, accumulated in float64 and rounded once.
+
+    In float32 a weight may be infinite or zero whose product with its gradient is neither.
+    """
     _check_weights(weights)
     num_tasks = weights.numel()
     models = check_list(grads, num_tasks)
@@ -99,20 +102,16 @@ def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: flo
         raise RuntimeError(
             f"out must be a contiguous vector of {offsets[-1]} elements, as combine returns it"
         )
-    wide = torch.float64 if out.dtype == torch.float64 else torch.float32
-    w = weights.to(wide)
     for p, model in enumerate(models):
         if model is None:
             continue
         n = model.numel()
         place = out[offsets[p] : offsets[p] + n]
-        total = (
-            torch.zeros(n, dtype=wide, device=out.device) if beta == 0 else beta * place.to(wide)
-        )
+        total = torch.zeros_like(place, dtype=torch.float64) if beta == 0 else beta * place.double()
         for t in range(num_tasks):
             grad = grads[t * len(models) + p]
             if grad.numel():
-                total = total + w[t] * grad.reshape(-1).to(wide)
+                total = total + weights[t] * grad.reshape(-1).double()
         place.copy_(total)
         out[offsets[p] + n : offsets[p + 1]] = 0
 

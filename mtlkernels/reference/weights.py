@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,11 @@ def task_status(gram: Tensor) -> Tensor:
     return torch.where(bad, NON_FINITE, torch.where(square == 0, ZERO_GRADIENT, 0))
 
 
-def stands_out(length: float, terms: float) -> bool:
+@overload
+def stands_out(length: float, terms: float) -> bool: ...
+@overload
+def stands_out(length: Tensor, terms: Tensor) -> Tensor: ...
+def stands_out(length: float | Tensor, terms: float | Tensor) -> bool | Tensor:
     """Whether a vector of this length, a sum of terms of these lengths, exceeds K's rounding."""
     return NOISE * terms * terms <= length * length  # also False where it is NaN
 
@@ -128,4 +134,7 @@ def avgnorm(gram: Tensor, scale: int, constant: float) -> tuple[Tensor, Tensor]:
         7: lambda: count / torch.where(takes_part, 1 / norm, 0.0).sum(),
         6: lambda: torch.full_like(norm[0], constant),
     }[scale]()
+    if scale == 0:
+        flagged = takes_part & (status != NON_FINITE).all() & ~stands_out(length, norm.sum())
+        status = torch.where(flagged, ILL_CONDITIONED, status)
     return finish(length / norm, status)
