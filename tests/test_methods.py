@@ -134,7 +134,9 @@ def test_avgnorm_says_where_the_sum_drowns_in_rounding(
         unit = torch.tensor([length, length, 0.0], dtype=torch.float64)
         expected_weights = unit / K.diagonal().sqrt().clamp_min(1e-30)
         for weights in (report.weights, plain):
-            torch.testing.assert_close(weights, expected_weights, rtol=1e-12, atol=0)
+            # the sum cancels: its order of addition shows in what is left
+            rtol = 1e-4 if drowns else 1e-12
+            torch.testing.assert_close(weights, expected_weights, rtol=rtol, atol=0)
 
 
 def test_avgnorm_names_only_what_is_not_finite() -> None:
