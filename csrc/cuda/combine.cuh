@@ -5,7 +5,7 @@
 // Segments are walked from the last to the first: what the Gram matrix read last is read first, from the cache.
 #pragma once
 
-#include "table.cuh"
+#include "columns.cuh"
 
 namespace mtlkernels::cuda {
 
@@ -22,13 +22,12 @@ struct WeightVector {
 };
 
 // A chunk of the direction. kMany: more tasks than kRows, which are then taken kRows at a time.
-template <bool kWhole, bool kMany, class S, int kRows, int kWords>
-__device__ void combine_chunk(const Walk<kWords>& walk, const accumulator_t<S>* weight, S* out, double beta,
-                              bool rows_aligned, bool out_aligned) {
+template <bool kMany, int kRows, bool kWhole, class S, int kWords>
+__device__ void combine_chunk(const Walk<kWords>& walk, const Access<kWhole>& access, const accumulator_t<S>* weight,
+                              S* out, double beta) {
   using A = accumulator_t<S>;
   constexpr int kStep = Pack<S>::kCount * kWarp;
   [[maybe_unused]] constexpr int kUnroll = kWhole ? 8 / kRows : 1;
-  const Table<kWords>& table = *walk.table;
   const int length = kWhole ? kChunk : walk.length();
   S* const to = out + walk.flat();
 #pragma unroll kUnroll
@@ -41,16 +40,12 @@ __device__ void combine_chunk(const Walk<kWords>& walk, const accumulator_t<S>* 
       for (int e = 0; e < Pack<S>::kCount; ++e)
         if (at + e < length) sum[e] = static_cast<A>(beta) * widen(to[at + e]);
     }
-    for (int first = 0; first < (kMany ? table.tasks : 1); first += kRows) {
+    for (int first = 0; first < (kMany ? walk.table->tasks : 1); first += kRows) {
       Pack<S> pack[kRows];
+      read_rows(pack, walk, first, at, length, access);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        const S* row = first + r < table.tasks ? table.template row<S>(walk.param, first + r) : nullptr;
-        if (row) pack[r] = kWhole ? read_whole(row + walk.begin + at) : read_pack(row + walk.begin, at, length, rows_aligned);
-      }
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (first + r >= table.tasks || !table.template row<S>(walk.param, first + r)) continue;
+        if (!row_of_chunk<S>(walk, first + r)) continue;
 #pragma unroll
         for (int e = 0; e < Pack<S>::kCount; ++e) sum[e] = fma(weight[first + r], A(widen(pack[r].element[e])), sum[e]);
       }
@@ -58,7 +53,7 @@ __device__ void combine_chunk(const Walk<kWords>& walk, const accumulator_t<S>* 
     Pack<S> answer;
 #pragma unroll
     for (int e = 0; e < Pack<S>::kCount; ++e) answer.element[e] = narrow(sum[e], S{});
-    write_pack(answer, to, at, length, out_aligned);
+    write_pack(answer, to, at, length, access.out_aligned);
   }
 }
 
@@ -71,28 +66,9 @@ __global__ void __launch_bounds__(kThreads, 4)
   __shared__ A weight[kMany ? kMaxListTasks : kRows];
   for (int t = static_cast<int>(threadIdx.x); t < table.tasks; t += kThreads) weight[t] = weights.template at<A>(t);
   __syncthreads();
-  const bool out_aligned = is_aligned(out);
-  Walk<kWords> walk(table, portion, portion.last - 1 - static_cast<int64_t>(blockIdx.x));
-  for (walk.skip(warp_of_thread()); walk.more(); walk.skip(kWarps)) {
-    bool aligned = true;
-    for (int t = 0; t < table.tasks; ++t) aligned = aligned && is_aligned(table.template row<S>(walk.param, t));
-    if (aligned && out_aligned && walk.length() == kChunk) {
-      combine_chunk<true, kMany, S, kRows>(walk, weight, out, beta, true, true);
-    } else {
-      combine_chunk<false, kMany, S, kRows>(walk, weight, out, beta, aligned, out_aligned);
-    }
-    const int64_t numel = table.numel(walk.param);
-    if (walk.begin + walk.length() == numel)
-      for (int64_t k = numel + lane_of_thread(); k < align_up(numel); k += kWarp) out[table.offset(walk.param) + k] = S{};
-  }
-}
-
-template <class S, int kRows, bool kMany>
-void combine_rows(const Plan& plan, const std::vector<const void*>& rows, int64_t tasks, const WeightVector& weights,
-                  S* out, double beta, Stream stream) {
-  for_each_table(plan, rows, tasks, [&]<int kWords>(const Table<kWords>& table, const Portion& portion) {
-    const dim3 grid(static_cast<unsigned>(portion.last - portion.first));
-    launch(combine_kernel<S, kRows, kMany, kWords>, grid, kThreads, stream, table, portion, weights, out, beta);
+  const int64_t segment = portion.last - 1 - static_cast<int64_t>(blockIdx.x);
+  for_each_chunk(table, portion, segment, out, [&](const auto& walk, const auto& access) {
+    combine_chunk<kMany, kRows>(walk, access, weight, out, beta);
   });
 }
 
@@ -100,11 +76,13 @@ void combine_rows(const Plan& plan, const std::vector<const void*>& rows, int64_
 template <class S>
 void combine(const Plan& plan, const std::vector<const void*>& rows, int64_t tasks, const WeightVector& weights,
              void* out, double beta, Stream stream) {
-  S* const flat = static_cast<S*>(out);
-  if (tasks <= 2) return combine_rows<S, 2, false>(plan, rows, tasks, weights, flat, beta, stream);
-  if (tasks <= 4) return combine_rows<S, 4, false>(plan, rows, tasks, weights, flat, beta, stream);
-  if (tasks <= 8) return combine_rows<S, 8, false>(plan, rows, tasks, weights, flat, beta, stream);
-  combine_rows<S, 8, true>(plan, rows, tasks, weights, flat, beta, stream);
+  with_rows(tasks, [&]<int kRows, bool kMany>() {
+    for_each_table(plan, rows, tasks, [&]<int kWords>(const Table<kWords>& table, const Portion& portion) {
+      const dim3 grid(static_cast<unsigned>(portion.last - portion.first));
+      launch(combine_kernel<S, kRows, kMany, kWords>, grid, kThreads, stream, table, portion, weights,
+             static_cast<S*>(out), beta);
+    });
+  });
 }
 
 }  // namespace mtlkernels::cuda

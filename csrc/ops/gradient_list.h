@@ -100,4 +100,15 @@ inline void check_out(const Tensor& out, const Tensor& grad, int64_t length) {
         " elements, as combine returns it");
 }
 
+inline void check_trim(int64_t trim, int64_t tasks) {
+  check(trim >= 0 && 2 * trim < tasks, "trim = ", trim, " leaves none of ", tasks,
+        " values: it must be at least 0 and below half the number of tasks");
+}
+
+// Memory for a direction as combine lays it out.
+inline Tensor flat_direction(const Tensor& model, const Plan& plan) {
+  const int64_t length = plan.flat_length();
+  return torch::stable::new_empty(model, {&length, 1});
+}
+
 }  // namespace mtlkernels::ops

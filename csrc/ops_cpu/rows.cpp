@@ -14,11 +14,6 @@ namespace {
 
 namespace mtl = mtlkernels;
 
-Tensor flat_direction(const Tensor& model, const mtl::Plan& plan) {
-  const int64_t length = plan.flat_length();
-  return torch::stable::new_empty(model, {&length, 1});
-}
-
 Tensor graddrop(std::vector<Tensor> grads, int64_t num_tasks, Tensor seed, Tensor step, Tensor leak) {
   const GradientList list(grads, num_tasks);
   const double* leaks = task_vector(leak, "leak", num_tasks, grads[0], "the gradient");
@@ -31,8 +26,7 @@ Tensor graddrop(std::vector<Tensor> grads, int64_t num_tasks, Tensor seed, Tenso
 
 Tensor trimmed_mean(std::vector<Tensor> grads, int64_t num_tasks, int64_t trim) {
   const GradientList list(grads, num_tasks);
-  check(trim >= 0 && 2 * trim < num_tasks, "trim = ", trim, " leaves none of ", num_tasks,
-        " values: it must be at least 0 and below half the number of tasks");
+  check_trim(trim, num_tasks);
   const mtl::Plan plan = list.plan();
   Tensor out = flat_direction(grads[0], plan);
   mtl::cpu::trimmed_mean(plan, list.rows, num_tasks, list.dtype, trim, out.mutable_data_ptr(), kParallelFor);

@@ -2,27 +2,10 @@
 // mtlkernels/ops/lists.py.
 #include "../cuda/combine.cuh"
 #include "../cuda/gram.cuh"
-#include "../ops/gradient_list.h"
-#include "device.cuh"
+#include "lists.cuh"
 
 namespace mtlkernels::ops_cuda {
 namespace {
-
-// Calls body with a value of the element type.
-template <class Body>
-void with_element(DType dtype, const Body& body) {
-  switch (dtype) {
-    case DType::kFloat32: return body(float{});
-    case DType::kFloat64: return body(double{});
-    case DType::kBFloat16: return body(cuda::BFloat16{});
-    case DType::kFloat16: return body(cuda::Float16{});
-  }
-}
-
-void check_tasks(int64_t tasks) {
-  check(tasks <= cuda::kMaxListTasks, "the CUDA kernels take at most ", cuda::kMaxListTasks, " tasks, got ", tasks,
-        ": pass fewer, or set MTLKERNELS_BACKEND=reference before the import");
-}
 
 Tensor gram(std::vector<Tensor> grads, int64_t num_tasks) {
   const GradientList list(grads, num_tasks);
