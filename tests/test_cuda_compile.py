@@ -57,6 +57,18 @@ def test_list_kernels_keep_their_sums_in_registers() -> None:
         assert registers * THREADS * 2 <= REGISTERS, f"{name} takes {registers} registers"
 
 
+def test_graddrop_keeps_its_rows_in_registers() -> None:
+    output, report = cubin(ROOT / "csrc" / "ops_cuda" / "rows.cu")
+    found = kernels(report)
+    assert len([name for name, _, _ in found if "graddrop_kernel" in name]) == 4 * 4 * 2
+    for name, registers, spilled in found:
+        assert spilled == 0, f"{name} spills {spilled} bytes"
+        assert registers * THREADS * 4 <= REGISTERS, f"{name} takes {registers} registers"
+    for name, code in machine_code(output).items():
+        assert re.search(r"LDG\.E\.128", code), f"{name} has no 16-byte load"
+        assert re.search(r"STG\.E\.128", code), f"{name} has no 16-byte store"
+
+
 def machine_code(path: Path) -> dict[str, str]:
     """The machine code of each function of a cubin."""
     printed = path.with_name(path.name + ".sass")

@@ -22,7 +22,7 @@ SANITIZERS = {
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-@pytest.mark.parametrize("program", ["lists", "solvers"])
+@pytest.mark.parametrize("program", ["lists", "rows", "solvers"])
 def test_program(program: str, sanitizer: str) -> None:
     source = FOLDER / f"{program}.cpp"
     flags = [*FLAGS, *WARNINGS, *SANITIZERS[sanitizer]]

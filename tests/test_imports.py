@@ -54,7 +54,7 @@ CPP: dict[str, str] = {
     r"ops/\w+\.h": rf"{STANDARD}|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
     r'|"\w+\.h"|"\.\./(plan|dtype|solvers/\w+)\.h"',
     r"cuda/\w+\.cuh": rf"{STANDARD}|<cuda_runtime\.h>|\"cuda_on_cpu\.h\""
-    r'|"\w+\.cuh"|"\.\./(plan|dtype|solvers/\w+)\.h"',
+    r'|"\w+\.cuh"|"\.\./(plan|dtype|philox|solvers/\w+)\.h"',
     r"ops_cuda/\w+\.cuh?": rf"{STANDARD}|<dlfcn\.h>"
     r"|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
     r'|"\w+\.cuh"|"\.\./(cuda/\w+\.cuh|(plan|(ops|solvers)/\w+)\.h)"',

@@ -66,9 +66,10 @@ __global__ void __launch_bounds__(kThreads, 4)
   __shared__ A weight[kMany ? kMaxListTasks : kRows];
   for (int t = static_cast<int>(threadIdx.x); t < table.tasks; t += kThreads) weight[t] = weights.template at<A>(t);
   __syncthreads();
+  const A* const factors = weight;
   const int64_t segment = portion.last - 1 - static_cast<int64_t>(blockIdx.x);
   for_each_chunk(table, portion, segment, out, [&](const auto& walk, const auto& access) {
-    combine_chunk<kMany, kRows>(walk, access, weight, out, beta);
+    combine_chunk<kMany, kRows>(walk, access, factors, out, beta);
   });
 }
 

@@ -108,10 +108,11 @@ __global__ void __launch_bounds__(kThreads, 4)
   __shared__ A leak[kMany ? kMaxListTasks : kRows];
   for (int t = static_cast<int>(threadIdx.x); t < table.tasks; t += kThreads) leak[t] = static_cast<A>(drawing.leaks[t]);
   __syncthreads();
+  const A* const leaks = leak;
   const auto seed = static_cast<uint64_t>(*drawing.seed), step = static_cast<uint64_t>(*drawing.step);
   const int64_t segment = portion.first + static_cast<int64_t>(blockIdx.x);
   for_each_chunk(table, portion, segment, out, [&](const auto& walk, const auto& access) {
-    graddrop_chunk<kMany, kRows>(walk, access, seed, step, leak, out);
+    graddrop_chunk<kMany, kRows>(walk, access, seed, step, leaks, out);
   });
 }
 

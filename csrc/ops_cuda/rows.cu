@@ -1,5 +1,5 @@
-// Registration of the CUDA kernels of the row methods: element-wise directions. Schemas are defined in
-// mtlkernels/ops/rows.py. track_gram and excess have none: they are plain torch on CUDA.
+// Registration of the CUDA kernel of GradDrop. Schemas are defined in mtlkernels/ops/rows.py. The
+// others of that file, trimmed_mean, track_gram and excess, have none: they are plain torch on CUDA.
 #include "../cuda/graddrop.cuh"
 #include "lists.cuh"
 
