@@ -234,14 +234,6 @@ class RowMethod(Method):
         """
 
 
-def check_gram(gram: Tensor) -> None:
-    """Raises RuntimeError unless gram is what the ops take: for those that compute on it first."""
-    if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] < 1:
-        raise RuntimeError("gram must be a square matrix")
-    if gram.dtype != torch.float64:
-        raise RuntimeError("gram must be float64, as ops.gram returns it")
-
-
 def check_reduction(reduction: str) -> None:
     """Raises ValueError unless reduction is "sum" or "mean"."""
     if reduction not in ("sum", "mean"):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import INVALID_LOSS, GramMethod, check_gram
+from mtlkernels.methods.base import INVALID_LOSS, GramMethod
 
 
 class _Preconditioned(GramMethod):
@@ -39,7 +39,7 @@ class _Preconditioned(GramMethod):
         return losses
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
-        check_gram(gram)
+        ops.check_gram(gram)
         if not self._needs_losses:
             return self._solve(gram, losses)
         if losses is None:

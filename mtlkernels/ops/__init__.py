@@ -12,7 +12,13 @@ tensors are read in place, others are copied first.
 
 from mtlkernels.ops.convex import IMGradForm, dualproj, imgrad, mgda, upgrad
 from mtlkernels.ops.fair import fairgrad
-from mtlkernels.ops.library import FLOAT_DTYPES, LIBRARY, MAX_NATIVE_TASKS, SCHEMAS
+from mtlkernels.ops.library import (
+    FLOAT_DTYPES,
+    LIBRARY,
+    MAX_NATIVE_TASKS,
+    SCHEMAS,
+    check_gram,
+)
 from mtlkernels.ops.lists import combine, combine_out, cross_gram, flat_offsets, gram
 from mtlkernels.ops.rows import excess, graddrop, track_gram, trimmed_mean
 from mtlkernels.ops.solvers import (
@@ -41,6 +47,7 @@ __all__ = [
     "aligned",
     "avgnorm",
     "cagrad",
+    "check_gram",
     "combine",
     "combine_out",
     "cross_gram",

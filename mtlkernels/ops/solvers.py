@@ -62,8 +62,7 @@ def pcgrad_drawn(
 ) -> tuple[Tensor, Tensor]:
     """`pcgrad` in the order that `visiting_order(seed, step, T)` draws; then step <- step + 1.
 
-    Draw, solve and count in one call: one launch on a device, and a third of the time of three
-    calls on a CPU.
+    Draw, solve and count in one call, and on a GPU in one launch.
 
     Args:
         gram: (T, T) float64.
