@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mtlkernels import ops
 from mtlkernels.layout import Group, TaskGrads, check_lengths, group_gradients
-from mtlkernels.report import Report, Status
+from mtlkernels.report import Report, Status, direction_norm
 
 
 class Weighting(Protocol):
@@ -23,6 +23,12 @@ class Weighting(Protocol):
     status: Tensor
 
     def __call__(self, gram: Tensor, losses: Tensor | None = None) -> Tensor: ...
+
+
+class KeptWeighting(Weighting, Protocol):
+    """What a Gram method is that may know its weights before anything is measured."""
+
+    def kept_weights(self, num_tasks: int, read: bool = False) -> Tensor | None: ...
 
 
 class LossWeighting(Protocol):
@@ -72,6 +78,11 @@ class Balanced:
 def weighs_losses(method: object) -> TypeGuard[LossWeighting]:
     """Whether a method looks at the losses alone, so that one backward does."""
     return getattr(method, "family", None) == "loss"
+
+
+def keeps_weights(method: object) -> TypeGuard[KeptWeighting]:
+    """Whether a method may know its weights before anything is measured."""
+    return hasattr(method, "kept_weights")
 
 
 def takes_rows(method: object) -> TypeGuard[RowWeighting]:
@@ -143,17 +154,45 @@ def balance(
     method: Weighting | RowWeighting,
     losses: Tensor | None,
     parts: bool,
+    scale: Tensor | None = None,
+    max_norm: float | None = None,
 ) -> Balanced:
-    """What the method answers to the gradients of the only section, or with parts of each."""
+    """What the method answers to the gradients of the only section, or with parts of each.
+
+    scale: what the gradients are longer by than the losses' own; a scalar. The method never sees
+        it, and the direction has it again.
+    max_norm: the greatest length of the direction, without that scale.
+    """
     if takes_rows(method):
         if parts:
             raise ValueError(
                 f"parts= does not apply to {type(method).__name__}: it takes whole gradients, not "
                 "a Gram matrix for each part"
             )
-        return _solve_rows(method, sections[0], num_tasks, losses)
+        return _solve_rows(method, sections[0], num_tasks, losses, scale)
     gram = section_grams(sections, num_tasks, parts)
-    return Balanced(gram, *solve(cast(Weighting, method), gram, losses))
+    return balance_gram(gram, cast(Weighting, method), losses, scale, max_norm)
+
+
+def balance_gram(
+    gram: Tensor,
+    method: Weighting,
+    losses: Tensor | None,
+    scale: Tensor | None = None,
+    max_norm: float | None = None,
+) -> Balanced:
+    """`balance` of gradients of which K is known."""
+    if scale is not None:
+        gram = gram / scale.to(gram).square()
+    weights, status = solve(method, gram, losses)
+    if max_norm is not None:
+        weights = clip_weights(weights, gram, max_norm)
+    return Balanced(gram, weights, status)
+
+
+def clip_weights(weights: Tensor, gram: Tensor, max_norm: float) -> Tensor:
+    """The weights of a direction of at most that length, which K gives without a pass over it."""
+    return weights * (max_norm / direction_norm(weights, gram)).clamp_max(1)
 
 
 def check_partition(parts: Sequence[Sequence[int]], num_params: int) -> None:
@@ -236,10 +275,17 @@ def solve(method: Weighting, gram: Tensor, losses: Tensor | None) -> tuple[Tenso
 
 
 def _solve_rows(
-    method: RowWeighting, groups: Sequence[Group], num_tasks: int, losses: Tensor | None
+    method: RowWeighting,
+    groups: Sequence[Group],
+    num_tasks: int,
+    losses: Tensor | None,
+    scale: Tensor | None,
 ) -> Balanced:
     _refuse_nothing(groups)
-    step = method([group.grads for group in groups], num_tasks, losses)
+    lists: list[list[Tensor]] = [group.grads for group in groups]
+    if scale is not None:  # states last longer than a scale, so the rows go in without it
+        lists = [[grad / scale.to(grad) for grad in grads] for grads in lists]
+    step = method(lists, num_tasks, losses)
     directions, weights, gram = step.directions, step.weights, step.gram
     name = type(method).__name__
     want = [(group.offsets[-1], group.rows[0][0].dtype, group.device) for group in groups]
@@ -258,6 +304,8 @@ def _solve_rows(
     status = getattr(method, "status", None)
     if not isinstance(status, Tensor) or status.shape != (num_tasks,):
         status = _known_status(gram, losses, num_tasks, groups[0].device)
+    if scale is not None:
+        directions = [direction * scale.to(direction) for direction in directions]
     return Balanced(gram, weights, status, directions)
 
 
@@ -277,9 +325,7 @@ def _direction(
     """The direction as P tensors, None where no task has a gradient."""
     direction: list[Tensor | None] = [None] * num_params
     for groups, flats in zip(sections, _flat_directions(sections, found), strict=True):
-        for group, flat in zip(groups, flats, strict=True):
-            for p, view in zip(group.params, group.views(flat), strict=True):
-                direction[p] = view
+        _place(direction, groups, flats)
     return direction
 
 
@@ -291,7 +337,26 @@ def _flat_directions(
         return
     assert found.weights is not None
     for groups, own in zip(sections, found.weights.view(len(sections), -1), strict=True):
-        yield [ops.combine(group.grads, own.to(group.device)) for group in groups]
+        yield _combined(groups, own)
+
+
+def weighted_sum(groups: Sequence[Group], weights: Tensor, num_params: int) -> list[Tensor | None]:
+    """sum_t w_t g_t as P tensors, None where no task has a gradient."""
+    direction: list[Tensor | None] = [None] * num_params
+    _place(direction, groups, _combined(groups, weights))
+    return direction
+
+
+def _combined(groups: Sequence[Group], weights: Tensor) -> list[Tensor]:
+    return [ops.combine(group.grads, weights.to(group.device)) for group in groups]
+
+
+def _place(
+    direction: list[Tensor | None], groups: Sequence[Group], flats: Sequence[Tensor]
+) -> None:
+    for group, flat in zip(groups, flats, strict=True):
+        for p, view in zip(group.params, group.views(flat), strict=True):
+            direction[p] = view
 
 
 def add_direction(

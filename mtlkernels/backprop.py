@@ -1,9 +1,9 @@
-"""Losses -> .grad: per-task gradients, aggregated over what the tasks share, or one backward."""
+"""Losses -> .grad: per-task gradients and their combination, or one weighted backward."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -16,28 +16,48 @@ from mtlkernels.aggregation import (
     add_weighted_sum,
     balance,
     check_method,
-    takes_rows,
+    keeps_weights,
     weighs_losses,
 )
-from mtlkernels.collect import (
+from mtlkernels.arguments import (
     Losses,
+    Options,
+    check_params,
     named_losses,
-    task_gradients,
-    weighted_gradient,
+    refuse_hidden_reach,
+    refuse_several_ranks,
+    trainable,
 )
-from mtlkernels.graph import entries_of_one_join, outputs_of_one_compiled_function
+from mtlkernels.collect import weighted_gradient
 from mtlkernels.layout import TaskGrads, check_lengths, group_gradients
 from mtlkernels.report import Report, Status
+from mtlkernels.rows import Rows, collect_rows
+from mtlkernels.weighted import measured_weights, run_heads, write_weighted
+
+AnyMethod = Weighting | RowWeighting | LossWeighting
+
+
+class Scaler(Protocol):
+    """What is needed of a `torch.amp.GradScaler`."""
+
+    def scale(self, outputs: Tensor) -> Tensor: ...
 
 
 def backward(
     losses: Losses,
     params: Sequence[Tensor],
-    method: Weighting | RowWeighting | LossWeighting,
+    method: AnyMethod,
     *,
     shared: Sequence[Tensor] | None = None,
     weight_heads: bool = False,
     parts: Sequence[Sequence[Tensor]] | None = None,
+    measure: Sequence[Tensor] | None = None,
+    features: Tensor | Sequence[Tensor] | None = None,
+    apply: Literal["combine", "backward"] = "combine",
+    collect: Literal["loop", "batched", "auto"] = "loop",
+    rows_dtype: torch.dtype | None = None,
+    max_norm: float | None = None,
+    scaler: Scaler | None = None,
     retain_graph: bool = False,
 ) -> Report:
     """Adds a method's update direction to the parameters' .grad, as `loss.backward()` adds its own.
@@ -49,10 +69,14 @@ def backward(
     post-accumulate-grad hooks, and do not reach into reentrant checkpoints. The .grad of a dtype
     and device are views of one vector.
 
+    Most of a step is the T backwards. `measure=`, `features=` and `apply="backward"` take one
+    backward of the weighted sum through what is shared, and get the weights from less; heads cost
+    no more than in one backward of the sum. Their report's Gram matrix is that of what was
+    measured.
+
     A loss method makes one loss of the T, and one backward of it is all: every parameter, the heads
     too, gets sum_t w_t g_t with w_t = d scalar / d L_t, and the method's own parameters get their
-    gradients. It weighs the losses it is given, so these must not carry a GradScaler's factor:
-    with one, use `scaler.scale(method(torch.stack(losses))).backward()`.
+    gradients.
 
     Args:
         losses: T scalar losses: a mapping from names, a sequence or a 1-D tensor.
@@ -68,6 +92,22 @@ def backward(
         parts: lists of parameters, for example one a layer, that hold every shared parameter once.
             Each part gets weights of its own, from its own Gram matrix; the method is then a
             `PerPart(method, len(parts))`.
+        measure: parameters, for example of the last shared layer, whose gradients alone the method
+            weighs (as AvgNorm's and GradNorm's papers do). T backwards run to them and no further.
+        features: the tensor, or tensors, between trunk and heads; the method weighs the losses'
+            gradients there. T backwards run through the heads and no further.
+        apply: "combine" keeps T rows and combines them; "backward" forms the same Gram matrix in
+            one batched backward that keeps none, N numbers of memory in place of T N, and then
+            takes one more backward.
+        collect: "loop", a backward a loss; "batched", one backward of T gradients below the heads
+            (`is_grads_batched`), which saves time where matrix products dominate and torch can
+            batch what the model does; "auto" decides by the graph, and `report.collected` says how.
+        rows_dtype: what the rows of float32 parameters are kept in, torch.bfloat16 or
+            torch.float16; sums over them are float32 and .grad too.
+        max_norm: the direction of the shared parameters is shortened to that length where it is
+            longer. The length comes from the Gram matrix.
+        scaler: a GradScaler; the losses come unscaled, .grad is scaled, so that `scaler.unscale_`,
+            clipping and `scaler.step` go on as ever. The method sees neither.
         retain_graph: keep the graph, for another backward through it.
 
     Returns:
@@ -76,65 +116,134 @@ def backward(
 
     Raises:
         TypeError, ValueError: losses, params or shared are not what they have to be, or no
-            parameter is shared; parts do not hold each shared parameter once; or shared,
-            weight_heads or parts is given with a method that has no use for it. Nothing has been
-            written then.
+            parameter is shared; parts do not hold each shared parameter once; or an option is given
+            that the method, or another option, has no use for. Nothing has been written then.
+        RuntimeError: a compiled model gave away memory that a second backward needs, or the
+            backward cannot be batched.
         NotImplementedError: torch.distributed runs more than one rank.
     """
-    _refuse_several_ranks()
-    tasks, values = named_losses(losses)
-    params = check_params(params)
-    check_method(method)
-    check_options(method, shared, weight_heads, parts)
-    if weighs_losses(method):
-        return _backward_once(tasks, values, params, method, retain_graph)
-    if shared is None:
-        _refuse_hidden_reach(values)
-    else:
-        shared = _trainable(shared, params)
-    rows = task_gradients(values, params, retain_graph)
-    stacked = _stacked(values)
-    return write_gradients(
-        rows,
-        params,
-        cast("Weighting | RowWeighting", method),
-        stacked,
-        tasks=tasks,
+    options = Options(
         shared=shared,
         weight_heads=weight_heads,
         parts=parts,
+        measure=measure,
+        apply=apply,
+        collect=collect,
+        rows_dtype=rows_dtype,
+        max_norm=max_norm,
     )
+    return step(losses, params, method, options, features, scaler, retain_graph)
 
 
-def check_options(method: object, shared: object, weight_heads: bool, parts: object) -> None:
-    """Raises where an option is given that the method has no use for."""
-    if takes_rows(method) and weight_heads and not method.weighs:
-        raise ValueError(
-            f"weight_heads= does not apply to {type(method).__name__}: it has no weights, so heads "
-            "get their own losses' gradients"
+def step(
+    losses: Losses,
+    params: Sequence[Tensor],
+    method: AnyMethod,
+    options: Options,
+    features: Tensor | Sequence[Tensor] | None = None,
+    scaler: Scaler | None = None,
+    retain_graph: bool = False,
+) -> Report:
+    """`backward` with its options in one object."""
+    tasks, values = named_losses(losses)
+    params = _checked(values, params, method, options, features is not None)
+    scale = _scale_of(scaler, values)
+    stacked = _stacked(values)
+    if weighs_losses(method):
+        return _backward_once(tasks, values, params, method, scale, retain_graph)
+    weights = None
+    if keeps_weights(method):
+        weights = method.kept_weights(len(values), read=scaler is not None)
+    if weights is None and features is None and not options.weighted:
+        rows, collected = collect_rows(
+            values, params, options.collect, options.rows_dtype, scale, retain_graph
         )
-    if takes_rows(method) and parts is not None:
-        raise ValueError(
-            f"parts= does not apply to {type(method).__name__}: it takes whole gradients, not a "
-            "Gram matrix for each part"
+        found = Rows(tasks, stacked, rows, scale, collected)
+        return combine_rows(found, params, cast("Weighting | RowWeighting", method), options)
+    if torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "measure=, features=, apply= and every= look at autograd's graph, which torch.compile "
+            "does not have: leave them out, or compile the model alone"
         )
-    if weight_heads and parts is not None:
-        raise ValueError("weight_heads= takes one weight a task, parts= makes one a task and part")
-    options = {"shared=": shared, "parts=": parts, "weight_heads=": weight_heads or None}
-    given = [name for name, value in options.items() if value is not None]
-    if weighs_losses(method) and given:
-        name = given[0]
+    given = [features] if isinstance(features, Tensor) else features
+    measured = [param for param in options.measure or () if weights is None]
+    heads = run_heads(values, params, options, given, scale, retain_graph, measured)
+    if weights is not None:
+        status = torch.where(stacked.isfinite(), 0, Status.NON_FINITE.value)
+        collected = "one weighted backward, with kept weights"
+        write_weighted(heads, params, weights, retain_graph)
+        return Report(tasks, None, weights, stacked, status, collected)
+    told = measured_weights(
+        heads, params, cast(Weighting, method), stacked, options, measured, given is not None, scale
+    )
+    assert told.weights is not None
+    write_weighted(heads, params, told.weights, retain_graph)
+    where = "the features" if given is not None else "given parameters" if measured else "all rows"
+    collected = f"one weighted backward, measured on {where}"
+    return Report(tasks, told.gram, told.weights, stacked, told.status, collected)
+
+
+def collect_step(
+    losses: Losses,
+    params: Sequence[Tensor],
+    method: AnyMethod,
+    options: Options,
+    scaler: Scaler | None = None,
+    retain_graph: bool = False,
+) -> Rows:
+    """The gradients of one batch, to be added to others' and combined by `combine_rows`.
+
+    Raises:
+        ValueError: as `backward`; or the method or an option keeps no rows that could be added.
+    """
+    if weighs_losses(method) or options.weighted:
+        who = type(method).__name__ if weighs_losses(method) else "measure= or apply="
         raise ValueError(
-            f"{name} does not apply to {type(method).__name__}: a loss method weighs whole losses, "
-            "and so every parameter that they reach, heads too"
+            f"accumulate=True adds up the tasks' gradients, and {who} keeps none: call backward "
+            "for each micro-batch without it, which weighs each on its own"
         )
+    tasks, values = named_losses(losses)
+    params = _checked(values, params, method, options, False)
+    scale = _scale_of(scaler, values)
+    rows, collected = collect_rows(
+        values, params, options.collect, options.rows_dtype, scale, retain_graph
+    )
+    return Rows(tasks, _stacked(values), rows, scale, collected)
+
+
+def _checked(
+    losses: Sequence[Tensor],
+    params: Sequence[Tensor],
+    method: AnyMethod,
+    options: Options,
+    features: bool,
+) -> list[Tensor]:
+    """The parameters that require grad; raises where something does not fit."""
+    refuse_several_ranks()
+    kept = check_params(params)
+    check_method(method)
+    options.check(method, features)
+    if weighs_losses(method):
+        return kept
+    if options.shared is None:
+        refuse_hidden_reach(losses)
+    else:
+        trainable(options.shared, kept)
+    return kept
+
+
+def _scale_of(scaler: Scaler | None, losses: Sequence[Tensor]) -> Tensor | None:
+    if scaler is None:
+        return None
+    return scaler.scale(torch.ones((), device=losses[0].device))
 
 
 def _backward_once(
-    tasks: Sequence[str],
+    tasks: tuple[str, ...],
     values: Sequence[Tensor],
     params: Sequence[Tensor],
     method: LossWeighting,
+    scale: Tensor | None,
     retain_graph: bool,
 ) -> Report:
     losses = _stacked(values)
@@ -150,9 +259,11 @@ def _backward_once(
     weights, *own_grads = torch.autograd.grad(
         scalar, [leaf, *own], allow_unused=True, materialize_grads=True
     )
-    row = weighted_gradient(values, weights, params, retain_graph)
+    factor = 1.0 if scale is None else scale.to(weights)
+    row = weighted_gradient(values, weights * factor, params, retain_graph)
     _write_row(row, params)
     for param, grad in zip(own, own_grads, strict=True):
+        grad = grad if scale is None else grad * scale.to(grad)
         if param.grad is None:
             param.grad = grad
         else:
@@ -160,7 +271,7 @@ def _backward_once(
     status = torch.where(losses.isfinite(), 0, Status.NON_FINITE.value)
     if isinstance(method.status, Tensor) and method.status.shape == status.shape:
         status = status | method.status
-    return Report(tuple(tasks), None, weights, losses, status)
+    return Report(tasks, None, weights, losses, status, "one backward of the method's own loss")
 
 
 @torch.no_grad()
@@ -177,37 +288,32 @@ def _stacked(values: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def write_gradients(
-    task_grads: TaskGrads,
+def combine_rows(
+    rows: Rows,
     params: Sequence[Tensor],
     method: Weighting | RowWeighting,
-    losses: Tensor | None = None,
-    *,
-    tasks: Sequence[str] | None = None,
-    shared: Sequence[Tensor] | None = None,
-    weight_heads: bool = False,
-    parts: Sequence[Sequence[Tensor]] | None = None,
+    options: Options,
 ) -> Report:
     """The part of `backward` after the backwards: T lists of P gradients in, .grad out."""
-    check_options(method, shared, weight_heads, parts)
-    check_lengths(task_grads, params)
-    shared = None if shared is None else list(shared)
-    balanced, heads = split(task_grads, params, shared)
+    options.check(method)
+    grads, parts = rows.grads, options.parts
+    check_lengths(grads, params)
+    balanced, heads = split(grads, params, options.shared)
     sections = [balanced] if parts is None else _sections(parts, params, balanced)
     groups = [
-        group_gradients(_columns(task_grads, part), [params[p] for p in part]) for part in sections
+        group_gradients(_columns(grads, part), [params[p] for p in part]) for part in sections
     ]
-    head_groups = group_gradients(_columns(task_grads, heads), [params[p] for p in heads])
+    head_groups = group_gradients(_columns(grads, heads), [params[p] for p in heads])
 
-    found = balance(groups, len(task_grads), method, losses, parts is not None)
+    found = balance(
+        groups, len(grads), method, rows.losses, parts is not None, rows.scale, options.max_norm
+    )
     add_direction(groups, found, [[params[p] for p in part] for part in sections])
     head_weights = found.weights
-    if head_weights is None or not weight_heads:
+    if head_weights is None or not options.weight_heads:
         head_weights = torch.ones_like(found.status, dtype=torch.float64)
     add_weighted_sum(head_groups, head_weights, [params[p] for p in heads])
-
-    names = tuple(tasks) if tasks is not None else tuple(map(str, range(len(task_grads))))
-    return Report(names, found.gram, found.weights, losses, found.status)
+    return Report(rows.tasks, found.gram, found.weights, rows.losses, found.status, rows.collected)
 
 
 def split(
@@ -226,7 +332,7 @@ def split(
             )
     else:
         place = {id(param): p for p, param in enumerate(params)}
-        chosen = {place[id(param)] for param in _trainable(shared, params)}
+        chosen = {place[id(param)] for param in trainable(shared, params)}
         if not any(reached[p] for p in chosen):
             raise ValueError("no loss reaches any of the parameters that shared= names")
     balanced = [p for p, count in enumerate(reached) if count and p in chosen]
@@ -245,74 +351,6 @@ def _sections(
             f"{sum(map(len, sections))} of its entries are shared parameters"
         )
     return sections
-
-
-def check_params(params: Sequence[Tensor]) -> list[Tensor]:
-    """The parameters that require grad; raises where one is not a leaf or stands twice."""
-    kept: list[Tensor] = []
-    seen: set[int] = set()
-    for i, param in enumerate(params):
-        if not isinstance(param, Tensor):
-            raise TypeError(f"parameter {i} is a {type(param).__name__}, not a tensor")
-        if hasattr(param, "device_mesh"):
-            raise NotImplementedError(f"parameter {i} is a DTensor: this version takes plain ones")
-        if id(param) in seen:
-            raise ValueError(f"parameter {i} stands twice in the list: give each one once")
-        seen.add(id(param))
-        if not param.requires_grad:
-            continue
-        if not param.is_leaf:
-            raise ValueError(
-                f"parameter {i} is the result of an operation, so it has no .grad: "
-                "give the model's own parameters"
-            )
-        kept.append(param)
-    if not kept:
-        raise ValueError("no parameter requires grad")
-    return kept
-
-
-def _refuse_hidden_reach(losses: Sequence[Tensor]) -> None:
-    """Raises where a gradient of zeros would make another task's head pass for shared."""
-    if len(losses) < 2:
-        return
-    if outputs_of_one_compiled_function(losses):
-        raise ValueError(
-            "the losses come out of a torch.compile'd function, which reports a gradient, of "
-            "zeros, for every parameter it knows: heads cannot be told from what is shared. Name "
-            "the shared parameters with shared="
-        )
-    if entries_of_one_join(losses):
-        raise ValueError(
-            "the losses are entries of one tensor that torch.cat or torch.stack put together: each "
-            "reaches, with zeros, what all of them reach, so heads cannot be told from what is "
-            "shared. Give the losses as they were before, or name the shared parameters with "
-            "shared="
-        )
-
-
-def _trainable(shared: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
-    """The shared parameters that require grad; raises where one is not among the parameters."""
-    trainable = [param for param in shared if param.requires_grad]
-    known = {id(param) for param in params}
-    if any(id(param) not in known for param in trainable):
-        raise ValueError(
-            "shared= names a parameter that is not among the parameters that require grad"
-        )
-    return trainable
-
-
-def _refuse_several_ranks() -> None:
-    """Per-task gradients pass DistributedDataParallel's hooks by: ranks would drift apart."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    if distributed.get_world_size() > 1:
-        raise NotImplementedError(
-            f"{distributed.get_world_size()} ranks: this version balances the gradients of one "
-            "process and would let ranks drift apart. Average each task's gradients over the "
-            "ranks yourself and pass them to mtlkernels.aggregate"
-        )
 
 
 def _columns(task_grads: TaskGrads, params: Sequence[int]) -> list[list[Tensor | None]]:

@@ -1,91 +1,84 @@
-"""Losses -> gradients: one backward a loss over one graph, or one for their weighted sum."""
+"""Losses -> gradients: a backward a task, one batched backward, or the part of each above a cut."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from mtlkernels.cut import Cut
 from mtlkernels.graph import root
 
-Losses = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
+Row = list[Tensor | None]
 
 
-def named_losses(losses: Losses) -> tuple[tuple[str, ...], list[Tensor]]:
-    """The tasks' names and their scalar losses, checked.
+@dataclass(frozen=True)
+class Starts:
+    """Where T backwards start, and with which cotangents."""
 
-    Args:
-        losses: a mapping from names, a sequence, or a 1-D tensor of T losses.
+    edges: list[GradientEdge]
+    seeds: list[Tensor]
 
-    Raises:
-        TypeError: not tensors.
-        ValueError: none, not scalar, without a graph, or one tensor given twice.
+
+@dataclass(frozen=True)
+class Above:
+    """What T backwards give that stop at a cut.
+
+    Attributes:
+        rows: T lists of P gradients of the parameters above, None elsewhere.
+        cotangents: T lists of C gradients at the cut's edges, None where a task does not pass.
+        measured: T lists of the gradients that were asked for besides.
     """
-    if losses is None or isinstance(losses, str | float | int):
-        raise TypeError(f"losses is a {type(losses).__name__}: give a mapping, a list or a tensor")
-    if isinstance(losses, Tensor):
-        if losses.dim() != 1:
-            raise ValueError(
-                f"a tensor of losses must be 1-D with one entry a task, got shape "
-                f"{tuple(losses.shape)}"
-            )
-        losses = losses.unbind()
-    if isinstance(losses, Mapping):
-        tasks, values = tuple(map(str, losses)), list(losses.values())
-    else:
-        values = list(losses)
-        tasks = tuple(map(str, range(len(values))))
-    if not tasks:
-        raise ValueError("no losses: give at least one")
-    seen: dict[int, str] = {}
-    for task, loss in zip(tasks, values, strict=True):
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"loss {task!r} is a {type(loss).__name__}, not a tensor")
-        if loss.numel() != 1:
-            raise ValueError(
-                f"loss {task!r} has shape {tuple(loss.shape)}: reduce it to a scalar, "
-                "for example with .mean()"
-            )
-        if not loss.requires_grad:
-            raise ValueError(
-                f"loss {task!r} has no graph: it was computed under no_grad, detached, or from "
-                "nothing that requires grad"
-            )
-        if id(loss) in seen:
-            raise ValueError(
-                f"losses {seen[id(loss)]!r} and {task!r} are the same tensor: give each task its "
-                "own loss, or drop one"
-            )
-        seen[id(loss)] = task
-    return tasks, values
+
+    rows: list[Row]
+    cotangents: list[Row]
+    measured: list[Row]
+
+
+def starts(losses: Sequence[Tensor], scale: Tensor | None = None) -> Starts:
+    """Where the backwards of the losses start; their gradients come out `scale` times as long."""
+    edges, seeds = [], []
+    for loss in losses:
+        start, seed = root(loss)
+        edges.append(get_gradient_edge(start) if isinstance(start, Tensor) else start)
+        seeds.append(seed if scale is None else seed * scale.to(seed))
+    return Starts(edges, seeds)
 
 
 def task_gradients(
-    losses: Sequence[Tensor], params: Sequence[Tensor], retain_graph: bool = False
-) -> list[list[Tensor | None]]:
+    losses: Sequence[Tensor],
+    params: Sequence[Tensor],
+    retain_graph: bool = False,
+    scale: Tensor | None = None,
+    keep: Callable[[Row], Row] | None = None,
+) -> list[Row]:
     """T backwards over one graph; the last frees it unless told otherwise.
 
     Args:
         losses: T scalar losses.
         params: P parameters.
         retain_graph: keep the graph after the last backward too.
+        scale: what the gradients are multiplied by, a scalar on the device.
+        keep: given a task's gradients, what is kept of them; called before the next backward, so
+            that only one task's gradients stand beside what is kept.
 
     Returns:
         T lists of P gradients, None where the loss does not reach the parameter. They are
         autograd's own tensors: they may be expanded or share memory.
     """
-    rows: list[list[Tensor | None]] = []
+    rows: list[Row] = []
     for t, loss in enumerate(losses):
+        start, seed = root(loss)
+        if scale is not None:
+            seed = seed * scale.to(seed)
         retain = retain_graph or t < len(losses) - 1
-        start, cotangent = root(loss)
-        rows.append(
-            list(
-                torch.autograd.grad(
-                    start, params, grad_outputs=cotangent, retain_graph=retain, allow_unused=True
-                )
-            )
-        )
+        row: Row = list(_grad([start], params, [seed], retain))
+        rows.append(row if keep is None else keep(row))
     return rows
 
 
@@ -94,7 +87,7 @@ def weighted_gradient(
     weights: Tensor,
     params: Sequence[Tensor],
     retain_graph: bool = False,
-) -> list[Tensor | None]:
+) -> Row:
     """The gradient of sum_t w_t L_t, in one backward.
 
     Args:
@@ -110,12 +103,157 @@ def weighted_gradient(
         weight.to(loss.device, loss.dtype).reshape(loss.shape)
         for weight, loss in zip(weights.unbind(), losses, strict=True)
     ]
-    return list(
-        torch.autograd.grad(
-            list(losses),
-            params,
-            grad_outputs=cotangents,
+    return list(_grad(list(losses), params, cotangents, retain_graph))
+
+
+def gradients_above(
+    starts: Starts,
+    cut: Cut,
+    params: Sequence[Tensor],
+    measure: Sequence[Tensor] = (),
+    retain_graph: bool = False,
+) -> Above:
+    """T backwards down to the cut, and to what is to be measured.
+
+    What they run through stays for another backward only where one needs it: what tasks share
+    above, and what stands between the cut and the measured parameters.
+    """
+    above = Above([], [], [])
+    last = len(starts.edges) - 1
+    for t, (edge, seed) in enumerate(zip(starts.edges, starts.seeds, strict=True)):
+        own, crossed = cut.above[t], cut.crossed[t]
+        retain = retain_graph or bool(measure) or (cut.entangled and t < last)
+        wanted: list[Tensor | GradientEdge] = [
+            *(params[p] for p in own),
+            *(cut.edges[e] for e in crossed),
+            *measure,
+        ]
+        found = _grad([edge], wanted, [seed], retain) if wanted else ()
+        row: Row = [None] * len(params)
+        cotangents: Row = [None] * len(cut.edges)
+        for p, grad in zip(own, found, strict=False):
+            row[p] = grad
+        for e, grad in zip(crossed, found[len(own) :], strict=False):
+            cotangents[e] = grad
+        above.rows.append(row)
+        above.cotangents.append(cotangents)
+        above.measured.append(list(found[len(own) + len(crossed) :]))
+    return above
+
+
+def gradients_below(
+    cut: Cut,
+    cotangents: Sequence[Tensor | None],
+    params: Sequence[Tensor],
+    retain_graph: bool = False,
+) -> Row:
+    """One backward from the cut's edges; P gradients, None where they do not reach."""
+    passed = [(edge, c) for edge, c in zip(cut.edges, cotangents, strict=True) if c is not None]
+    if not passed or not params:
+        return [None] * len(params)
+    edges, seeds = zip(*passed, strict=True)
+    return list(_grad(edges, params, seeds, retain_graph))
+
+
+def rows_below(
+    cut: Cut,
+    cotangents: Sequence[Sequence[Tensor | None]],
+    params: Sequence[Tensor],
+    retain_graph: bool = False,
+) -> list[Row]:
+    """One batched backward of T tasks from the cut's edges: T lists of P gradients.
+
+    Each operation of the graph runs once on T gradients where torch can batch it, else T times. A
+    task that does not reach a parameter below has zeros there.
+    """
+    edges, seeds = _stacked(cut, cotangents)
+    if not edges:
+        return [[None] * len(params) for _ in cotangents]
+    found = _grad(edges, params, seeds, retain_graph, batched=True)
+    return [[None if grad is None else grad[t] for grad in found] for t in range(len(cotangents))]
+
+
+def visit_rows_below(
+    cut: Cut,
+    cotangents: Sequence[Sequence[Tensor | None]],
+    params: Sequence[Tensor],
+    visit: Callable[[int, Tensor], None],
+) -> None:
+    """`rows_below` that keeps no row: each parameter's is shown once, while the backward runs.
+
+    Args:
+        cut, cotangents, params: as for `rows_below`. The graph stays.
+        visit: called with a parameter's position and its (T, *shape) gradients.
+    """
+    edges, seeds = _stacked(cut, cotangents)
+    if not edges:
+        return
+    count = len(cotangents)
+
+    def hook(p: int, grad: Tensor) -> Tensor:
+        # torch keeps the T gradients of a batched backward behind a tensor of one's shape.
+        visit(p, torch._remove_batch_dim(grad, 1, count, 0))
+        return torch.zeros((), dtype=grad.dtype, device=grad.device).expand(grad.shape)
+
+    handles = [
+        param.register_hook(lambda grad, p=p: hook(p, grad)) for p, param in enumerate(params)
+    ]
+    try:
+        _grad(edges, params, seeds, True, batched=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _stacked(
+    cut: Cut, cotangents: Sequence[Sequence[Tensor | None]]
+) -> tuple[list[GradientEdge], list[Tensor]]:
+    """The edges that any task passes, and all tasks' gradients there as one (T, ...) tensor."""
+    edges, seeds = [], []
+    for e, edge in enumerate(cut.edges):
+        column = [row[e] for row in cotangents]
+        first = next((c for c in column if c is not None), None)
+        if first is not None:
+            edges.append(edge)
+            zero = torch.zeros_like(first)
+            seeds.append(torch.stack([zero if c is None else c for c in column]))
+    return edges, seeds
+
+
+def _grad(
+    outputs: Sequence[Tensor | GradientEdge],
+    inputs: Sequence[Tensor | GradientEdge],
+    seeds: Sequence[Tensor],
+    retain_graph: bool,
+    batched: bool = False,
+) -> tuple[Tensor | None, ...]:
+    with _explained(batched):
+        return torch.autograd.grad(
+            cast("Sequence[Tensor]", outputs),
+            cast("Sequence[Tensor]", inputs),
+            grad_outputs=seeds,
             retain_graph=retain_graph,
             allow_unused=True,
+            is_grads_batched=batched,
         )
-    )
+
+
+@contextmanager
+def _explained(batched: bool) -> Iterator[None]:
+    """torch's errors that a person can do something about, with what that is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "donated buffer" in str(error):
+            raise RuntimeError(
+                "a compiled model gave the memory of its activations away: its backward was "
+                "compiled, in this process or by an earlier one that cached it, for one backward "
+                "a forward, and several losses take more. Set "
+                "torch._functorch.config.donated_buffer = False before the model first runs"
+            ) from error
+        if batched and not isinstance(error, torch.OutOfMemoryError):
+            raise RuntimeError(
+                "torch cannot batch this model's backward (the error above says where): use "
+                'collect="loop"'
+            ) from error
+        raise

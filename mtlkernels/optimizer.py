@@ -10,15 +10,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
 
-from mtlkernels.backprop import backward, check_options
-from mtlkernels.collect import Losses
-from mtlkernels.methods import GramMethod, LossMethod, RowMethod, get_method
+from mtlkernels.arguments import Losses, Options
+from mtlkernels.backprop import Scaler, collect_step, combine_rows, step
+from mtlkernels.methods import GramMethod, LossMethod, Reused, RowMethod, get_method
 from mtlkernels.report import Report
+from mtlkernels.rows import Rows
 
 _PREFIX = "mtl."  # marks the method's tensors in the first parameter group of a state dict
 
@@ -28,9 +29,8 @@ class _Balancing:
     """What wrapping adds to an optimizer, in one object that is never replaced."""
 
     method: GramMethod | LossMethod | RowMethod
-    shared: list[Tensor] | None
-    weight_heads: bool
-    parts: list[list[Tensor]] | None
+    options: Options
+    pending: Rows | None = None  # what accumulate=True has added up
     warned: bool = False
 
     def check_learnt(self, params: Sequence[Tensor]) -> None:
@@ -97,30 +97,96 @@ class MTLOptimizer(torch.optim.Optimizer):
         """The method that balances."""
         return self._mtl.method
 
-    def backward(self, losses: Losses, *, retain_graph: bool = False) -> Report:
+    @overload
+    def backward(
+        self,
+        losses: Losses,
+        *,
+        features: Tensor | Sequence[Tensor] | None = None,
+        scaler: Scaler | None = None,
+        accumulate: Literal[False] = False,
+        retain_graph: bool = False,
+    ) -> Report: ...
+
+    @overload
+    def backward(
+        self,
+        losses: Losses,
+        *,
+        scaler: Scaler | None = None,
+        accumulate: Literal[True],
+        retain_graph: bool = False,
+    ) -> None: ...
+
+    def backward(
+        self,
+        losses: Losses,
+        *,
+        features: Tensor | Sequence[Tensor] | None = None,
+        scaler: Scaler | None = None,
+        accumulate: bool = False,
+        retain_graph: bool = False,
+    ) -> Report | None:
         """Adds the method's direction to the parameters' .grad; see `mtlkernels.backward`.
 
         Args:
             losses: T scalar losses: a mapping from names, a sequence or a 1-D tensor.
+            features: what the trunk returned and the heads read, to weigh the gradients there.
+            scaler: a GradScaler, given the losses as they are; .grad comes out scaled.
+            accumulate: add the tasks' gradients to those of the micro-batches before, and write
+                nothing; `combine` writes. The sum is what one batch of all of them would give where
+                its losses are the sums of theirs: divide means by the number of micro-batches.
             retain_graph: keep the graph, for another backward through it.
 
         Returns:
-            This step's report, on the device.
+            This step's report, on the device; None with accumulate.
 
         Raises:
             TypeError, ValueError: as `mtlkernels.backward`; nothing has been written then.
         """
-        params = [p for group in self.param_groups for p in group["params"]]
-        self._mtl.check_learnt(params)
-        return backward(
-            losses,
-            params,
-            self._mtl.method,
-            shared=self._mtl.shared,
-            weight_heads=self._mtl.weight_heads,
-            parts=self._mtl.parts,
-            retain_graph=retain_graph,
+        mtl, params = self._mtl, self._params()
+        mtl.check_learnt(params)
+        if not accumulate:
+            if mtl.pending is not None:
+                raise ValueError(
+                    "gradients of earlier micro-batches wait: accumulate=True for the last one "
+                    "too, then combine()"
+                )
+            return step(losses, params, mtl.method, mtl.options, features, scaler, retain_graph)
+        if features is not None:
+            raise ValueError(
+                "accumulate=True adds up rows, and features= takes none: leave one out"
+            )
+        rows = collect_step(losses, params, mtl.method, mtl.options, scaler, retain_graph)
+        if mtl.pending is None:
+            mtl.pending = rows
+        else:
+            mtl.pending.add(rows)
+        return None
+
+    def combine(self) -> Report:
+        """Adds the method's direction for the accumulated gradients to .grad, and forgets them.
+
+        Returns:
+            The report of all micro-batches together; its losses are the sums of theirs.
+
+        Raises:
+            ValueError: nothing was accumulated.
+        """
+        rows = self._mtl.pending
+        if rows is None:
+            raise ValueError(
+                "nothing was accumulated: call backward(losses, accumulate=True) first"
+            )
+        params = [param for param in self._params() if param.requires_grad]
+        report = combine_rows(
+            rows, params, cast("GramMethod | RowMethod", self._mtl.method), self._mtl.options
         )
+        self._mtl.pending = None
+        return report
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in group["params"]]
 
     pc_backward = backward
     """The name the PCGrad ports use."""
@@ -158,9 +224,8 @@ def _wrap(
     base: torch.optim.Optimizer,
     method: GramMethod | LossMethod | RowMethod | str,
     *,
-    shared: Sequence[Tensor] | None = None,
-    weight_heads: bool = False,
-    parts: Sequence[Sequence[Tensor]] | None = None,
+    every: int = 1,
+    **options: Any,
 ) -> MTLOptimizer:
     if not isinstance(base, torch.optim.Optimizer):
         raise TypeError(
@@ -178,11 +243,12 @@ def _wrap(
             f"method is {given} {name}: give a Gram, row or loss method, for "
             'example mtlkernels.PCGrad(), or its name, "pcgrad"'
         )
-    check_options(method, shared, weight_heads, parts)
+    if every != 1:
+        method = Reused(cast(GramMethod, method), every)
+    chosen = Options(**options)
+    chosen.check(method)
     _take_method_state(base, method)
-    chosen = None if shared is None else list(shared)
-    listed = None if parts is None else [list(part) for part in parts]
-    base._mtl = _Balancing(method, chosen, weight_heads, listed)  # type: ignore[attr-defined]
+    base._mtl = _Balancing(method, chosen)  # type: ignore[attr-defined]
     base.__class__ = _wrapped_class(type(base))
     return base  # type: ignore[return-value]
 

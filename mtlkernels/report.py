@@ -42,6 +42,7 @@ class Report:
         weights: (T) float64, the direction is sum_t weights_t g_t, or of the rows that `gram` is
             of; with parts (B, T), a row a part. None for a row method that has none.
         losses: (T), or None where none were given.
+        collected: how the gradients came about.
         status: (T) int64, flags of `Status`. Where a row method has neither a Gram matrix nor a
             word of its own, it speaks of the losses alone.
     """
@@ -51,6 +52,7 @@ class Report:
     weights: Tensor | None
     losses: Tensor | None
     status: Tensor
+    collected: str = "a backward a loss"
 
     def norms(self) -> Tensor:
         """(T) norms of the tasks' gradients."""
@@ -73,8 +75,7 @@ class Report:
         """Norm of the direction, sqrt(w^T K w): no pass over the direction is needed."""
         gram = self._given()
         assert self.weights is not None  # a Gram matrix is that of weighted rows
-        rows = self.weights[..., None, :]
-        return (rows @ gram @ rows.mT).sum().clamp_min(0).sqrt()
+        return direction_norm(self.weights, gram)
 
     def warnings(self) -> list[str]:
         """What the status says, a sentence a flag. Reads the status from the device."""
@@ -96,3 +97,9 @@ class Report:
                 "for example Sum(), to measure"
             )
         return self.gram
+
+
+def direction_norm(weights: Tensor, gram: Tensor) -> Tensor:
+    """The norm of sum_t w_t g_t, or over B parts together; weights (T) or (B, T), a scalar."""
+    rows = weights[..., None, :]
+    return (rows @ gram @ rows.mT).sum().clamp_min(0).sqrt()

@@ -10,11 +10,12 @@ from statistics import median
 
 import torch
 
-from mtlkernels.backprop import write_gradients
-from mtlkernels.collect import task_gradients
+from mtlkernels.arguments import Options
+from mtlkernels.backprop import combine_rows
 from mtlkernels.demo.models import MultiTask
 from mtlkernels.demo.problem import Problem
 from mtlkernels.methods import GramMethod
+from mtlkernels.rows import Rows, collect_rows
 
 WARMUP = 2
 REPEATS = 10
@@ -56,9 +57,11 @@ def time_split(problem: Problem, model: MultiTask, method: GramMethod) -> Split:
         predictions = model(batch.inputs)
         losses = [t.loss(predictions[t.name], batch.targets[t.name]) for t in problem.tasks]
         marks.append(_now(batch.inputs.device))
-        gradients = task_gradients(losses, shared + heads)
+        gradients, told = collect_rows(losses, shared + heads, "loop")
         marks.append(_now(batch.inputs.device))
-        write_gradients(gradients, shared + heads, method, torch.stack(losses).detach())
+        names = tuple(task.name for task in problem.tasks)
+        collected = Rows(names, torch.stack(losses).detach(), gradients, None, told)
+        combine_rows(collected, shared + heads, method, Options())
         marks.append(_now(batch.inputs.device))
         optimizer.step()
         marks.append(_now(batch.inputs.device))

@@ -33,6 +33,7 @@ from mtlkernels.methods.pcgrad import PCGrad
 from mtlkernels.methods.pivrg import PIVRG
 from mtlkernels.methods.precondition import ClippedTasks, LogLosses, Normalized, Preferred
 from mtlkernels.methods.projections import DualProj, UPGrad
+from mtlkernels.methods.reused import Reused
 from mtlkernels.methods.rlw import RLW
 from mtlkernels.methods.slaw import SLAW
 from mtlkernels.methods.tracked import Tracked
@@ -86,6 +87,7 @@ __all__ = [
     "PerPart",
     "Preferred",
     "RandomWeights",
+    "Reused",
     "RowMethod",
     "RowStep",
     "SDMGrad",
@@ -129,6 +131,7 @@ _GRAM: tuple[type[GramMethod], ...] = (
     SDMGrad,
     MoDo,
     PerPart,
+    Reused,
 )
 _LOSS: tuple[type[LossMethod], ...] = (
     *(SI, GLS, UW, UWSO, IMTLL, RLW, DWA, SLAW),

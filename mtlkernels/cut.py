@@ -1,0 +1,165 @@
+"""The graph of several losses cut in two: what belongs to the tasks above, one backward below.
+
+With c_te the gradient of task t at edge e of the cut, any weighted sum of the tasks' gradients
+below is one backward of sum_t w_t c_te, and a task's own gradient there one of c_te. Where no task
+passes through what another one's gradient needs, both parts together cost what the backward of a
+summed loss costs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+_SEVERAL = -1  # the owner of a node that several tasks reach
+
+Place = tuple[Node, int]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where T losses' graph is cut.
+
+    Attributes:
+        edges: C places where gradients pass from above to below.
+        crossed: T lists of the edges, by position, that a task's gradient passes.
+        above: T lists of the parameters, by position, that a task's gradient reaches above.
+        below: the parameters, by position, that are reached below; they may be above as well.
+        entangled: whether tasks share a part of the graph above.
+    """
+
+    edges: list[GradientEdge]
+    crossed: list[list[int]]
+    above: list[list[int]]
+    below: list[int]
+    entangled: bool
+
+
+def cut_at_heads(starts: Sequence[GradientEdge], params: Sequence[Tensor]) -> Cut:
+    """The cut below all that one task alone reaches.
+
+    Args:
+        starts: T places where the losses' backwards start.
+        params: P leaves.
+    """
+    owner: dict[Node, int] = {}
+    for t, start in enumerate(starts):
+        _claim(owner, start.node, t)
+    crossed: list[dict[Place, None]] = [{} for _ in starts]
+    for t, start in enumerate(starts):
+        if owner[start.node] == _SEVERAL:
+            crossed[t][start.node, start.output_nr] = None
+    for node, t in owner.items():
+        if t != _SEVERAL:
+            for source, output in node.next_functions:
+                if source is not None and owner[source] == _SEVERAL:
+                    crossed[t][source, output] = None
+    position = {id(param): p for p, param in enumerate(params)}
+    nodes: list[list[Node]] = [[] for _ in starts]
+    shared: list[Node] = []
+    for node, t in owner.items():
+        (shared if t == _SEVERAL else nodes[t]).append(node)
+    above = [_leaves(own, position) for own in nodes]
+    return _cut(crossed, above, _leaves(shared, position), entangled=False)
+
+
+def cut_at_features(
+    starts: Sequence[GradientEdge], features: Sequence[Tensor], params: Sequence[Tensor]
+) -> Cut:
+    """The cut through given tensors: above is what losses reach without passing them.
+
+    Args:
+        starts: T places where the losses' backwards start.
+        features: what the trunk returned and the heads read.
+        params: P leaves.
+
+    Raises:
+        ValueError: a feature has no graph, or no loss is computed from any of them.
+    """
+    given: dict[Place, None] = {}
+    for i, feature in enumerate(features):
+        if not isinstance(feature, Tensor) or not feature.requires_grad:
+            raise ValueError(
+                f"feature {i} has no graph: give tensors that the trunk returned and that the "
+                "losses were computed from"
+            )
+        edge = get_gradient_edge(feature)
+        given[edge.node, edge.output_nr] = None
+    crossed: list[dict[Place, None]] = []
+    reached: list[dict[Node, None]] = []
+    for start in starts:
+        passed: dict[Place, None] = {}
+        reached.append(_reach([(start.node, start.output_nr)], given, passed))
+        crossed.append(passed)
+    if not any(crossed):
+        raise ValueError("no loss is computed from the features: give what the heads read")
+    position = {id(param): p for p, param in enumerate(params)}
+    below = _reach([place for passed in crossed for place in passed])
+    union = {node for nodes in reached for node in nodes}
+    entangled = len(union) < sum(map(len, reached))
+    above = [_leaves(nodes, position) for nodes in reached]
+    return _cut(crossed, above, _leaves(below, position), entangled)
+
+
+def kinds_below(cut: Cut) -> set[str]:
+    """The names of the operations below, as autograd calls them but for the word Backward."""
+    nodes = _reach([(edge.node, edge.output_nr) for edge in cut.edges])
+    return {re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2]) for node in nodes}
+
+
+def _cut(
+    crossed: Sequence[dict[Place, None]],
+    above: list[list[int]],
+    below: list[int],
+    entangled: bool,
+) -> Cut:
+    places = {place: None for passed in crossed for place in passed}
+    number = {place: e for e, place in enumerate(places)}
+    return Cut(
+        [GradientEdge(node, output) for node, output in places],
+        [[number[place] for place in passed] for passed in crossed],
+        above,
+        below,
+        entangled,
+    )
+
+
+def _claim(owner: dict[Node, int], start: Node, task: int) -> None:
+    """Marks what a task reaches. Over all tasks a node is seen at most twice."""
+    todo = [(start, task)]
+    while todo:
+        node, who = todo.pop()
+        had = owner.get(node)
+        if had in (who, _SEVERAL):
+            continue
+        owner[node] = who = who if had is None else _SEVERAL
+        todo += [(source, who) for source, _ in node.next_functions if source is not None]
+
+
+def _reach(
+    starts: Sequence[Place],
+    stop: Container[Place] = (),
+    passed: dict[Place, None] | None = None,
+) -> dict[Node, None]:
+    """The nodes that a backward from some places runs through up to others, noted in `passed`."""
+    seen: dict[Node, None] = {}
+    todo = list(starts)
+    while todo:
+        place = todo.pop()
+        if place in stop:
+            assert passed is not None
+            passed[place] = None
+        elif place[0] not in seen:
+            seen[place[0]] = None
+            todo += [(node, output) for node, output in place[0].next_functions if node is not None]
+    return seen
+
+
+def _leaves(nodes: Sequence[Node] | dict[Node, None], position: dict[int, int]) -> list[int]:
+    """Positions of the parameters whose gradients end at some of the nodes, in order."""
+    found = [position.get(id(getattr(node, "variable", None))) for node in nodes]
+    return sorted(p for p in found if p is not None)

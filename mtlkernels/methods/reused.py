@@ -1,0 +1,83 @@
+"""A Gram method's weights for several steps: found in one, kept in those after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtlkernels.methods.base import GramMethod
+
+
+class Reused(GramMethod):
+    """Any Gram method, asked every k steps; a step between costs one weighted backward.
+
+    `backward` and `MTLOptimizer` measure nothing in a step for which weights are kept, and its
+    report has no Gram matrix. A method with a state moves it only when it is asked. NashMTL's
+    authors call this `update_weights_every` (arXiv 2202.01017).
+
+    After a step whose gradients were not finite its weights are not either, nor are those of the
+    steps that reuse them. With a GradScaler, which reads from the device anyway, the next step asks
+    again.
+
+    Args:
+        method: any Gram method.
+        every: k, at least 1.
+    """
+
+    paper = "arXiv 2202.01017"
+    cost = "T backwards every k-th step, else 1"
+    keeps = "T weights, the method's own state"
+    growing = ("weights",)
+
+    weights: Tensor
+
+    def __init__(self, method: GramMethod, every: int) -> None:
+        super().__init__()
+        if not isinstance(method, GramMethod):
+            raise ValueError(f"method is a {type(method).__name__}, not a Gram method")
+        if not (isinstance(every, int) and every >= 1):
+            raise ValueError(f"every={every}: it must be a whole number, at least 1")
+        self.method = method
+        self.every = every
+        self.used = 0  # steps that the weights have served; a number on the host, so never a wait
+        self.register_lazy("weights")
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        weights = self.method(gram, losses)
+        self.status = self.method.status
+        self.weights = weights.detach().clone()
+        self.used = 1
+        return weights
+
+    def kept_weights(self, num_tasks: int, read: bool = False) -> Tensor | None:
+        """The weights of the coming step, (T) float64, or None where the method is to be asked.
+
+        Args:
+            num_tasks: T.
+            read: whether the weights may be read from the device, to see that they are finite.
+
+        Raises:
+            ValueError: they are for another T.
+        """
+        if not 0 < self.used < self.every:
+            return None
+        if self.weights.shape != (num_tasks,):
+            raise ValueError(
+                f"this Reused keeps weights of shape {tuple(self.weights.shape)} and got "
+                f"{num_tasks} losses: use a fresh one"
+            )
+        if read and not torch.isfinite(self.weights).all():
+            return None
+        self.used += 1
+        return self.weights
+
+    def get_extra_state(self) -> int:
+        return self.used
+
+    def set_extra_state(self, state: Any) -> None:
+        self.used = int(state)
+
+    def extra_repr(self) -> str:
+        return f"every={self.every}"
