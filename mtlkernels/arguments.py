@@ -108,15 +108,17 @@ def refuse_hidden_reach(losses: Sequence[Tensor]) -> None:
         )
 
 
-def trainable(shared: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
-    """The shared parameters that require grad; raises where one is not among the parameters."""
-    trainable = [param for param in shared if param.requires_grad]
+def trainable(
+    members: Sequence[Tensor], params: Sequence[Tensor], option: str = "shared"
+) -> list[Tensor]:
+    """Those of an option's parameters that require grad; raises where one is not among params."""
+    kept = [param for param in members if param.requires_grad]
     known = {id(param) for param in params}
-    if any(id(param) not in known for param in trainable):
+    if any(id(param) not in known for param in kept):
         raise ValueError(
-            "shared= names a parameter that is not among the parameters that require grad"
+            f"{option}= names a parameter that is not among the parameters that require grad"
         )
-    return trainable
+    return kept
 
 
 def refuse_several_ranks() -> None:

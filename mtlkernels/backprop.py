@@ -166,19 +166,24 @@ def step(
             "does not have: leave them out, or compile the model alone"
         )
     given = [features] if isinstance(features, Tensor) else features
-    measured = [param for param in options.measure or () if weights is None]
-    heads = run_heads(values, params, options, given, scale, retain_graph, measured)
+    heads = run_heads(values, params, options, given, scale, retain_graph)
     if weights is not None:
         status = torch.where(stacked.isfinite(), 0, Status.NON_FINITE.value)
         collected = "one weighted backward, with kept weights"
         write_weighted(heads, params, weights, retain_graph)
         return Report(tasks, None, weights, stacked, status, collected)
     told = measured_weights(
-        heads, params, cast(Weighting, method), stacked, options, measured, given is not None, scale
+        heads, params, cast(Weighting, method), stacked, options, given is not None, scale
     )
     assert told.weights is not None
     write_weighted(heads, params, told.weights, retain_graph)
-    where = "the features" if given is not None else "given parameters" if measured else "all rows"
+    where = (
+        "the features"
+        if given is not None
+        else "given parameters"
+        if options.measure
+        else "all rows"
+    )
     collected = f"one weighted backward, measured on {where}"
     return Report(tasks, told.gram, told.weights, stacked, told.status, collected)
 
@@ -225,6 +230,8 @@ def _checked(
     options.check(method, features)
     if weighs_losses(method):
         return kept
+    if options.measure is not None:
+        trainable(options.measure, kept, "measure")
     if options.shared is None:
         refuse_hidden_reach(losses)
     else:

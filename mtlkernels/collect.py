@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from mtlkernels.cut import Cut
+from mtlkernels.cut import Cut, stopping_at
 from mtlkernels.graph import root
 
 Row = list[Tensor | None]
@@ -32,12 +32,10 @@ class Above:
     Attributes:
         rows: T lists of P gradients of the parameters above, None elsewhere.
         cotangents: T lists of C gradients at the cut's edges, None where a task does not pass.
-        measured: T lists of the gradients that were asked for besides.
     """
 
     rows: list[Row]
     cotangents: list[Row]
-    measured: list[Row]
 
 
 def starts(losses: Sequence[Tensor], scale: Tensor | None = None) -> Starts:
@@ -107,37 +105,29 @@ def weighted_gradient(
 
 
 def gradients_above(
-    starts: Starts,
-    cut: Cut,
-    params: Sequence[Tensor],
-    measure: Sequence[Tensor] = (),
-    retain_graph: bool = False,
+    starts: Starts, cut: Cut, params: Sequence[Tensor], retain_graph: bool = False
 ) -> Above:
-    """T backwards down to the cut, and to what is to be measured.
+    """T backwards down to the cut.
 
-    What they run through stays for another backward only where one needs it: what tasks share
-    above, and what stands between the cut and the measured parameters.
+    The graph above goes with them, but where a later one needs it.
     """
-    above = Above([], [], [])
+    above = Above([], [])
     last = len(starts.edges) - 1
-    for t, (edge, seed) in enumerate(zip(starts.edges, starts.seeds, strict=True)):
-        own, crossed = cut.above[t], cut.crossed[t]
-        retain = retain_graph or bool(measure) or (cut.entangled and t < last)
-        wanted: list[Tensor | GradientEdge] = [
-            *(params[p] for p in own),
-            *(cut.edges[e] for e in crossed),
-            *measure,
-        ]
-        found = _grad([edge], wanted, [seed], retain) if wanted else ()
-        row: Row = [None] * len(params)
-        cotangents: Row = [None] * len(cut.edges)
-        for p, grad in zip(own, found, strict=False):
-            row[p] = grad
-        for e, grad in zip(crossed, found[len(own) :], strict=False):
-            cotangents[e] = grad
-        above.rows.append(row)
-        above.cotangents.append(cotangents)
-        above.measured.append(list(found[len(own) + len(crossed) :]))
+    with stopping_at(cut):
+        for t, (edge, seed) in enumerate(zip(starts.edges, starts.seeds, strict=True)):
+            own, crossed = cut.above[t], cut.crossed[t]
+            retain = retain_graph or cut.nested or (cut.entangled and t < last)
+            wanted: list[Tensor | GradientEdge] = [params[p] for p in own]
+            wanted += [cut.edges[e] for e in crossed]
+            found = _grad([edge], wanted, [seed], retain) if wanted else ()
+            row: Row = [None] * len(params)
+            cotangents: Row = [None] * len(cut.edges)
+            for p, grad in zip(own, found, strict=False):
+                row[p] = grad
+            for e, grad in zip(crossed, found[len(own) :], strict=True):
+                cotangents[e] = grad
+            above.rows.append(row)
+            above.cotangents.append(cotangents)
     return above
 
 

@@ -9,7 +9,8 @@ summed loss costs.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,6 +31,8 @@ class Cut:
         above: T lists of the parameters, by position, that a task's gradient reaches above.
         below: the parameters, by position, that are reached below; they may be above as well.
         entangled: whether tasks share a part of the graph above.
+        nested: whether an edge, or a parameter above, is reached below another edge too, as where
+            heads read several stages of a trunk.
     """
 
     edges: list[GradientEdge]
@@ -37,6 +40,7 @@ class Cut:
     above: list[list[int]]
     below: list[int]
     entangled: bool
+    nested: bool
 
 
 def cut_at_heads(starts: Sequence[GradientEdge], params: Sequence[Tensor]) -> Cut:
@@ -55,8 +59,8 @@ def cut_at_heads(starts: Sequence[GradientEdge], params: Sequence[Tensor]) -> Cu
             crossed[t][start.node, start.output_nr] = None
     for node, t in owner.items():
         if t != _SEVERAL:
-            for source, output in node.next_functions:
-                if source is not None and owner[source] == _SEVERAL:
+            for source, output in _sources(node):
+                if owner[source] == _SEVERAL:
                     crossed[t][source, output] = None
     position = {id(param): p for p, param in enumerate(params)}
     nodes: list[list[Node]] = [[] for _ in starts]
@@ -105,6 +109,21 @@ def cut_at_features(
     return _cut(crossed, above, _leaves(below, position), entangled)
 
 
+@contextmanager
+def stopping_at(cut: Cut) -> Iterator[None]:
+    """Gradients that reach an edge go no further, so a lower one gets none through it.
+
+    Undefined ones go on instead, for which autograd's formulas compute nothing.
+    """
+    nodes = {edge.node: None for edge in cut.edges} if cut.nested else {}
+    handles = [node.register_prehook(lambda grads: (None,) * len(grads)) for node in nodes]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def kinds_below(cut: Cut) -> set[str]:
     """The names of the operations below, as autograd calls them but for the word Backward."""
     nodes = _reach([(edge.node, edge.output_nr) for edge in cut.edges])
@@ -119,12 +138,15 @@ def _cut(
 ) -> Cut:
     places = {place: None for passed in crossed for place in passed}
     number = {place: e for e, place in enumerate(places)}
+    beneath = _reach([place for node, _ in places for place in _sources(node)])
     return Cut(
         [GradientEdge(node, output) for node, output in places],
         [[number[place] for place in passed] for passed in crossed],
         above,
         below,
         entangled,
+        nested=any(node in beneath for node, _ in places)
+        or any(p in own for own in map(set, above) for p in below),
     )
 
 
@@ -137,7 +159,7 @@ def _claim(owner: dict[Node, int], start: Node, task: int) -> None:
         if had in (who, _SEVERAL):
             continue
         owner[node] = who = who if had is None else _SEVERAL
-        todo += [(source, who) for source, _ in node.next_functions if source is not None]
+        todo += [(source, who) for source, _ in _sources(node)]
 
 
 def _reach(
@@ -155,8 +177,13 @@ def _reach(
             passed[place] = None
         elif place[0] not in seen:
             seen[place[0]] = None
-            todo += [(node, output) for node, output in place[0].next_functions if node is not None]
+            todo += _sources(place[0])
     return seen
+
+
+def _sources(node: Node) -> list[Place]:
+    """Where a node's gradients go."""
+    return [(source, output) for source, output in node.next_functions if source is not None]
 
 
 def _leaves(nodes: Sequence[Node] | dict[Node, None], position: dict[int, int]) -> list[int]:

@@ -53,7 +53,6 @@ def run_heads(
     features: Sequence[Tensor] | None = None,
     scale: Tensor | None = None,
     retain_graph: bool = False,
-    measure: Sequence[Tensor] = (),
 ) -> Heads:
     """The tasks' backwards down to the cut.
 
@@ -81,7 +80,7 @@ def run_heads(
             raise ValueError("no loss reaches any of the parameters that shared= names")
     if options.weight_heads:
         weighted = set(range(len(params)))
-    above = gradients_above(begun, cut, params, measure, retain_graph)
+    above = gradients_above(begun, cut, params, retain_graph)
     return Heads(
         cut,
         above,
@@ -97,7 +96,6 @@ def measured_weights(
     method: Weighting,
     losses: Tensor,
     options: Options,
-    measure: Sequence[Tensor],
     on_features: bool,
     scale: Tensor | None,
 ) -> Balanced:
@@ -106,13 +104,25 @@ def measured_weights(
     if on_features:
         groups = group_gradients([_real(row) for row in heads.above.cotangents])
         return balance([groups], tasks, method, losses, False, scale)
-    if measure:
-        groups = group_gradients(heads.above.measured, measure)
+    if options.measure is not None:
+        measure = trainable(options.measure, params, "measure")
+        groups = group_gradients(_gradients_of(heads, params, measure), measure)
         if not groups:
             raise ValueError("no loss reaches any of the parameters that measure= names")
         return balance([groups], tasks, method, losses, False, scale)
     gram = _gram_of_all_rows(heads, params, losses.device)
     return balance_gram(gram, method, losses, scale, options.max_norm)
+
+
+def _gradients_of(heads: Heads, params: Sequence[Tensor], members: Sequence[Tensor]) -> list[Row]:
+    """T backwards from the cut to some parameters and no further, with what they get above it."""
+    place = {id(param): p for p, param in enumerate(params)}
+    rows = []
+    for above, cotangents in zip(heads.above.rows, heads.above.cotangents, strict=True):
+        below = gradients_below(heads.cut, cotangents, members, retain_graph=True)
+        own = [above[place[id(member)]] for member in members]
+        rows.append([_sum(a, b) for a, b in zip(own, below, strict=True)])
+    return rows
 
 
 def _gram_of_all_rows(heads: Heads, params: Sequence[Tensor], device: torch.device) -> Tensor:

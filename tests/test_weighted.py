@@ -1,0 +1,128 @@
+"""One weighted backward: the same .grad as T rows combined, for every kind of graph."""
+
+from __future__ import annotations
+
+import graphs
+import pytest
+import torch
+from graphs import GRAPHS, Problem
+from torch import Tensor
+
+import mtlkernels
+
+EXACT = {"rtol": 1e-9, "atol": 1e-12}
+KNOWN = torch.tensor([0.3, -1.5, 2.0], dtype=torch.float64)
+
+
+class Given(mtlkernels.GramMethod):
+    """Weights that tell tasks apart, whatever the Gram matrix, which it keeps."""
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        self.gram = gram
+        return KNOWN[: len(gram)]
+
+
+def grads(problem: Problem) -> list[Tensor | None]:
+    return [None if param.grad is None else param.grad.clone() for param in problem.params]
+
+
+def assert_same(have: list[Tensor | None], want: list[Tensor | None]) -> None:
+    for a, b in zip(have, want, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, **EXACT)
+
+
+def expected(problem: Problem, weigh_heads: bool = False) -> list[Tensor | None]:
+    """sum_t w_t g_t where at least two losses reach, the plain sum elsewhere."""
+    tasks = len(problem.losses)
+    columns = list(zip(*graphs.rows(problem), strict=True))
+    want: list[Tensor | None] = []
+    for column in columns:
+        reached = sum(grad is not None for grad in column)
+        weigh = weigh_heads or reached >= min(2, tasks)
+        parts = [
+            (KNOWN[t] if weigh else 1.0) * grad for t, grad in enumerate(column) if grad is not None
+        ]
+        want.append(sum(parts) if parts else None)  # type: ignore[arg-type]
+    return want
+
+
+WAYS = {
+    "rows": {},
+    "batched": {"collect": "batched"},
+    "auto": {"collect": "auto"},
+    "no rows": {"apply": "backward"},
+}
+
+
+@pytest.mark.parametrize("weight_heads", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_every_way_gives_the_same_gradients_and_gram(graph, way, weight_heads) -> None:
+    torch.manual_seed(3)
+    problem = graph()
+    want = expected(problem, weight_heads)
+    rows = graphs.rows(problem)
+    reach = [sum(row[p] is not None for row in rows) for p in range(len(problem.params))]
+    need = 1 if weight_heads and way == "no rows" else min(2, len(rows))
+    shared = [p for p, count in enumerate(reach) if count >= need]
+    method = Given()
+    report = mtlkernels.backward(
+        problem.losses, problem.params, method, weight_heads=weight_heads, **WAYS[way]
+    )
+    assert_same(grads(problem), want)
+    torch.testing.assert_close(method.gram, graphs.gram(rows, shared), **EXACT)
+    assert torch.equal(report.weights, KNOWN[: len(rows)])
+
+
+@pytest.mark.parametrize("weight_heads", [False, True])
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_features(graph, weight_heads) -> None:
+    torch.manual_seed(4)
+    problem = graph()
+    want = expected(problem, weight_heads)
+    rows = graphs.rows(problem, problem.features)
+    if graph is graphs.heads_on_several_stages:  # what passes one feature counts at no other
+        torch.manual_seed(4)
+        apart = graphs.heads_on_several_stages(detach=True)
+        rows = graphs.rows(apart, apart.features)
+    method = Given()
+    mtlkernels.backward(
+        problem.losses,
+        problem.params,
+        method,
+        features=problem.features,
+        weight_heads=weight_heads,
+    )
+    assert_same(grads(problem), want)
+    columns = list(range(len(problem.features)))
+    torch.testing.assert_close(method.gram, graphs.gram(rows, columns), **EXACT)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_measure(graph) -> None:
+    torch.manual_seed(5)
+    problem = graph()
+    want, rows = expected(problem), graphs.rows(problem)
+    method = Given()
+    mtlkernels.backward(problem.losses, problem.params, method, measure=iter([problem.params[0]]))
+    assert_same(grads(problem), want)
+    torch.testing.assert_close(method.gram, graphs.gram(rows, [0]), **EXACT)
+
+
+@pytest.mark.parametrize("named", [[0], [1], [0, 2]])
+@pytest.mark.parametrize("graph", [graphs.trunk_and_heads, graphs.some_tasks_only])
+def test_named_shared_parameters(graph, named) -> None:
+    torch.manual_seed(6)
+    problem = graph()
+    shared = [problem.params[p] for p in named]
+    mtlkernels.backward(problem.losses, problem.params, Given(), shared=shared, retain_graph=True)
+    want = grads(problem)
+    for ways in ({"measure": [problem.params[0]]}, {"apply": "backward"}, {"collect": "batched"}):
+        for param in problem.params:
+            param.grad = None
+        mtlkernels.backward(
+            problem.losses, problem.params, Given(), shared=shared, retain_graph=True, **ways
+        )
+        assert_same(grads(problem), want)
