@@ -6,6 +6,7 @@ from mtlkernels import ops
 from mtlkernels.aggregation import aggregate
 from mtlkernels.backends import backends, build_info
 from mtlkernels.backprop import backward
+from mtlkernels.compiled import compile_step
 from mtlkernels.methods import (
     CRMOGM,
     DBMTL,
@@ -64,6 +65,7 @@ from mtlkernels.methods import (
 )
 from mtlkernels.optimizer import MTLOptimizer
 from mtlkernels.report import Report, Status
+from mtlkernels.splitter import Splitter
 
 __version__ = _version("mtlkernels")
 
@@ -119,6 +121,7 @@ __all__ = [
     "RowMethod",
     "RowStep",
     "SDMGrad",
+    "Splitter",
     "Status",
     "Sum",
     "Tracked",
@@ -128,6 +131,7 @@ __all__ = [
     "backends",
     "backward",
     "build_info",
+    "compile_step",
     "get_method",
     "ops",
 ]

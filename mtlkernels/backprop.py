@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, cast
+from typing import Literal, NoReturn, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def backward(
     collect: Literal["loop", "batched", "auto"] = "loop",
     rows_dtype: torch.dtype | None = None,
     max_norm: float | None = None,
-    scaler: Scaler | None = None,
+    scaler: Scaler | Tensor | None = None,
     retain_graph: bool = False,
 ) -> Report:
     """Adds a method's update direction to the parameters' .grad, as `loss.backward()` adds its own.
@@ -106,8 +106,9 @@ def backward(
             torch.float16; sums over them are float32 and .grad too.
         max_norm: the direction of the shared parameters is shortened to that length where it is
             longer. The length comes from the Gram matrix.
-        scaler: a GradScaler; the losses come unscaled, .grad is scaled, so that `scaler.unscale_`,
-            clipping and `scaler.step` go on as ever. The method sees neither.
+        scaler: a GradScaler, or its scale as a scalar tensor. The losses come unscaled, .grad goes
+            out scaled, so that `scaler.unscale_`, clipping and `scaler.step` go on as ever. The
+            method sees neither.
         retain_graph: keep the graph, for another backward through it.
 
     Returns:
@@ -141,13 +142,15 @@ def step(
     method: AnyMethod,
     options: Options,
     features: Tensor | Sequence[Tensor] | None = None,
-    scaler: Scaler | None = None,
+    scaler: Scaler | Tensor | None = None,
     retain_graph: bool = False,
 ) -> Report:
     """`backward` with its options in one object."""
+    if torch.compiler.is_compiling():
+        _refuse_without_graph(losses, method, options, features is not None, scaler)
     tasks, values = named_losses(losses)
     params = _checked(values, params, method, options, features is not None)
-    scale = _scale_of(scaler, values)
+    scale = scale_of(scaler, values[0].device)
     stacked = _stacked(values)
     if weighs_losses(method):
         return _backward_once(tasks, values, params, method, scale, retain_graph)
@@ -160,11 +163,6 @@ def step(
         )
         found = Rows(tasks, stacked, rows, scale, collected)
         return combine_rows(found, params, cast("Weighting | RowWeighting", method), options)
-    if torch.compiler.is_compiling():
-        raise NotImplementedError(
-            "measure=, features=, apply= and every= look at autograd's graph, which torch.compile "
-            "does not have: leave them out, or compile the model alone"
-        )
     given = [features] if isinstance(features, Tensor) else features
     heads = run_heads(values, params, options, given, scale, retain_graph)
     if weights is not None:
@@ -193,7 +191,7 @@ def collect_step(
     params: Sequence[Tensor],
     method: AnyMethod,
     options: Options,
-    scaler: Scaler | None = None,
+    scaler: Scaler | Tensor | None = None,
     retain_graph: bool = False,
 ) -> Rows:
     """The gradients of one batch, to be added to others' and combined by `combine_rows`.
@@ -209,7 +207,7 @@ def collect_step(
         )
     tasks, values = named_losses(losses)
     params = _checked(values, params, method, options, False)
-    scale = _scale_of(scaler, values)
+    scale = scale_of(scaler, values[0].device)
     rows, collected = collect_rows(
         values, params, options.collect, options.rows_dtype, scale, retain_graph
     )
@@ -233,16 +231,48 @@ def _checked(
     if options.measure is not None:
         trainable(options.measure, kept, "measure")
     if options.shared is None:
-        refuse_hidden_reach(losses)
+        if not torch.compiler.is_compiling():  # torch.compile has no autograd graph to look at
+            refuse_hidden_reach(losses)
     else:
         trainable(options.shared, kept)
     return kept
 
 
-def _scale_of(scaler: Scaler | None, losses: Sequence[Tensor]) -> Tensor | None:
-    if scaler is None:
-        return None
-    return scaler.scale(torch.ones((), device=losses[0].device))
+def _refuse_without_graph(
+    losses: Losses,
+    method: AnyMethod,
+    options: Options,
+    features: bool,
+    scaler: Scaler | Tensor | None,
+) -> None:
+    """torch.compile traces backwards, but has no autograd graph to look at."""
+    if features or options.weighted or options.collect != "loop" or keeps_weights(method):
+        _refuse_tracing(
+            "inside torch.compile only a backward a loss can be traced: leave out features=, "
+            "measure=, apply=, collect= and every=, or compile the model alone"
+        )
+    if isinstance(losses, Tensor) and options.shared is None:
+        _refuse_tracing(
+            "inside torch.compile heads cannot be told from what is shared where the losses are "
+            "one tensor: give a list or a mapping, or name the shared parameters with shared="
+        )
+    if scaler is not None and not isinstance(scaler, Tensor):
+        _refuse_tracing(
+            "torch.compile does not trace a GradScaler: take scale = scaler.scale(torch.ones(())) "
+            "before the compiled function, and give it as scaler=scale"
+        )
+
+
+def _refuse_tracing(sentence: str) -> NoReturn:
+    torch._dynamo.graph_break(msg=sentence)  # whose error shows the sentence; a raise's would not
+    raise NotImplementedError(sentence)
+
+
+def scale_of(scaler: Scaler | Tensor | None, device: torch.device) -> Tensor | None:
+    """A scaler's factor, on the device; it is not read."""
+    if scaler is None or isinstance(scaler, Tensor):
+        return scaler
+    return scaler.scale(torch.ones((), device=device))
 
 
 def _backward_once(

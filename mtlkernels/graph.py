@@ -28,6 +28,8 @@ def root(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor]:
     stack it would reach every parameter that any of the losses reaches, with zeros.
     """
     one = torch.ones_like(loss)
+    if torch.compiler.is_compiling():  # no graph to look at
+        return loss, one
     found = _stack_entry(loss)
     if found is None:
         return loss, one
@@ -47,7 +49,7 @@ def root(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor]:
 def _stack_entry(loss: Tensor) -> tuple[Node, int] | None:
     """The stack that a loss is an entry of, and which."""
     entry, number = _only_input(loss.grad_fn, loss.output_nr)
-    if entry is None or not entry.next_functions or torch.compiler.is_compiling():
+    if entry is None or not entry.next_functions:
         return None
     stack, _ = _only_input(*entry.next_functions[0])
     if stack is None or _kind(stack) != "Stack":

@@ -62,8 +62,8 @@ class Group:
         between them, padding to us, would be somebody else's.
         """
         flat: Tensor | None = getattr(views[0], "_mtl_flat", None)
-        if flat is None or flat.shape[0] != self.offsets[-1]:
-            return None
+        if flat is None or flat.shape[0] != self.offsets[-1] or torch.compiler.is_compiling():
+            return None  # a compiled graph has no addresses
         start, size = flat.data_ptr(), flat.element_size()
         for view, shape, stride, at in zip(
             views, self.shapes, self.strides, self.offsets, strict=False

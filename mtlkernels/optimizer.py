@@ -103,7 +103,7 @@ class MTLOptimizer(torch.optim.Optimizer):
         losses: Losses,
         *,
         features: Tensor | Sequence[Tensor] | None = None,
-        scaler: Scaler | None = None,
+        scaler: Scaler | Tensor | None = None,
         accumulate: Literal[False] = False,
         retain_graph: bool = False,
     ) -> Report: ...
@@ -113,7 +113,7 @@ class MTLOptimizer(torch.optim.Optimizer):
         self,
         losses: Losses,
         *,
-        scaler: Scaler | None = None,
+        scaler: Scaler | Tensor | None = None,
         accumulate: Literal[True],
         retain_graph: bool = False,
     ) -> None: ...
@@ -123,7 +123,7 @@ class MTLOptimizer(torch.optim.Optimizer):
         losses: Losses,
         *,
         features: Tensor | Sequence[Tensor] | None = None,
-        scaler: Scaler | None = None,
+        scaler: Scaler | Tensor | None = None,
         accumulate: bool = False,
         retain_graph: bool = False,
     ) -> Report | None:

@@ -102,8 +102,7 @@ def measured_weights(
     """The method's answer to what is measured: parameters, features, or all rows one at a time."""
     tasks = len(heads.above.rows)
     if on_features:
-        groups = group_gradients([_real(row) for row in heads.above.cotangents])
-        return balance([groups], tasks, method, losses, False, scale)
+        return balance_features(heads.above.cotangents, method, losses, scale)
     if options.measure is not None:
         measure = trainable(options.measure, params, "measure")
         groups = group_gradients(_gradients_of(heads, params, measure), measure)
@@ -169,7 +168,7 @@ def write_weighted(
     parts = [(members, own) for members, own in parts if members]
     for i, (members, own) in enumerate(parts):
         retain = retain_graph or i < len(parts) - 1
-        seeds = _combined(above.cotangents, own)
+        seeds = combine_features(above.cotangents, own)
         found = gradients_below(cut, seeds, [params[p] for p in members], retain)
         for p, grad in zip(members, found, strict=True):
             below[p] = grad
@@ -182,19 +181,28 @@ def write_weighted(
             add_weighted_sum(group_gradients(rows, params), own, params)
 
 
-def _combined(cotangents: Sequence[Row], weights: Tensor) -> Row:
-    """sum_t w_t c_t at each edge."""
-    groups = group_gradients([_real(row) for row in cotangents])
-    combined = weighted_sum(groups, weights, len(cotangents[0]))
-    kinds = [
-        next((c for c in column if c is not None), None) for column in zip(*cotangents, strict=True)
-    ]
+def balance_features(
+    cotangents: Sequence[Row], method: Weighting, losses: Tensor | None, scale: Tensor | None
+) -> Balanced:
+    """The method's answer to T tasks' gradients at C tensors of the graph."""
+    groups = group_gradients(_real(cotangents))
+    return balance([groups], len(cotangents), method, losses, False, scale)
+
+
+def combine_features(cotangents: Sequence[Row], weights: Tensor) -> Row:
+    """sum_t w_t c_t at each of C tensors."""
+    combined = weighted_sum(group_gradients(_real(cotangents)), weights, len(cotangents[0]))
+    columns = zip(*cotangents, strict=True)
+    pairs = [any(c is not None and c.is_complex() for c in column) for column in columns]
     return [
-        torch.view_as_complex(c) if c is not None and kind is not None and kind.is_complex() else c
-        for c, kind in zip(combined, kinds, strict=True)
+        torch.view_as_complex(c) if c is not None and two else c
+        for c, two in zip(combined, pairs, strict=True)
     ]
 
 
-def _real(row: Row) -> Row:
+def _real(rows: Sequence[Row]) -> list[Row]:
     """Complex gradients as pairs of real numbers."""
-    return [torch.view_as_real(c) if c is not None and c.is_complex() else c for c in row]
+    return [
+        [torch.view_as_real(c) if c is not None and c.is_complex() else c for c in row]
+        for row in rows
+    ]

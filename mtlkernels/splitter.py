@@ -1,0 +1,91 @@
+"""A module between trunk and heads that balances inside one ordinary backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlkernels.aggregation import Weighting
+from mtlkernels.backprop import Scaler, scale_of
+from mtlkernels.report import Report
+from mtlkernels.weighted import balance_features, combine_features
+
+
+class Splitter(nn.Module):
+    """Hands the trunk's features to T heads, and their T gradients, balanced, back to the trunk.
+
+        splitter = Splitter(PCGrad(), num_tasks=2)
+        for_seg, for_depth = splitter(trunk(images))
+        loss = seg_loss(seg_head(for_seg)) + depth_loss(depth_head(for_depth))
+        loss.backward()  # as it stands in a loop that cannot be changed
+
+    The trunk gets the gradient of sum_t w_t L_t with weights from the Gram matrix of the losses'
+    gradients at the features, as `backward(losses, features=...)` gives it; heads get their own.
+    Each task's loss must reach the features through its own copy alone, and stand in the sum with
+    factor 1: a factor counts as a larger loss.
+
+    Args:
+        method: a Gram method that needs no losses, which do not come by here.
+        num_tasks: T.
+        scaler: the GradScaler whose factor the loss carries, or that factor as a scalar tensor.
+
+    Attributes:
+        report: of the last backward, or None before it.
+
+    Raises:
+        ValueError: num_tasks is no positive whole number.
+    """
+
+    def __init__(
+        self, method: Weighting, num_tasks: int, *, scaler: Scaler | Tensor | None = None
+    ) -> None:
+        super().__init__()
+        if not (isinstance(num_tasks, int) and num_tasks >= 1):
+            raise ValueError(f"num_tasks={num_tasks}: it must be a whole number, at least 1")
+        self.method = method
+        self.num_tasks = num_tasks
+        self.scaler = scaler
+        self.report: Report | None = None
+
+    def forward(self, *features: Tensor) -> tuple[Any, ...]:
+        """T copies, without moving anything, of one tensor or of a tuple of several.
+
+        Args:
+            features: what the trunk returned, one tensor or several stages of it.
+        """
+        copies = _Split.apply(self, *features)
+        count = len(features)
+        if count == 1:
+            return tuple(copies)
+        return tuple(copies[t * count : (t + 1) * count] for t in range(self.num_tasks))
+
+    @torch.no_grad()
+    def _balance(self, cotangents: list[list[Tensor | None]]) -> list[Tensor | None]:
+        present = next(c for row in cotangents for c in row if c is not None)
+        scale = scale_of(self.scaler, present.device)
+        found = balance_features(cotangents, self.method, None, scale)
+        assert found.weights is not None
+        names = tuple(map(str, range(self.num_tasks)))
+        told = "an ordinary backward, measured on features"
+        self.report = Report(names, found.gram, found.weights, None, found.status, told)
+        return combine_features(cotangents, found.weights)
+
+    def extra_repr(self) -> str:
+        return f"num_tasks={self.num_tasks}"
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, splitter: Splitter, *features: Tensor) -> tuple[Tensor, ...]:
+        ctx.splitter, ctx.count = splitter, len(features)
+        ctx.set_materialize_grads(False)
+        return tuple(z.view_as(z) for _ in range(splitter.num_tasks) for z in features)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        n = ctx.count
+        rows = [list(cotangents[i : i + n]) for i in range(0, len(cotangents), n)]
+        return (None, *ctx.splitter._balance(rows))
