@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlkernels.aggregation import Weighting
+from mtlkernels.aggregation import Weighting, check_method, takes_rows, weighs_losses
 from mtlkernels.backprop import Scaler, scale_of
 from mtlkernels.report import Report
 from mtlkernels.weighted import balance_features, combine_features
@@ -35,13 +35,19 @@ class Splitter(nn.Module):
         report: of the last backward, or None before it.
 
     Raises:
-        ValueError: num_tasks is no positive whole number.
+        TypeError, ValueError: method is no Gram method, or num_tasks no positive whole number.
     """
 
     def __init__(
         self, method: Weighting, num_tasks: int, *, scaler: Scaler | Tensor | None = None
     ) -> None:
         super().__init__()
+        check_method(method)
+        if weighs_losses(method) or takes_rows(method):
+            raise ValueError(
+                f"{type(method).__name__} does not weigh gradients by their products, which is all "
+                "that comes by here: give a Gram method, for example PCGrad()"
+            )
         if not (isinstance(num_tasks, int) and num_tasks >= 1):
             raise ValueError(f"num_tasks={num_tasks}: it must be a whole number, at least 1")
         self.method = method

@@ -1,0 +1,113 @@
+"""Micro-batches: rows are added up and combined once, as one large batch would have been."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mtlkernels
+from mtlkernels import DBMTL, SI, CAGrad, GradDrop, MTLOptimizer, PCGrad, UPGrad
+
+
+class Model(nn.Module):
+    def __init__(self, tasks: int = 3) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4))
+        self.heads = nn.ModuleList(nn.Linear(4, 2) for _ in range(tasks))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        z = self.trunk(x)
+        return {f"task {t}": (h(z) - t).square().mean() for t, h in enumerate(self.heads)}
+
+
+def pair(method: object, **options: object) -> tuple[Model, MTLOptimizer]:
+    torch.manual_seed(0)
+    model = Model().double()
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    return model, MTLOptimizer(base, copy.deepcopy(method), **options)
+
+
+WAYS = [{}, {"collect": "batched"}, {"weight_heads": True}, {"max_norm": 0.1}]
+
+
+@pytest.mark.parametrize("options", WAYS, ids=str)
+@pytest.mark.parametrize("method", [PCGrad(), CAGrad(), UPGrad(), DBMTL()], ids=repr)
+def test_equals_one_large_batch(method, options) -> None:
+    x = torch.randn(12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    model, optimizer = pair(method, **options)
+    large, whole = pair(method, **options)
+    for _ in range(2):
+        for part in x.chunk(4):
+            losses = {name: loss / 4 for name, loss in model(part).items()}
+            assert optimizer.backward(losses, accumulate=True) is None
+        assert all(param.grad is None for param in model.parameters())
+        report, expected = optimizer.combine(), whole.backward(large(x))
+        for name in ("gram", "weights", "losses"):
+            torch.testing.assert_close(getattr(report, name), getattr(expected, name))
+        assert report.tasks == ("task 0", "task 1", "task 2")
+        for param, other in zip(model.parameters(), large.parameters(), strict=True):
+            torch.testing.assert_close(param.grad, other.grad)
+        for either in (optimizer, whole):
+            either.step()
+            either.zero_grad()
+
+
+def test_a_row_method_takes_the_sum() -> None:
+    x = torch.randn(12, 5, dtype=torch.float64)
+    model, optimizer = pair(GradDrop(seed=3))
+    large, whole = pair(GradDrop(seed=3))
+    for part in x.chunk(3):
+        optimizer.backward([loss / 3 for loss in model(part).values()], accumulate=True)
+    optimizer.combine()
+    whole.backward(large(x))
+    for param, other in zip(model.parameters(), large.parameters(), strict=True):
+        torch.testing.assert_close(param.grad, other.grad)
+
+
+def test_a_task_may_be_absent_from_a_parameter_in_some_micro_batches() -> None:
+    trunk, heads = nn.Linear(5, 4).double(), [nn.Linear(4, 1).double() for _ in range(3)]
+    params = [p for module in (trunk, *heads) for p in module.parameters()]
+    optimizer = MTLOptimizer(torch.optim.SGD(params, lr=0.1), mtlkernels.Sum())
+    x = torch.randn(6, 5, dtype=torch.float64)
+    for chosen in ([0, 1], [1, 2]):  # two losses, of other heads each time
+        z = trunk(x)
+        losses = [heads[h](z).square().mean() for h in chosen]
+        optimizer.backward(losses, accumulate=True)
+    optimizer.combine()
+    z = trunk(x)
+    wanted = torch.autograd.grad(sum(heads[h](z).square().mean() for h in (0, 1, 1, 2)), params)
+    for param, grad in zip(params, wanted, strict=True):
+        torch.testing.assert_close(param.grad, grad)
+
+
+def test_wrong_use_is_told_and_loses_nothing() -> None:
+    x = torch.randn(4, 5, dtype=torch.float64)
+    model, optimizer = pair(PCGrad())
+    with pytest.raises(ValueError, match="nothing was accumulated"):
+        optimizer.combine()
+    optimizer.backward(model(x), accumulate=True)
+    with pytest.raises(ValueError, match="earlier micro-batches wait"):
+        optimizer.backward(model(x))
+    with pytest.raises(ValueError, match="to be added to those of an earlier batch"):
+        optimizer.backward(list(model(x).values()), accumulate=True)
+    with pytest.raises(ValueError, match="features= takes none"):
+        optimizer.backward(model(x), accumulate=True, features=x)
+    optimizer.combine()
+    once = [param.grad.clone() for param in model.parameters()]
+    optimizer.zero_grad()
+    optimizer.backward(model(x))
+    for param, grad in zip(model.parameters(), once, strict=True):
+        torch.testing.assert_close(param.grad, grad)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [(SI(), {}), (PCGrad(), {"apply": "backward"})], ids=str
+)
+def test_what_keeps_no_rows_is_refused(method, options) -> None:
+    model, optimizer = pair(method, **options)
+    losses = {name: loss + 1 for name, loss in model(torch.randn(4, 5).double()).items()}
+    with pytest.raises(ValueError, match="accumulate=True adds up the tasks' gradients"):
+        optimizer.backward(losses, accumulate=True)

@@ -1,0 +1,102 @@
+"""Splitter: features' gradients balanced inside one ordinary backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mtlkernels
+from mtlkernels import CAGrad, LogLosses, NashMTL, PCGrad, Splitter, Status
+
+
+class Net(nn.Module):
+    def __init__(self, method: mtlkernels.GramMethod, stages: int = 1, **options: object) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 4)
+        self.heads = nn.ModuleList(nn.Linear(4 if stages == 1 else 12, 2) for _ in range(3))
+        self.splitter = Splitter(method, 3, **options)
+        self.stages = stages
+        self.double()
+
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        early = torch.tanh(self.first(x))
+        late = torch.tanh(self.second(early))
+        return (late,) if self.stages == 1 else (early, late)
+
+    def losses(self, x: Tensor, split: bool) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        z = self.features(x)
+        own = self.splitter(*z) if split else [z if len(z) > 1 else z[0]] * 3
+        reads = [torch.cat(f, dim=1) if self.stages > 1 else f for f in own]
+        out = [h(r) for h, r in zip(self.heads, reads, strict=True)]
+        return [(y - t).square().mean() for t, y in enumerate(out)], z
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("method", [PCGrad(), CAGrad(), NashMTL()], ids=repr)
+def test_equals_backward_on_features(method, stages) -> None:
+    """With two stages the later one's gradient passes the earlier one, and counts there no more."""
+    net, twin = Net(type(method)(), stages), Net(method, stages)
+    x = torch.randn(6, 5, dtype=torch.float64)
+    losses, _ = net.losses(x, split=True)
+    sum(losses).backward()
+    losses, z = twin.losses(x, split=False)
+    own = type(method)()
+    report = mtlkernels.backward(losses, list(twin.parameters()), own, features=z)
+    torch.testing.assert_close(net.splitter.report.gram, report.gram)
+    torch.testing.assert_close(net.splitter.report.weights, report.weights)
+    for param, other in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(param.grad, other.grad)
+
+
+def test_a_head_that_is_not_used_takes_no_part() -> None:
+    net = Net(mtlkernels.AvgNorm())
+    losses, _ = net.losses(torch.randn(6, 5, dtype=torch.float64), split=True)
+    (losses[0] + losses[2]).backward()
+    assert net.splitter.report.weights[1] == 0
+    assert net.splitter.report.status.tolist() == [0, Status.ZERO_GRADIENT, 0]
+    assert net.heads[1].weight.grad is None
+
+
+def test_the_scale_of_a_scaler_does_not_reach_the_method() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    scaled, plain = Net(NashMTL(), scaler=scaler), Net(NashMTL())
+    x = torch.randn(6, 5, dtype=torch.float64)
+    losses, _ = scaled.losses(x, split=True)
+    scaler.scale(sum(losses)).backward()
+    losses, _ = plain.losses(x, split=True)
+    sum(losses).backward()
+    torch.testing.assert_close(scaled.splitter.report.gram, plain.splitter.report.gram)
+    for param, other in zip(scaled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(param.grad, 512 * other.grad)
+
+
+def test_without_gradients_it_passes_values_on() -> None:
+    net = Net(PCGrad()).eval()
+    x = torch.randn(2, 5, dtype=torch.float64)
+    with torch.no_grad():
+        copies = net.splitter(x)
+    assert all(torch.equal(copy, x) and copy.data_ptr() == x.data_ptr() for copy in copies)
+    assert net.splitter.report is None
+
+
+def test_wrong_use_is_told() -> None:
+    for count in (0, 2.0):
+        with pytest.raises(ValueError, match="whole number"):
+            Splitter(PCGrad(), count)
+    net = Net(LogLosses(CAGrad()))
+    losses, _ = net.losses(torch.randn(6, 5, dtype=torch.float64), split=True)
+    with pytest.raises(ValueError, match="needs the tasks' losses"):
+        sum(losses).backward()
+    for method in (mtlkernels.SI(), mtlkernels.GradDrop()):
+        with pytest.raises(ValueError, match="Gram method"):
+            Splitter(method, 3)
+
+
+def test_state_is_the_model_s() -> None:
+    net, fresh = Net(PCGrad(seed=3)), Net(PCGrad(seed=4))
+    losses, _ = net.losses(torch.randn(6, 5, dtype=torch.float64), split=True)
+    sum(losses).backward()
+    fresh.load_state_dict(net.state_dict())
+    assert fresh.splitter.method.step == net.splitter.method.step == 1
