@@ -29,6 +29,7 @@ from mtlkernels import (
     PCGrad,
     PerPart,
     Preferred,
+    Reused,
     SDMGrad,
     UPGrad,
 )
@@ -45,6 +46,7 @@ ARGUMENTS: dict[str, Make] = {
     "ClippedTasks": lambda T: ClippedTasks(CAGrad(), 3.0),
     "LogLosses": lambda T: LogLosses(UPGrad()),
     "PerPart": lambda T: PerPart(CAGrad(), 1),
+    "Reused": lambda T: Reused(CAGrad(), 3),
 }
 VARIANTS: dict[str, Make] = {
     "PCGrad-mean": lambda T: PCGrad("mean"),

@@ -48,6 +48,7 @@ ONE_TASK = {
     "CAGrad-0.9-square": 1.9 / 1.81,
     "CAGrad-1.5-sum": 1.0,
     "PerPart": 1.4,
+    "Reused": 1.4,
     "Preferred": 2.8,
     "ClippedTasks": 1.4 * 3 / 13,
     "LogLosses": 0.5,
@@ -65,7 +66,7 @@ MEANS = {
     *("Mean", "PCGrad-mean", "MGDA", "CRMOGM", "UPGrad", "DualProj", "IMTLG", "RandomWeights"),
     *("AlignedMTL-mean", "SDMGrad", "SDMGrad-slow", "MoDo", "NashMTL", "Normalized", "LogLosses"),
     *("CAGrad", "CAGrad-0.9-square", "Normalized-CAGrad", "PerPart", "Preferred", "ClippedTasks"),
-    *("IMGrad", "IMGrad-paper", "IMGrad-square"),
+    *("IMGrad", "IMGrad-paper", "IMGrad-square", "Reused"),
 }
 IDENTICAL = {
     "AvgNorm": 9.0,

@@ -23,6 +23,7 @@ ARGUMENTS = {
     "ClippedTasks": (mtlkernels.Mean(), 1.0),
     "LogLosses": (mtlkernels.Mean(),),
     "PerPart": (mtlkernels.PCGrad(), 2),
+    "Reused": (mtlkernels.Mean(), 2),
     "Tracked": (mtlkernels.Mean(),),
 }
 every_class = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS.keys())

@@ -45,6 +45,7 @@ class Reused(GramMethod):
         self.register_lazy("weights")
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        self._check(len(gram))
         weights = self.method(gram, losses)
         self.status = self.method.status
         self.weights = weights.detach().clone()
@@ -63,15 +64,18 @@ class Reused(GramMethod):
         """
         if not 0 < self.used < self.every:
             return None
-        if self.weights.shape != (num_tasks,):
-            raise ValueError(
-                f"this Reused keeps weights of shape {tuple(self.weights.shape)} and got "
-                f"{num_tasks} losses: use a fresh one"
-            )
+        self._check(num_tasks)
         if read and not torch.isfinite(self.weights).all():
             return None
         self.used += 1
         return self.weights
+
+    def _check(self, num_tasks: int) -> None:
+        if len(self.weights) not in (0, num_tasks):
+            raise ValueError(
+                f"this Reused keeps the weights of {len(self.weights)} tasks and got {num_tasks}: "
+                "use a fresh one"
+            )
 
     def get_extra_state(self) -> int:
         return self.used
