@@ -8,19 +8,18 @@ and copy a method's state are new.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from mtlkernels import method_state
 from mtlkernels.backprop import backward, check_options
 from mtlkernels.collect import Losses
 from mtlkernels.methods import GramMethod, LossMethod, RowMethod, get_method
 from mtlkernels.report import Report
-
-_PREFIX = "mtl."  # marks the method's tensors in the first parameter group of a state dict
 
 
 @dataclass
@@ -75,11 +74,13 @@ class MTLOptimizer(torch.optim.Optimizer):
 
     Raises:
         TypeError: base is not an optimizer, or method is neither a method nor a name.
-        ValueError: base is wrapped already, no method has that name, or shared, weight_heads or
-            parts is given with a method that has no use for it.
+        ValueError: base is wrapped already, has an attribute of its own that the wrapping would
+            hide (`method`, `backward`) or holds the state of another method; no method has that
+            name; or shared, weight_heads or parts is given with a method that has no use for it.
     """
 
     _mtl: _Balancing
+    _base: ClassVar[type[torch.optim.Optimizer]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> MTLOptimizer:
         if cls is not MTLOptimizer:
@@ -126,32 +127,34 @@ class MTLOptimizer(torch.optim.Optimizer):
     """The name the PCGrad ports use."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's own state dict; the method's tensors stand in its first group."""
-        state = super().state_dict()
-        for key, value in self._mtl.method.state_dict().items():
-            state["param_groups"][0][_PREFIX + key] = value
-        return state
+        """The optimizer's own state dict; its first group holds the method's as "mtl_state".
+
+        With `flatten_optimizer_state_dict=True`, torch.distributed.checkpoint repeats a group's
+        entries for each of its parameters: one object in memory, one copy each on disk.
+        """
+        method_state.put(self.param_groups, self._mtl.method)  # first: the base's hooks see it too
+        try:
+            return super().state_dict()
+        finally:
+            method_state.mark(self.param_groups, self._mtl.method)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores both. One saved before wrapping leaves the method's state as it is."""
-        groups = [dict(group) for group in state_dict["param_groups"]]
-        keys = [key for key in groups[0] if key.startswith(_PREFIX)]
-        kept = {key[len(_PREFIX) :]: groups[0].pop(key) for key in keys}
-        method = self._mtl.method
-        if kept and _fixed(method, kept) != _fixed(method, method.state_dict()):
-            raise ValueError(
-                f"the state dict holds the state of another method ({', '.join(kept)}) than "
-                f"{type(method).__name__}: nothing was loaded"
-            )
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        if kept:
-            method.load_state_dict(kept)
+        """Restores both. One saved before wrapping leaves the method's state as it is.
+
+        Raises:
+            ValueError: it holds another method's state, or not all of it; nothing has been loaded.
+        """
+        groups = state_dict.get("param_groups")  # a load_state_dict_pre_hook may take other dicts
+        if groups:
+            method_state.check(groups, self._mtl.method)
+        super().load_state_dict(state_dict)
+        method_state.take(self.param_groups, self._mtl.method)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_mtl": self._mtl}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _new_wrapped, (type(self).__mro__[2],), self.__getstate__()
+        return _new_wrapped, (self._base,), self.__getstate__()
 
 
 def _wrap(
@@ -178,8 +181,9 @@ def _wrap(
             f"method is {given} {name}: give a Gram, row or loss method, for "
             'example mtlkernels.PCGrad(), or its name, "pcgrad"'
         )
+    _refuse_hiding(base)
     check_options(method, shared, weight_heads, parts)
-    _take_method_state(base, method)
+    method_state.take(base.param_groups, method)
     chosen = None if shared is None else list(shared)
     listed = None if parts is None else [list(part) for part in parts]
     base._mtl = _Balancing(method, chosen, weight_heads, listed)  # type: ignore[attr-defined]
@@ -187,26 +191,16 @@ def _wrap(
     return base  # type: ignore[return-value]
 
 
-def _fixed(method: GramMethod | LossMethod | RowMethod, keys: Iterable[str]) -> set[str]:
-    """The keys of a method's state that it has before its first call too."""
-    return {key for key in keys if not key.startswith(method.growing)}
-
-
-def _take_method_state(base: torch.optim.Optimizer, method: torch.nn.Module) -> None:
-    """Moves a method's state that base loaded before the wrapping from its groups to the method."""
-    group = base.param_groups[0]
-    kept = {key[len(_PREFIX) :]: group[key] for key in group if key.startswith(_PREFIX)}
-    if not kept:
-        return
-    if kept.keys() != method.state_dict().keys():
+def _refuse_hiding(base: torch.optim.Optimizer) -> None:
+    """Raises where base has a public attribute that wrapping adds: its own code would miss it."""
+    added = [name for name in vars(MTLOptimizer) if not name.startswith("_")]
+    hidden = [n for n in added if hasattr(base, n) and not hasattr(torch.optim.Optimizer, n)]
+    if hidden:
         raise ValueError(
-            f"base holds the state of another method ({', '.join(kept)}) than "
-            f"{type(method).__name__}: wrap it with that method, or load the state dict after "
-            "wrapping"
+            f"{type(base).__name__} has an attribute {hidden[0]!r} of its own, which wrapping "
+            "would hide from it: leave it as it is, and call mtlkernels.backward(losses, params, "
+            "method) before its step()"
         )
-    method.load_state_dict(kept)
-    for key in kept:
-        del group[_PREFIX + key]
 
 
 _classes: dict[type[torch.optim.Optimizer], type[MTLOptimizer]] = {}
@@ -215,7 +209,8 @@ _classes: dict[type[torch.optim.Optimizer], type[MTLOptimizer]] = {}
 def _wrapped_class(base: type[torch.optim.Optimizer]) -> type[MTLOptimizer]:
     if base not in _classes:
         name = "MTL" + base.__name__
-        _classes[base] = type(name, (MTLOptimizer, base), {"__module__": __name__})
+        members = {"__module__": __name__, "_base": base}
+        _classes[base] = type(name, (MTLOptimizer, base), members)
     return _classes[base]
 
 

@@ -34,7 +34,8 @@ PYTHON: dict[str, set[str] | None] = {
     "collect": {"graph", "layout"},
     "aggregation": {"layout", "ops", "report"},
     "backprop": {"collect", "aggregation", "graph", "layout", "report"},
-    "optimizer": {"backprop", "methods", "report", "collect"},
+    "method_state": {"methods"},
+    "optimizer": {"backprop", "methods", "report", "collect", "method_state"},
     "demo": ANYTHING,
 }
 THIRD_PARTY = {"torch"}
