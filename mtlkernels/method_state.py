@@ -59,7 +59,7 @@ def check(groups: list[dict[str, Any]], method: Method) -> dict[str, Tensor]:
         raise ValueError(
             f"the optimizer state lacks {', '.join(missing)} of {type(method).__name__}: nothing "
             "was loaded. torch.distributed.checkpoint reads only tensors that the optimizer has "
-            "already: call backward(losses) once before it loads"
+            "already: take one training step before it loads"
         )
     return {**small, **{name: entry[name] for name in names}}
 

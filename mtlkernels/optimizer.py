@@ -141,6 +141,9 @@ class MTLOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores both. One saved before wrapping leaves the method's state as it is.
 
+        What `flatten_optimizer_state_dict=True` saved before wrapping goes in before it too: torch
+        asks a flattened state dict for every entry that the optimizer's groups have.
+
         Raises:
             ValueError: it holds another method's state, or not all of it; nothing has been loaded.
         """
