@@ -12,13 +12,16 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 REQUIRES := import importlib.metadata as m, sys; \
 	print(*(r.split(";")[0].strip() for r in m.requires("mtlkernels") if f"extra == \"{sys.argv[1]}\"" in r))
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test test-frameworks lint bench gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m mtlkernels demo
 
 test: $(VENV)/.test $(VENV)/.demo
 	$(BIN)/python -m pytest
+
+test-frameworks: $(VENV)/.test $(VENV)/.frameworks
+	$(BIN)/python -m pytest -m frameworks
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -46,6 +49,6 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.built
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.frameworks: $(VENV)/.%: $(VENV)/.built
 	$(PIP) $$($(BIN)/python -c '$(REQUIRES)' $*)
 	touch $@

@@ -8,20 +8,19 @@ and copy a method's state are new.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, overload
+from typing import Any, ClassVar, Literal, cast, overload
 
 import torch
 from torch import Tensor
 
+from mtlkernels import method_state
 from mtlkernels.arguments import Losses, Options
 from mtlkernels.backprop import Scaler, collect_step, combine_rows, step
 from mtlkernels.methods import GramMethod, LossMethod, Reused, RowMethod, get_method
 from mtlkernels.report import Report
 from mtlkernels.rows import Rows
-
-_PREFIX = "mtl."  # marks the method's tensors in the first parameter group of a state dict
 
 
 @dataclass
@@ -59,8 +58,8 @@ class MTLOptimizer(torch.optim.Optimizer):
     The result is `base` itself, now also an `MTLOptimizer`: `isinstance(optimizer, AdamW)` holds,
     and schedulers, optimizer hooks and references made before keep working. `backward` writes the
     .grad of this optimizer's parameters and nothing else, so clipping, GradScaler and schedulers go
-    where they always went; only a loss method must not be given losses that a GradScaler has scaled
-    (see `mtlkernels.backward`).
+    where they always went. With a GradScaler, give it the losses as they are and the scaler beside
+    them: `optimizer.backward(losses, scaler=scaler)`.
 
     Args:
         base: any torch optimizer.
@@ -72,14 +71,18 @@ class MTLOptimizer(torch.optim.Optimizer):
             that are not shared by the weights too; by default a head gets its own loss's gradient.
         parts: lists of parameters, for example one a layer, each balanced on its own; the method is
             then a `PerPart`, see `mtlkernels.backward`.
+        every: ask the method every so many steps and reuse its weights in between, see `Reused`.
+        measure, apply, collect, rows_dtype, max_norm: see `mtlkernels.backward`.
 
     Raises:
         TypeError: base is not an optimizer, or method is neither a method nor a name.
-        ValueError: base is wrapped already, no method has that name, or shared, weight_heads or
-            parts is given with a method that has no use for it.
+        ValueError: base is wrapped already, has an attribute of its own that the wrapping would
+            hide (`method`, `backward`) or holds the state of another method; no method has that
+            name; or an option is given that the method, or another option, has no use for.
     """
 
     _mtl: _Balancing
+    _base: ClassVar[type[torch.optim.Optimizer]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> MTLOptimizer:
         if cls is not MTLOptimizer:
@@ -144,7 +147,7 @@ class MTLOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: as `mtlkernels.backward`; nothing has been written then.
         """
-        mtl, params = self._mtl, self._params()
+        mtl, params = self._mtl, _params(self)
         mtl.check_learnt(params)
         if not accumulate:
             if mtl.pending is not None:
@@ -178,46 +181,52 @@ class MTLOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 "nothing was accumulated: call backward(losses, accumulate=True) first"
             )
-        params = [param for param in self._params() if param.requires_grad]
+        params = [param for param in _params(self) if param.requires_grad]
         report = combine_rows(
             rows, params, cast("GramMethod | RowMethod", self._mtl.method), self._mtl.options
         )
         self._mtl.pending = None
         return report
 
-    def _params(self) -> list[Tensor]:
-        return [param for group in self.param_groups for param in group["params"]]
-
     pc_backward = backward
     """The name the PCGrad ports use."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's own state dict; the method's tensors stand in its first group."""
-        state = super().state_dict()
-        for key, value in self._mtl.method.state_dict().items():
-            state["param_groups"][0][_PREFIX + key] = value
-        return state
+        """The optimizer's own state dict; its first group holds the method's as "mtl_state".
+
+        With `flatten_optimizer_state_dict=True`, torch.distributed.checkpoint repeats a group's
+        entries for each of its parameters: one object in memory, one copy each on disk.
+        """
+        method_state.put(self.param_groups, self._mtl.method)  # first: the base's hooks see it too
+        try:
+            return super().state_dict()
+        finally:
+            method_state.mark(self.param_groups, self._mtl.method)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores both. One saved before wrapping leaves the method's state as it is."""
-        groups = [dict(group) for group in state_dict["param_groups"]]
-        keys = [key for key in groups[0] if key.startswith(_PREFIX)]
-        kept = {key[len(_PREFIX) :]: groups[0].pop(key) for key in keys}
-        method = self._mtl.method
-        if kept and _fixed(method, kept) != _fixed(method, method.state_dict()):
-            raise ValueError(
-                f"the state dict holds the state of another method ({', '.join(kept)}) than "
-                f"{type(method).__name__}: nothing was loaded"
-            )
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        if kept:
-            method.load_state_dict(kept)
+        """Restores both. One saved before wrapping leaves the method's state as it is.
+
+        What `flatten_optimizer_state_dict=True` saved before wrapping goes in before it too: torch
+        asks a flattened state dict for every entry that the optimizer's groups have.
+
+        Raises:
+            ValueError: it holds another method's state, or not all of it; nothing has been loaded.
+        """
+        groups = state_dict.get("param_groups")  # a load_state_dict_pre_hook may take other dicts
+        if groups:
+            method_state.check(groups, self._mtl.method)
+        super().load_state_dict(state_dict)
+        method_state.take(self.param_groups, self._mtl.method)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_mtl": self._mtl}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _new_wrapped, (type(self).__mro__[2],), self.__getstate__()
+        return _new_wrapped, (self._base,), self.__getstate__()
+
+
+def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def _wrap(
@@ -245,34 +254,25 @@ def _wrap(
         )
     if every != 1:
         method = Reused(cast(GramMethod, method), every)
+    _refuse_hiding(base)
     chosen = Options(**options)
     chosen.check(method)
-    _take_method_state(base, method)
+    method_state.take(base.param_groups, method)
     base._mtl = _Balancing(method, chosen)  # type: ignore[attr-defined]
     base.__class__ = _wrapped_class(type(base))
     return base  # type: ignore[return-value]
 
 
-def _fixed(method: GramMethod | LossMethod | RowMethod, keys: Iterable[str]) -> set[str]:
-    """The keys of a method's state that it has before its first call too."""
-    return {key for key in keys if not key.startswith(method.growing)}
-
-
-def _take_method_state(base: torch.optim.Optimizer, method: torch.nn.Module) -> None:
-    """Moves a method's state that base loaded before the wrapping from its groups to the method."""
-    group = base.param_groups[0]
-    kept = {key[len(_PREFIX) :]: group[key] for key in group if key.startswith(_PREFIX)}
-    if not kept:
-        return
-    if kept.keys() != method.state_dict().keys():
+def _refuse_hiding(base: torch.optim.Optimizer) -> None:
+    """Raises where base has a public attribute that wrapping adds: its own code would miss it."""
+    added = [name for name in vars(MTLOptimizer) if not name.startswith("_")]
+    hidden = [n for n in added if hasattr(base, n) and not hasattr(torch.optim.Optimizer, n)]
+    if hidden:
         raise ValueError(
-            f"base holds the state of another method ({', '.join(kept)}) than "
-            f"{type(method).__name__}: wrap it with that method, or load the state dict after "
-            "wrapping"
+            f"{type(base).__name__} has an attribute {hidden[0]!r} of its own, which wrapping "
+            "would hide from it: leave it as it is, and call mtlkernels.backward(losses, params, "
+            "method) before its step()"
         )
-    method.load_state_dict(kept)
-    for key in kept:
-        del group[_PREFIX + key]
 
 
 _classes: dict[type[torch.optim.Optimizer], type[MTLOptimizer]] = {}
@@ -281,7 +281,8 @@ _classes: dict[type[torch.optim.Optimizer], type[MTLOptimizer]] = {}
 def _wrapped_class(base: type[torch.optim.Optimizer]) -> type[MTLOptimizer]:
     if base not in _classes:
         name = "MTL" + base.__name__
-        _classes[base] = type(name, (MTLOptimizer, base), {"__module__": __name__})
+        members = {"__module__": __name__, "_base": base}
+        _classes[base] = type(name, (MTLOptimizer, base), members)
     return _classes[base]
 
 

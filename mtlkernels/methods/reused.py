@@ -77,8 +77,8 @@ class Reused(GramMethod):
                 "use a fresh one"
             )
 
-    def get_extra_state(self) -> int:
-        return self.used
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.used)
 
     def set_extra_state(self, state: Any) -> None:
         self.used = int(state)

@@ -1,0 +1,103 @@
+"""The README's loops run as they stand there.
+
+Each Python block of the section "In your loop" is executed with a model, a loader and a function of
+losses in its namespace; afterwards the model must have been trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from frameworks import FRAMEWORKS
+from torch import Tensor, nn
+
+import mtlkernels
+
+README = Path(__file__).parent.parent / "README.md"
+SECTION = "In your loop"
+IMPORTS = r"^import (lightning|accelerate|transformers)\b"
+
+
+def section(text: str, level: int, heading: str) -> str:
+    """What stands below a heading, up to the next one of its level or above."""
+    mark = "#" * level
+    found = re.search(
+        rf"^{mark} {re.escape(heading)}\n(.*?)(?=^#{{1,{level}}} |\Z)", text, re.M | re.S
+    )
+    assert found, f"the README has no heading {heading!r}"
+    return found[1]
+
+
+def loops() -> dict[str, str]:
+    """Heading -> its Python blocks, one after the other."""
+    text = section(README.read_text(), 2, SECTION)
+    headings = re.findall(r"^### (.+)$", text, re.M)
+    return {
+        heading: "\n".join(
+            re.findall(r"^```python\n(.*?)^```", section(text, 3, heading), re.M | re.S)
+        )
+        for heading in headings
+    }
+
+
+LOOPS = loops()
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(6, 8)
+        self.heads = nn.ModuleList(nn.Linear(8, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = torch.tanh(self.trunk(x))
+        return [head(features) for head in self.heads]
+
+
+def losses(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    first, second = model(batch["x"])
+    labels = batch["labels"]
+    return {
+        "near": (first - labels[:, :1]).square().mean(),
+        "far": (second - labels[:, 1:]).abs().mean(),
+    }
+
+
+def prelude() -> dict[str, Any]:
+    """What a reader has: the names that the README says are theirs."""
+    torch.manual_seed(0)
+    dataset = [{"x": torch.randn(6), "labels": torch.randn(2)} for _ in range(32)]
+    loader = torch.utils.data.DataLoader(dataset, batch_size=8)
+    own = {"model": Model(), "loader": loader, "dataset": dataset, "losses": losses}
+    return {"torch": torch, "mtlkernels": mtlkernels, **own}
+
+
+def test_the_section_has_loops() -> None:
+    assert "Plain" in LOOPS
+    assert all("backward" in code for code in LOOPS.values())
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    "heading",
+    [
+        pytest.param(name, marks=FRAMEWORKS if re.search(IMPORTS, code, re.M) else [])
+        for name, code in LOOPS.items()
+    ],
+)
+def test_a_loop_of_the_readme_trains(
+    heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = prelude()
+    model = names["model"]
+    before = copy.deepcopy(model.state_dict())
+    exec(compile(LOOPS[heading], f"README.md, {heading}", "exec"), names)
+    for name, value in model.state_dict().items():
+        assert value.isfinite().all()
+        assert not torch.equal(value.cpu(), before[name]), f"{name} was not trained"
