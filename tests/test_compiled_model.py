@@ -57,3 +57,28 @@ def test_a_compiled_model_trains_from_the_first_call_as_the_eager_one(
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     assert not torch.equal(models[0].trunk.weight, Net().trunk.weight)
+
+
+def test_donated_buffers_are_explained() -> None:
+    """A compiled model whose backward was first run for one loss gives its activations away."""
+    import torch._functorch.config as config
+
+    torch._dynamo.reset()
+    net = Net()
+    model = torch.compile(net, backend="aot_eager")
+    optimizer = MTLOptimizer(
+        torch.optim.SGD(net.parameters(), lr=0.05), "pcgrad", shared=[net.trunk.weight]
+    )
+    x = next(iter(batches(1)))
+    sum(model(x)).backward()
+    optimizer.zero_grad()
+    with pytest.raises(RuntimeError, match="donated_buffer = False before the model first runs"):
+        optimizer.backward(model(x))
+    assert all(param.grad is None for param in net.parameters())
+
+    torch._dynamo.reset()
+    with config.patch(donated_buffer=False):
+        sum(model(x)).backward()
+        optimizer.zero_grad()
+        optimizer.backward(model(x))
+    assert net.trunk.weight.grad is not None
