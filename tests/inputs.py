@@ -198,12 +198,17 @@ def plain_gram(grads: list[Tensor], num_tasks: int) -> Tensor:
 
 
 def plain_combine(
-    grads: list[Tensor], weights: Tensor, old: Tensor | None = None, beta: float = 0.0
+    grads: list[Tensor],
+    weights: Tensor,
+    old: Tensor | None = None,
+    beta: float = 0.0,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """What a person writes, in the gradients' dtype."""
-    matrices = rows_of(grads, len(weights), grads[0].dtype)
+    """What a person writes, in the gradients' dtype or the one given."""
+    dtype = dtype or grads[0].dtype
+    matrices = rows_of(grads, len(weights), dtype)
     starts, length = places(matrices)
-    out = torch.zeros(length, dtype=grads[0].dtype)
+    out = torch.zeros(length, dtype=dtype)
     for at, matrix in zip(starts, matrices, strict=True):
         place = slice(at, at + matrix.shape[1])
         if old is not None:
@@ -237,12 +242,18 @@ def check_gram(K: Tensor, grads: list[Tensor], num_tasks: int) -> None:
 
 
 def check_combine(
-    out: Tensor, grads: list[Tensor], weights: Tensor, old: Tensor | None = None, beta: float = 0.0
+    out: Tensor,
+    grads: list[Tensor],
+    weights: Tensor,
+    old: Tensor | None = None,
+    beta: float = 0.0,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Asserts that a flat direction is accurate and its padding zero."""
+    """Asserts that a flat direction, of the gradients' dtype or the one given, is accurate and its
+    padding zero."""
     expected, scale = expected_combine(grads, weights, old, beta)
-    plain = _error(plain_combine(grads, weights, old, beta), expected, scale)
-    assert out.dtype == grads[0].dtype
+    plain = _error(plain_combine(grads, weights, old, beta, dtype), expected, scale)
+    assert out.dtype == (dtype or grads[0].dtype)
     # The result is rounded to its dtype once (half an eps) even where the plain expression happens
     # to be exact; below the normal range that rounding is absolute.
     # In float64 the expected sum is itself rounded, half an eps a term, as is the kernel's.

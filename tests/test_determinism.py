@@ -39,6 +39,10 @@ def answers(num_tasks: int, dtype: torch.dtype) -> list[Tensor]:
     out = torch.ones_like(found[1])
     ops.combine_out(grads, inputs.sample_weights(num_tasks), out, 0.5)
     found.append(out)
+    if dtype in (torch.bfloat16, torch.float16):
+        wide = torch.ones_like(out, dtype=torch.float32)
+        ops.combine_out(grads, inputs.sample_weights(num_tasks), wide, 0.5)
+        found.append(wide)
     for method in (PCGrad(seed=3), CAGrad()):
         direction, report = mtlkernels.aggregate(rows, method)
         found += [report.gram, report.weights, report.status, *direction]
@@ -115,6 +119,11 @@ for dtype in map(inputs.DTYPES.get, sys.argv[1:] or inputs.DTYPES):
         try:
             inputs.check_gram(ops.gram(grads, num_tasks), grads, num_tasks)
             inputs.check_combine(ops.combine(grads, weights), grads, weights)
+            if dtype.itemsize == 2:
+                out = inputs.torch.ones_like(ops.combine(grads, weights)).float()
+                old = out.clone()
+                ops.combine_out(grads, weights, out, 0.5)
+                inputs.check_combine(out, grads, weights, old, 0.5, out.dtype)
             if name != "streamed" and len(grads) < 300:
                 row_formulas.check_rows(grads, num_tasks)
         except AssertionError:

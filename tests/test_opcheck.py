@@ -40,6 +40,11 @@ def combine_out_samples() -> Iterator[tuple]:
     for beta, (grads, num_tasks) in enumerate(lists(*names)):
         weights = sample_weights(num_tasks)
         yield grads, weights, torch.ones_like(ops.combine(grads, weights)), -0.5 * beta
+    for dtype in (torch.bfloat16, torch.float16):
+        grads, num_tasks = sample("ordinary", dtype)
+        weights = sample_weights(num_tasks)
+        for wide in (dtype, torch.float32):
+            yield grads, weights, torch.ones_like(ops.combine(grads, weights), dtype=wide), 0.5
 
 
 def grams() -> Iterator[Tensor]:

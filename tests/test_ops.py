@@ -60,6 +60,30 @@ def test_combine_out(name: str, beta: float, float_dtype: torch.dtype) -> None:
     assert out.data_ptr() == address
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("beta", [0.0, 1.0, -0.5])
+@pytest.mark.parametrize("name", [*FEW, "numel_1025", "tasks_9", "tasks_17", "several_segments"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_combine_out_into_float32(name: str, beta: float, dtype: torch.dtype) -> None:
+    grads, num_tasks = sample(name, dtype)
+    weights = sample_weights(num_tasks)
+    length = len(ops.combine(grads, weights))
+    old = torch.randn(length, generator=torch.Generator().manual_seed(2))
+    out = old.clone()
+    ops.combine_out(grads, weights, out, beta)
+    check_combine(out, grads, weights, old, beta, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_keeps_what_16_bits_lose(dtype: torch.dtype) -> None:
+    grads = [torch.ones(2000, dtype=dtype), torch.full((2000,), 2.0**-20, dtype=dtype)]
+    out = torch.full((2000,), torch.nan)
+    ops.combine_out(grads, torch.ones(2), out)
+    assert (out == 1 + 2.0**-20).all()
+    ops.combine_out(grads[1:], torch.full((1,), 2.0**-3), out, 1.0)
+    assert (out == 1 + 2.0**-20 + 2.0**-23).all()
+
+
 def test_combine_out_with_beta_zero_does_not_read(float_dtype: torch.dtype) -> None:
     grads, num_tasks = sample("absent_in_some_tasks", float_dtype)
     weights = sample_weights(num_tasks)
@@ -277,7 +301,8 @@ def test_weights_that_do_not_fit(combine: Callable, weights: Tensor, message: st
         (torch.ones(4, 4), "out must be a contiguous vector of 16 elements"),
         (torch.ones(32)[::2], "out must be a contiguous vector of 16 elements"),
         (torch.ones(1).expand(16), "out must be a contiguous vector of 16 elements"),
-        (torch.ones(16).double(), "out must have the gradients' dtype and device"),
+        (torch.ones(16).double(), "out must have the gradients' device and dtype, or float32 for"),
+        (torch.ones(16).bfloat16(), "out must have the gradients' device and dtype"),
     ],
 )
 def test_out_that_does_not_fit(out: Tensor, message: str) -> None:
@@ -285,6 +310,23 @@ def test_out_that_does_not_fit(out: Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         ops.combine_out([A], ONE, out)
     assert torch.equal(out, before)
+
+
+@pytest.mark.parametrize(
+    ("grads_dtype", "out_dtype"),
+    [
+        (torch.float64, torch.float32),
+        (torch.bfloat16, torch.float16),
+        (torch.float16, torch.float64),
+    ],
+)
+def test_out_of_a_dtype_that_is_not_written(
+    grads_dtype: torch.dtype, out_dtype: torch.dtype
+) -> None:
+    message = "out must have the gradients' device and dtype, or float32 for bfloat16 or float16"
+    for combine_out in (ops.combine_out, reference.combine_out):
+        with pytest.raises(RuntimeError, match=message):
+            combine_out([A.to(grads_dtype)], ONE, torch.ones(16, dtype=out_dtype), 0.0)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])

@@ -52,6 +52,20 @@ def test_products_count(combine_out: Callable, T: int, beta: float, float_dtype)
 
 
 @pytest.mark.parametrize("combine_out", OUT.values(), ids=OUT)
+@pytest.mark.parametrize("beta", [0.0, 1.0, 1e39])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_count_in_float32(combine_out: Callable, beta: float, dtype: torch.dtype) -> None:
+    grads, weights = hostile(dtype, 9)
+    old = (1e-38 if beta > 1 else 1.0) * torch.randn(len(ops.combine(grads, weights)))
+    expected, scale = expected_combine(grads, weights, old, beta)
+    out = old.clone() if beta else torch.full_like(old, torch.nan)
+    combine_out(grads, weights, out, beta)
+    info = torch.finfo(out.dtype)
+    bound = info.eps * expected.abs().clamp_min(info.smallest_normal) + 1e-15 * 9 * scale
+    assert ((out.double() - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("combine_out", OUT.values(), ids=OUT)
 @pytest.mark.parametrize("weight", [1e39, -1e39, 1e-50, -1e-50])
 def test_each_weight_alone(combine_out: Callable, weight: float) -> None:
     grads = [torch.full((5,), 3.0), torch.full((5,), 1 / weight if abs(weight) > 1 else 1e30)]

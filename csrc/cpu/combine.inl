@@ -1,5 +1,6 @@
 // Weighted sum of T rows: out[k] = beta out[k] + sum_t w_t x_t[k], accumulated in the accumulator's type in the order
-// of the tasks and rounded once. Reads every row once and writes `out` once: (T + 1) elements of traffic each.
+// of the tasks and rounded once, to the rows' type or to the accumulator's. Reads every row once and writes `out` once:
+// (T + 1) elements of traffic each.
 // Factors that a float32 sum would lose or blow up are added up in float64 instead.
 
 constexpr int kTogether = 8;  // rows of one pass over the accumulators
@@ -98,9 +99,9 @@ int64_t pass(const void* const* rows, const double* weights, int64_t tasks, int6
 }
 
 // A float32 accumulation in float64: factors and products keep the range they have there.
-template <class S>
+template <class S, class O>
 MTLKERNELS_NOINLINE void combine_wide(const void* const* rows, const double* weights, int64_t tasks, int64_t length,
-                                      S* out, double beta, bool stream) {
+                                      O* out, double beta, bool stream) {
   double sum[kChunk<double>];
   float rounded[kChunk<double>];
   for (int64_t begin = 0; begin < length; begin += kChunk<double>) {
@@ -111,24 +112,25 @@ MTLKERNELS_NOINLINE void combine_wide(const void* const* rows, const double* wei
       for (int64_t k = 0; k < n; ++k) sum[k] += weights[t] * widen(x[k]);
     }
     for (int64_t k = 0; k < n; ++k) rounded[k] = static_cast<float>(sum[k]);
-    store_run<S>(rounded, n, out + begin, stream);
+    store_run<O>(rounded, n, out + begin, stream);
   }
   if (stream) store_fence();
 }
 
-template <class S>
+// O: of `out`.
+template <class S, class O = S>
 void combine(const void* const* rows, const double* weights, int64_t tasks, int64_t length, void* out_memory,
              double beta, bool stream) {
   using A = accumulator_t<S>;
-  S* const out = static_cast<S*>(out_memory);
+  O* const out = static_cast<O*>(out_memory);
   if constexpr (!std::is_same_v<A, double>) {
     bool wide = outside_float(beta);
     for (int64_t t = 0; t < tasks; ++t) wide = wide || outside_float(weights[t]);
-    if (wide) return combine_wide(rows, weights, tasks, length, out, beta, stream);
+    if (wide) return combine_wide<S>(rows, weights, tasks, length, out, beta, stream);
   }
   const S* x[kTogether];
   A w[kTogether];
-  if constexpr (std::is_same_v<S, A>) {  // nothing to round and one pass: no need to gather a chunk before it is stored
+  if constexpr (std::is_same_v<O, A>) {  // nothing to round and one pass: no need to gather a chunk before it is stored
     if (beta == 0 && tasks > 0 && tasks <= kTogether) {
       pass(rows, weights, tasks, 0, 0, x, w);
       stream = stream && kCanStream && reinterpret_cast<intptr_t>(out) % MTLKERNELS_VECTOR_BYTES == 0;
@@ -148,7 +150,7 @@ void combine(const void* const* rows, const double* weights, int64_t tasks, int6
       fresh ? add_weighted<S, true>(x, w, count, n, acc) : add_weighted<S, false>(x, w, count, n, acc);
       fresh = false;
     }
-    store_run<S>(acc, n, out + begin, stream);
+    store_run<O>(acc, n, out + begin, stream);
   }
   if (stream) store_fence();
 }

@@ -19,6 +19,7 @@ namespace {
 constexpr Kernels kTable = {MTLKERNELS_SET_NAME,
                             {gram<float>, gram<double>, gram<BFloat16>, gram<Float16>},
                             {combine<float>, combine<double>, combine<BFloat16>, combine<Float16>},
+                            {combine<float>, nullptr, combine<BFloat16, float>, combine<Float16, float>},
                             {graddrop<float>, graddrop<double>, graddrop<BFloat16>, graddrop<Float16>},
                             {trimmed_mean<float>, trimmed_mean<double>, trimmed_mean<BFloat16>, trimmed_mean<Float16>},
                             {track<float>, track<double>, track<BFloat16>, track<Float16>},

@@ -36,7 +36,8 @@ using ExcessFn = double (*)(const void* row, double eps, int64_t length, void* s
 struct Kernels {
   const char* name;
   GramFn gram[kNumDTypes];
-  CombineFn combine[kNumDTypes];
+  CombineFn combine[kNumDTypes];          // `out` of the rows' dtype
+  CombineFn combine_float32[kNumDTypes];  // `out` of float32; null for float64 rows
   GradDropFn graddrop[kNumDTypes];
   TrimmedFn trimmed[kNumDTypes];
   TrackFn track[kNumDTypes];

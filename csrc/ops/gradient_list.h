@@ -94,10 +94,14 @@ inline int64_t checked_weights(const Tensor& weights, const Tensor& grad) {
   return weights.numel();
 }
 
-inline void check_out(const Tensor& out, const Tensor& grad, int64_t length) {
-  check(same_device(out, grad) && out.scalar_type() == grad.scalar_type(), "out must have the gradients' dtype and device");
+// The dtype of a direction to be written: the gradients', or float32 for gradients of 16 bits.
+inline DType checked_out(const Tensor& out, const Tensor& grad, DType dtype, int64_t length) {
+  const bool widened = element_size(dtype) == 2 && out.scalar_type() == ScalarType::Float;
+  check(same_device(out, grad) && (widened || out.scalar_type() == grad.scalar_type()),
+        "out must have the gradients' device and dtype, or float32 for bfloat16 or float16 gradients");
   check(out.dim() == 1 && out.numel() == length && out.is_contiguous(), "out must be a contiguous vector of ", length,
         " elements, as combine returns it");
+  return widened ? DType::kFloat32 : dtype;
 }
 
 inline void check_trim(int64_t trim, int64_t tasks) {

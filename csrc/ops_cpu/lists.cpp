@@ -44,7 +44,8 @@ Tensor combine(std::vector<Tensor> grads, Tensor weights) {
   const mtl::Plan plan = list.plan();
   const int64_t length = plan.flat_length();
   Tensor out = torch::stable::new_empty(grads[0], {&length, 1});
-  mtl::cpu::combine(plan, list.rows, values.data(), tasks, list.dtype, out.mutable_data_ptr(), 0.0, true, kParallelFor);
+  mtl::cpu::combine(plan, list.rows, values.data(), tasks, list.dtype, out.mutable_data_ptr(), list.dtype, 0.0, true,
+                    kParallelFor);
   return out;
 }
 
@@ -54,8 +55,9 @@ void combine_out(std::vector<Tensor> grads, Tensor weights, Tensor out, double b
   const auto tasks = static_cast<int64_t>(values.size());
   const GradientList list(grads, tasks);
   const mtl::Plan plan = list.plan();
-  check_out(out, grads[0], plan.flat_length());
-  mtl::cpu::combine(plan, list.rows, values.data(), tasks, list.dtype, out.mutable_data_ptr(), beta, false, kParallelFor);
+  const DType out_dtype = checked_out(out, grads[0], list.dtype, plan.flat_length());
+  mtl::cpu::combine(plan, list.rows, values.data(), tasks, list.dtype, out.mutable_data_ptr(), out_dtype, beta, false,
+                    kParallelFor);
 }
 
 }  // namespace

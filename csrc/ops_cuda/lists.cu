@@ -50,7 +50,8 @@ void combine_out(std::vector<Tensor> grads, Tensor weights, Tensor out, double b
   const GradientList list(grads, checked_weights(weights, grads[0]));
   const OnDevice device(grads[0]);
   const Plan plan = list.plan();
-  check_out(out, grads[0], plan.flat_length());
+  check(checked_out(out, grads[0], list.dtype, plan.flat_length()) == list.dtype,
+        "on CUDA out must have the gradients' dtype");
   combine_into(plan, list, weights, out, beta, device);
 }
 

@@ -92,12 +92,15 @@ def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:
 def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: float = 0.0) -> None:
     """`combine` into memory that is there: out <- beta * out + sum_t w_t g_t.
 
-    With beta = 0 `out` is not read, so it may hold anything. Not differentiable.
+    With beta = 0 `out` is not read, so it may hold anything. Of bfloat16 or float16 gradients `out`
+    may be float32: the sum, which is one already, is then not rounded to 16 bits. Not
+    differentiable.
 
     Args:
         grads: gradient list of T * P tensors, none of which shares memory with `out`.
         weights: (T) float64 or float32.
-        out: (L) contiguous, of the gradients' dtype, as `combine` lays it out.
+        out: (L) contiguous, as `combine` lays it out; of the gradients' dtype, or float32 where
+            that is bfloat16 or float16.
         beta: factor of the old contents.
 
     Raises:
@@ -149,6 +152,7 @@ def _(grads: list[Tensor], weights: Tensor) -> Tensor:
 @torch.library.register_fake("mtlkernels::combine_out", lib=LIBRARY)
 def _(grads: list[Tensor], weights: Tensor, out: Tensor, beta: float) -> None:
     length = reference.list_offsets(grads, weights.shape[0])[-1]
+    reference.check_out_type(out, grads[0])
     torch._check(out.shape[0] == length, lambda: f"out must have {length} elements")
 
 

@@ -10,6 +10,7 @@ from mtlkernels.reference.fair import fairgrad
 from mtlkernels.reference.lists import (
     FLOAT_DTYPES,
     check_list,
+    check_out_type,
     combine,
     combine_out,
     flat_offsets,
@@ -54,6 +55,7 @@ __all__ = [
     "cagrad",
     "check_gram",
     "check_list",
+    "check_out_type",
     "check_state",
     "check_tasks",
     "combine",

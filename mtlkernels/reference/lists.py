@@ -96,8 +96,7 @@ def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: flo
     num_tasks = weights.numel()
     models = check_list(grads, num_tasks)
     offsets = list_offsets(grads, num_tasks)
-    if out.dtype != grads[0].dtype or out.device != grads[0].device:
-        raise RuntimeError("out must have the gradients' dtype and device")
+    check_out_type(out, grads[0])
     if out.shape != (offsets[-1],) or not out.is_contiguous():
         raise RuntimeError(
             f"out must be a contiguous vector of {offsets[-1]} elements, as combine returns it"
@@ -114,6 +113,16 @@ def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: flo
                 total = total + weights[t] * grad.reshape(-1).double()
         place.copy_(total)
         out[offsets[p] + n : offsets[p + 1]] = 0
+
+
+def check_out_type(out: Tensor, grad: Tensor) -> None:
+    """Raises RuntimeError where `combine_out` does not write that dtype, or on that device."""
+    widened = out.dtype == torch.float32 and grad.dtype in (torch.bfloat16, torch.float16)
+    if out.device != grad.device or not (widened or out.dtype == grad.dtype):
+        raise RuntimeError(
+            "out must have the gradients' device and dtype, or float32 for bfloat16 or float16 "
+            "gradients"
+        )
 
 
 def _check_weights(weights: Tensor) -> None:
