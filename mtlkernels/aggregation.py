@@ -348,7 +348,17 @@ def weighted_sum(groups: Sequence[Group], weights: Tensor, num_params: int) -> l
 
 
 def _combined(groups: Sequence[Group], weights: Tensor) -> list[Tensor]:
-    return [ops.combine(group.grads, weights.to(group.device)) for group in groups]
+    return [_combine(group, weights) for group in groups]
+
+
+def _combine(group: Group, weights: Tensor) -> Tensor:
+    weights = weights.to(group.device)
+    grads = group.grads
+    if group.direction_dtype == grads[0].dtype:
+        return ops.combine(grads, weights)
+    flat = torch.empty(group.offsets[-1], dtype=group.direction_dtype, device=group.device)
+    ops.combine_out(grads, weights, flat, 0.0)
+    return flat
 
 
 def _place(
@@ -385,13 +395,12 @@ def add_weighted_sum(groups: Sequence[Group], weights: Tensor, params: Sequence[
     addresses stay.
     """
     for group in groups:
-        w = weights.to(group.device)
         members = [params[p] for p in group.params]
         flat = group.flat_behind([member.grad for member in members])
         if flat is not None:
-            ops.combine_out(group.grads, w, flat, 1.0)
+            ops.combine_out(group.grads, weights.to(group.device), flat, 1.0)
         else:
-            _add_grads(group, ops.combine(group.grads, w), members)
+            _add_grads(group, _combine(group, weights), members)
 
 
 def _add_grads(group: Group, flat: Tensor, members: Sequence[Tensor]) -> None:

@@ -29,6 +29,7 @@ class Group:
     strides: list[tuple[int, ...]] = field(default_factory=list)
     rows: list[list[Tensor]] = field(default_factory=list)  # T lists
     offsets: list[int] = field(default_factory=list)
+    direction_dtype: torch.dtype = torch.float32  # what their weighted sum is rounded to
 
     @property
     def device(self) -> torch.device:
@@ -62,8 +63,13 @@ class Group:
         between them, padding to us, would be somebody else's.
         """
         flat: Tensor | None = getattr(views[0], "_mtl_flat", None)
-        if flat is None or flat.shape[0] != self.offsets[-1] or torch.compiler.is_compiling():
-            return None  # a compiled graph has no addresses
+        if (
+            flat is None
+            or flat.shape[0] != self.offsets[-1]
+            or flat.dtype != self.direction_dtype
+            or torch.compiler.is_compiling()  # a compiled graph has no addresses
+        ):
+            return None
         start, size = flat.data_ptr(), flat.element_size()
         for view, shape, stride, at in zip(
             views, self.shapes, self.strides, self.offsets, strict=False
@@ -85,7 +91,8 @@ def group_gradients(task_grads: TaskGrads, params: Sequence[Tensor] | None = Non
     Args:
         task_grads: T lists of P tensors or None, None being an absent gradient.
         params: P parameters whose shapes and strides the direction takes; without them those of
-            each parameter's first gradient.
+            each parameter's first gradient. The direction of bfloat16 or float16 gradients for
+            float32 parameters is float32, else of the gradients' dtype.
 
     Returns:
         Groups in the order of their first parameter. A parameter that no task reaches is in none.
@@ -95,7 +102,7 @@ def group_gradients(task_grads: TaskGrads, params: Sequence[Tensor] | None = Non
         TypeError: a gradient is sparse, complex or not floating-point.
     """
     check_lengths(task_grads, params)
-    groups: dict[tuple[torch.dtype, torch.device], Group] = {}
+    groups: dict[tuple[torch.dtype, torch.dtype, torch.device], Group] = {}
     for p in range(len(task_grads[0])):
         grads = [row[p] for row in task_grads]
         present = [grad for grad in grads if grad is not None]
@@ -113,9 +120,11 @@ def group_gradients(task_grads: TaskGrads, params: Sequence[Tensor] | None = Non
                 and grad.device == device
             ):
                 _refuse(grad, model, first, t, p)
-        key = (dtype, device)
+        widened = dtype in (torch.bfloat16, torch.float16) and model.dtype == torch.float32
+        summed = model.dtype if widened else dtype
+        key = (dtype, summed, device)
         if key not in groups:
-            groups[key] = Group(rows=[[] for _ in grads])
+            groups[key] = Group(rows=[[] for _ in grads], direction_dtype=summed)
         group = groups[key]
         strides = model.stride() if model.is_contiguous() else dense_strides(model)
         in_order = model.is_contiguous() or is_row_major(model.shape, strides)
