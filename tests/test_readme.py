@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from frameworks import FRAMEWORKS
+from test_compile import has_cpp_compiler
 from torch import Tensor, nn
 
 import mtlkernels
@@ -46,6 +47,15 @@ def loops() -> dict[str, str]:
 
 
 LOOPS = loops()
+
+
+def marks(code: str) -> list[pytest.MarkDecorator]:
+    """What a loop needs that may not be there."""
+    if re.search(IMPORTS, code, re.M):
+        return [*FRAMEWORKS]
+    if "compile" in code:
+        return [pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler for inductor")]
+    return []
 
 
 class Model(nn.Module):
@@ -82,13 +92,12 @@ def test_the_section_has_loops() -> None:
     assert all("backward" in code for code in LOOPS.values())
 
 
+# torch's own: inductor's modules are decorated with it when they are first imported.
+@pytest.mark.filterwarnings("ignore:.torch.:DeprecationWarning", "ignore:.torch.:FutureWarning")
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     "heading",
-    [
-        pytest.param(name, marks=FRAMEWORKS if re.search(IMPORTS, code, re.M) else [])
-        for name, code in LOOPS.items()
-    ],
+    [pytest.param(name, marks=marks(code)) for name, code in LOOPS.items()],
 )
 def test_a_loop_of_the_readme_trains(
     heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
