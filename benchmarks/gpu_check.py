@@ -68,7 +68,7 @@ def main() -> int:
         left = (end - time.monotonic()) / (len(BACKENDS) - number)
         good &= run(
             f"{backend}: tests",
-            ["-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py"],
+            ["-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py", "tests/test_gpu_step.py"],
             left * 0.6,
             MTLKERNELS_BACKEND=backend,
         )
