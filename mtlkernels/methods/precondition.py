@@ -47,15 +47,16 @@ class _Preconditioned(GramMethod):
         if losses.shape != gram.shape[:1]:
             raise ValueError(f"{losses.numel()} losses were given for {len(gram)} tasks")
         losses = losses.detach().to(gram)
-        good = (losses > 0) & losses.isfinite()
-        weights = self._solve(gram, torch.where(good, losses, torch.nan))
+        logs = losses.log()
+        gap = logs - logs  # 0, and NaN where the loss is not positive and finite
+        weights = self._solve(gram, losses + gap)
         # the method saw NaN in the place of a bad loss: what K itself says of the gradient stands
-        self.status = torch.where(good, self.status, ops.task_status(gram) | INVALID_LOSS)
-        return torch.where(good.all(), weights, torch.nan)
+        self.status = torch.where(gap.isnan(), ops.task_status(gram) | INVALID_LOSS, self.status)
+        return weights + gap.sum()
 
     def _solve(self, gram: Tensor, losses: Tensor | None) -> Tensor:
         scale = self._scale(gram, losses)
-        weights = self.method(scale[:, None] * gram * scale, self._inner_losses(losses))
+        weights = self.method(gram * scale * scale[:, None], self._inner_losses(losses))
         self.status = self.method.status
         return weights if self._keep_weights else scale * weights
 
@@ -92,11 +93,12 @@ class Normalized(_Preconditioned):
         self._keep_weights = keep_weights
 
     def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
-        scale = torch.ones_like(gram[0]) if self.by == "l2" or losses is None else 1 / losses
         if self.by == "loss":
-            return scale
+            assert losses is not None
+            return losses.reciprocal()
         norm = gram.diagonal().sqrt()
-        return scale / torch.where(norm == 0, torch.inf, norm)
+        unit = torch.where(norm == 0, norm, norm.reciprocal())
+        return unit / losses if self.by == "loss+" and losses is not None else unit
 
     def extra_repr(self) -> str:
         return f"by={self.by!r}, keep_weights={self.keep_weights}"
@@ -183,7 +185,7 @@ class LogLosses(_Preconditioned):
 
     def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
-        return 1 / losses
+        return losses.reciprocal()
 
     def _inner_losses(self, losses: Tensor | None) -> Tensor | None:
         return None if losses is None else losses.log()
