@@ -231,6 +231,7 @@ void bind_solvers(py::module_& m) {
   flags["STATIONARY"] = static_cast<int64_t>(mtl::kStationary);
   flags["NO_CONVERGENCE"] = static_cast<int64_t>(mtl::kNoConvergence);
   flags["INVALID_LOSS"] = static_cast<int64_t>(mtl::kInvalidLoss);
+  flags["INVALID_GRAM"] = static_cast<int64_t>(mtl::kInvalidGram);
   flags["ILL_CONDITIONED"] = static_cast<int64_t>(mtl::kIllConditioned);
   flags["NO_SOLUTION"] = static_cast<int64_t>(mtl::kNoSolution);
   m.attr("STATUS_FLAGS") = flags;

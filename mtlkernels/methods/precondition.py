@@ -61,6 +61,11 @@ class _Preconditioned(GramMethod):
         return weights if self._keep_weights else scale * weights
 
 
+def _norms(gram: Tensor) -> Tensor:
+    """(T) of the gradients. A negative square stays in K, where the method finds it."""
+    return gram.diagonal().abs().sqrt()
+
+
 class Normalized(_Preconditioned):
     """A method on normalised gradients: "l2" g_i / ||g_i||, "loss" g_i / L_i, "loss+" both.
 
@@ -96,7 +101,7 @@ class Normalized(_Preconditioned):
         if self.by == "loss":
             assert losses is not None
             return losses.reciprocal()
-        norm = gram.diagonal().sqrt()
+        norm = _norms(gram)
         unit = torch.where(norm == 0, norm, norm.reciprocal())
         return unit / losses if self.by == "loss+" and losses is not None else unit
 
@@ -160,7 +165,7 @@ class ClippedTasks(_Preconditioned):
         self.max_norm = float(max_norm)
 
     def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
-        return (self.max_norm / gram.diagonal().sqrt()).clamp_max(1)
+        return (self.max_norm / _norms(gram)).clamp_max(1)
 
     def extra_repr(self) -> str:
         return f"max_norm={self.max_norm}"

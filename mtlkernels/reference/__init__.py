@@ -27,6 +27,7 @@ from mtlkernels.reference.rows import (
 from mtlkernels.reference.spectral import aligned, equiangular
 from mtlkernels.reference.stateful import gradnorm, gradvac, normal_numbers, simplex_descent
 from mtlkernels.reference.weights import (
+    INVALID_GRAM,
     INVALID_LOSS,
     NO_CONVERGENCE,
     NO_SOLUTION,
@@ -43,6 +44,7 @@ from mtlkernels.reference.weights import (
 
 __all__ = [
     "FLOAT_DTYPES",
+    "INVALID_GRAM",
     "INVALID_LOSS",
     "NON_FINITE",
     "NO_CONVERGENCE",
