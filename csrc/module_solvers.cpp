@@ -1,6 +1,7 @@
 // The solvers on plain arrays, for mtlkernels._C.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <optional>
 #include <stdexcept>

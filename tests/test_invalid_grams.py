@@ -109,7 +109,8 @@ def host_solver(name: str, K: Tensor) -> tuple[np.ndarray, np.ndarray]:
         "cone_projection": (np.empty(0), True),
         "gradvac": (order, np.zeros((T, T)), 0.01),
         "gradnorm": (ones, ones, ones, 1.5, 0.01),
-        "fairgrad": (2.0,),
+        "fairgrad": (2.0, ones),
+        "aligned": (ones,),
         "equiangular": (0,),
     }
     solve: Callable[..., tuple] = getattr(_C, name)
