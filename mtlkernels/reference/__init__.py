@@ -25,7 +25,13 @@ from mtlkernels.reference.rows import (
     trimmed_mean,
 )
 from mtlkernels.reference.spectral import aligned, equiangular
-from mtlkernels.reference.stateful import gradnorm, gradvac, normal_numbers, simplex_descent
+from mtlkernels.reference.stateful import (
+    gradnorm,
+    gradvac,
+    normal_numbers,
+    onto_simplex,
+    simplex_descent,
+)
 from mtlkernels.reference.weights import (
     INVALID_GRAM,
     INVALID_LOSS,
@@ -73,6 +79,7 @@ __all__ = [
     "list_offsets",
     "mgda",
     "normal_numbers",
+    "onto_simplex",
     "pcgrad",
     "pcgrad_drawn",
     "simplex_descent",

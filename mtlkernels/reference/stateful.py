@@ -113,7 +113,7 @@ def simplex_descent(
     v = torch.zeros_like(w)
     for _ in range(rounds):
         v = momentum * v + gram / unit / unit @ (w + pull * even) + damping * w
-        moved = _project_to_simplex(torch.where(takes_part, w - rate * v, -torch.inf))
+        moved = onto_simplex(torch.where(takes_part, w - rate * v, -torch.inf))
         w = torch.where(unit > 0, moved, w)
     moves = (n > 0) & ~unusable(status)
     following = torch.where(takes_part & moves, share.clamp_min(0) * w, state)
@@ -130,14 +130,14 @@ def _cross_status(A: Tensor) -> Tensor:
     return torch.where(bad, NON_FINITE, torch.where(zero, ZERO_GRADIENT, 0))
 
 
-def _project_to_simplex(x: Tensor) -> Tensor:
-    """The nearest point of the simplex; entries of -inf take no part."""
+def onto_simplex(x: Tensor) -> Tensor:
+    """The point of {w >= 0, sum w = 1} nearest to x, (T); entries of -inf take no part."""
     x = x - x.max()
     ordered = x.clamp_min(-1).sort(descending=True).values
     place = torch.arange(1, len(x) + 1, device=x.device)
     shifts = (ordered.cumsum(dim=0) - 1) / place
-    last = (ordered > shifts).sum() - 1
-    return (x - shifts[last]).clamp_min(0)
+    held = (ordered > shifts).sum()
+    return (x - shifts.gather(0, (held - 1).clamp_min(0).reshape(1))).clamp_min(0)
 
 
 def normal_numbers(seed: Tensor, step: Tensor, n: int) -> Tensor:
