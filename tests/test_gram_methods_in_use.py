@@ -17,7 +17,9 @@ from mtlkernels import (
     AvgNorm,
     GradNorm,
     LogLosses,
+    Normalized,
     PCGrad,
+    Preferred,
     Status,
     UPGrad,
     ops,
@@ -159,8 +161,9 @@ def test_losses_of_other_tasks_are_refused(name: str) -> None:
 
 def test_losses_of_other_tasks_are_refused_by_the_methods_that_use_them() -> None:
     K = torch.eye(3, dtype=torch.float64)
-    with pytest.raises(ValueError, match="4 losses were given for 3 tasks"):
-        LogLosses(UPGrad())(K, losses_of(4))
+    for method in (LogLosses(UPGrad()), Preferred(GradNorm(), [1, 2, 3]), Normalized(GradNorm())):
+        with pytest.raises(ValueError, match="4 losses were given for 3 tasks"):
+            method(K, losses_of(4))
     with pytest.raises(RuntimeError, match="losses must be a contiguous float64 vector of 3"):
         GradNorm()(K, losses_of(4))
 
@@ -171,3 +174,12 @@ def test_a_loss_that_has_no_logarithm_is_named(bad: float) -> None:
     for method in (LogLosses(PCGrad()), LogLosses(AvgNorm())):
         assert method(torch.eye(3, dtype=torch.float64), losses).isnan().all()
         assert [flag & Status.INVALID_LOSS for flag in method.status.tolist()] == [0, 32, 0]
+
+
+@of_many
+def test_more_tasks_than_native_solvers_take_are_served_and_said(name: str) -> None:
+    G = random_rows(70, 100, seed=0)
+    with pytest.warns(UserWarning, match="70 tasks are more than the 64"):
+        weights = GRAM_METHODS[name](70)(G @ G.T, losses_of(70))
+    assert weights.shape == (70,)
+    assert weights.isfinite().all()

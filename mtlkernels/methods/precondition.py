@@ -40,12 +40,12 @@ class _Preconditioned(GramMethod):
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         ops.check_gram(gram)
+        if losses is not None and losses.shape != gram.shape[:1]:
+            raise ValueError(f"{losses.numel()} losses were given for {len(gram)} tasks")
         if not self._needs_losses:
             return self._solve(gram, losses)
         if losses is None:
             raise ValueError(f"{type(self).__name__} needs the tasks' losses")
-        if losses.shape != gram.shape[:1]:
-            raise ValueError(f"{losses.numel()} losses were given for {len(gram)} tasks")
         losses = losses.detach().to(gram)
         logs = losses.log()
         gap = logs - logs  # 0, and NaN where the loss is not positive and finite
