@@ -221,8 +221,7 @@ def solve(method: Weighting, gram: Tensor, losses: Tensor | None) -> tuple[Tenso
             f"{type(method).__name__} takes one Gram matrix: with parts= give "
             f"PerPart(method, {len(gram)}), which keeps a copy of it for each part"
         )
-    if losses is not None and losses.shape != gram.shape[-1:]:
-        raise ValueError(f"{losses.numel()} losses were given for {gram.shape[-1]} tasks")
+    _check_losses(losses, gram.shape[-1])
     weights = method(gram, losses)
     if not isinstance(weights, Tensor) or weights.shape != gram.shape[:-1]:
         have = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
@@ -239,6 +238,7 @@ def _solve_rows(
     method: RowWeighting, groups: Sequence[Group], num_tasks: int, losses: Tensor | None
 ) -> Balanced:
     _refuse_nothing(groups)
+    _check_losses(losses, num_tasks)
     step = method([group.grads for group in groups], num_tasks, losses)
     directions, weights, gram = step.directions, step.weights, step.gram
     name = type(method).__name__
@@ -259,6 +259,11 @@ def _solve_rows(
     if not isinstance(status, Tensor) or status.shape != (num_tasks,):
         status = _known_status(gram, losses, num_tasks, groups[0].device)
     return Balanced(gram, weights, status, directions)
+
+
+def _check_losses(losses: Tensor | None, num_tasks: int) -> None:
+    if losses is not None and losses.shape != (num_tasks,):
+        raise ValueError(f"{losses.numel()} losses were given for {num_tasks} tasks")
 
 
 def _known_status(

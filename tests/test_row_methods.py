@@ -254,6 +254,14 @@ def test_another_set_of_tasks_or_parameters_is_refused(make) -> None:
     step_of(method, 3, 1)
 
 
+@with_state
+def test_losses_of_other_tasks_are_refused(make) -> None:
+    method = make()
+    with pytest.raises(ValueError, match="4 losses were given for 3 tasks"):
+        mtlkernels.aggregate(batch(3, 0), method, losses_of(4))
+    step_of(method, 3, 0)
+
+
 @keeping_rows
 def test_mixed_dtypes(make) -> None:
     """One parameter in bfloat16 beside one in float64: the same to their accuracy."""

@@ -29,28 +29,29 @@ MTLKERNELS_HOST_DEVICE inline bool agree(const double* K, int tasks, int i, int 
 }
 
 // Fills status and the list of tasks that take part. Returns their number, or -1 where some gradient is not finite or
-// some number no inner product (the caller then answers NaN). K: (T, T) row by row. `active` holds T ints of memory all lanes see.
+// some number no inner product (the caller then answers NaN). K: (T, T) row by row. `active` holds T ints of memory all
+// lanes see.
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE int screen(const Lanes& lanes, const double* K, int tasks, int64_t* status, int* active) {
+  for (int i = lanes.lane; i < tasks; i += lanes.lanes) {
+    const double square = K[i * tasks + i];
+    bool finite = std::isfinite(square), products = square >= 0;
+    for (int j = 0; j < tasks; ++j) {
+      if (std::isfinite(K[j * tasks + j])) finite = finite && std::isfinite(K[i * tasks + j]);
+      products = products && agree(K, tasks, i, j);
+    }
+    status[i] = !finite     ? int64_t{kNonFinite}
+                : !products ? int64_t{kInvalidGram}
+                            : int64_t{square > 0 ? 0 : kZeroGradient};
+  }
+  lanes.sync();
   int count = 0;
   bool usable = true;
   for (int i = 0; i < tasks; ++i) {
-    const double square = K[i * tasks + i];
-    bool ok = std::isfinite(square), products = square >= 0;
-    for (int j = 0; j < tasks; ++j) {
-      if (std::isfinite(K[j * tasks + j])) ok = ok && std::isfinite(K[i * tasks + j]);
-      products = products && agree(K, tasks, i, j);
-    }
-    const bool takes_part = ok && products && square > 0;
-    usable = usable && ok && products;
-    if (lanes.lane == 0) {
-      status[i] = !ok          ? int64_t{kNonFinite}
-                  : !products  ? int64_t{kInvalidGram}
-                  : takes_part ? int64_t{0}
-                               : int64_t{kZeroGradient};
-      if (takes_part) active[count] = i;
-    }
-    count += takes_part ? 1 : 0;
+    usable = usable && (status[i] & (kNonFinite | kInvalidGram)) == 0;
+    if (status[i] != 0) continue;
+    if (lanes.lane == 0) active[count] = i;
+    ++count;
   }
   lanes.sync();
   return usable ? count : -1;
