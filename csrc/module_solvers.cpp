@@ -1,6 +1,7 @@
 // The solvers on plain arrays, for mtlkernels._C.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <optional>
 #include <stdexcept>
@@ -231,6 +232,7 @@ void bind_solvers(py::module_& m) {
   flags["STATIONARY"] = static_cast<int64_t>(mtl::kStationary);
   flags["NO_CONVERGENCE"] = static_cast<int64_t>(mtl::kNoConvergence);
   flags["INVALID_LOSS"] = static_cast<int64_t>(mtl::kInvalidLoss);
+  flags["INVALID_GRAM"] = static_cast<int64_t>(mtl::kInvalidGram);
   flags["ILL_CONDITIONED"] = static_cast<int64_t>(mtl::kIllConditioned);
   flags["NO_SOLUTION"] = static_cast<int64_t>(mtl::kNoSolution);
   m.attr("STATUS_FLAGS") = flags;

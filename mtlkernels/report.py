@@ -22,6 +22,9 @@ class Status(IntFlag):
     """The solver met its bound on work first; its weights are the best point it reached."""
     INVALID_LOSS = 32
     """The task's loss is none that the method can take, for example <= 0 for a logarithm."""
+    INVALID_GRAM = 128
+    """Row t of K is none of inner products: K_tt < 0 or K_tj != K_jt. All weights are NaN, as a
+    device cannot raise; on the CPU this is a RuntimeError."""
     ILL_CONDITIONED = 64
     """The answer hangs on differences below the rounding of K; no weight grows beyond what a ridge,
     or a cut-off of singular values, above that rounding allows."""

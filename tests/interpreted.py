@@ -71,6 +71,20 @@ def test_pcgrad_beside_a_gradient_that_is_not_finite() -> None:
     assert status.tolist() == [0, 0, mtlkernels.Status.NON_FINITE, 0]
 
 
+def test_pcgrad_flags_what_is_no_gram_matrix() -> None:
+    order = ops.visiting_order(torch.tensor(3), torch.tensor(1), 5)
+    for entry, value, flags in (
+        ((1, 1), -1.0, [0, 128, 0, 0, 0]),
+        ((0, 4), 0.5, [128, 0, 0, 0, 128]),
+    ):
+        K = torch.eye(5, dtype=torch.float64)
+        K[2, 3] = 1e-7
+        K[entry] = value
+        weights, status = ops.pcgrad(K, order)
+        assert weights.isnan().all()
+        assert status.tolist() == flags
+
+
 def test_pcgrad_takes_no_more_tasks_than_fit() -> None:
     with pytest.raises(RuntimeError, match="gram has 65 tasks"):
         launchers.pcgrad(torch.eye(65).double(), torch.zeros(65, 64).long(), False)

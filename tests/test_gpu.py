@@ -26,7 +26,7 @@ from inputs import (
 from torch import Tensor
 
 import mtlkernels
-from mtlkernels import PCGrad, ops
+from mtlkernels import PCGrad, Status, ops
 
 pytestmark = [
     pytest.mark.gpu,
@@ -158,6 +158,20 @@ def test_a_step_does_not_synchronise(errors_on_sync: Callable[[], None]) -> None
     torch.cuda.synchronize()
     errors_on_sync()
     answers(task_grads, method)
+
+
+def test_a_matrix_that_is_no_gram_is_flagged_without_a_look(
+    errors_on_sync: Callable[[], None],
+) -> None:
+    K, method = torch.eye(3, dtype=torch.float64, device="cuda"), PCGrad().cuda()
+    K[0, 2] = 0.5
+    method(K)
+    torch.cuda.synchronize()
+    errors_on_sync()
+    weights = method(K)
+    torch.cuda.set_sync_debug_mode("default")
+    assert weights.isnan().all()
+    assert method.status.tolist() == [Status.INVALID_GRAM, 0, Status.INVALID_GRAM]
 
 
 def test_graph_replays_with_changed_gradients() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtlkernels
-from mtlkernels import AlignedMTL, AvgNorm, CAGrad, ConFIG, NashMTL, PCGrad, Status
+from mtlkernels import AvgNorm, CAGrad, PCGrad, Status
 from mtlkernels.ops import NormScale
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -180,16 +180,3 @@ def test_an_order_that_is_none_is_refused() -> None:
         PCGrad()(K, order=torch.zeros(3, 3, dtype=torch.int64))
     with pytest.raises(RuntimeError, match="order names"):
         PCGrad()(K, order=torch.tensor([[1, 2], [0, 3], [0, 1]]))
-
-
-@pytest.mark.parametrize(
-    "method",
-    [PCGrad(), CAGrad(), AvgNorm(), NashMTL(), ConFIG(), AlignedMTL()],
-    ids=repr,
-)
-def test_more_tasks_than_native_solvers_take_are_served_and_said(method) -> None:
-    G = random_rows(70, 100, seed=0)
-    with pytest.warns(UserWarning, match="70 tasks are more than the 64"):
-        weights = method(G @ G.T)
-    assert weights.shape == (70,)
-    assert weights.isfinite().all()

@@ -33,8 +33,8 @@ from mtlkernels import (
     Tracked,
     TrimmedMean,
     UPGrad,
+    ops,
 )
-from mtlkernels.methods.moco import onto_simplex
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,7 +96,7 @@ def test_moco_by_hand(project: str, rows: str) -> None:
             h = h / h.norm(dim=1, keepdim=True) * losses_of(3, step)[:, None]
         y = y - 0.6 / k**0.5 * (y - h)
         lam = lam - 0.01 / k**0.25 * (y @ y.T + 0.3 * torch.eye(3).double()) @ lam
-        lam = lam.softmax(dim=0) if project == "softmax" else onto_simplex(lam)
+        lam = lam.softmax(dim=0) if project == "softmax" else ops.onto_simplex(lam)
         direction, report = step_of(method, 3, step)
         close(report.weights, lam)
         close(direction, lam @ y)
@@ -107,7 +107,7 @@ def test_onto_simplex_is_the_nearest_point(T: int) -> None:
     """By its conditions: w = max(x - a, 0) for one a, and w sums to 1."""
     for seed in range(20):
         x = torch.randn(T, generator=torch.Generator().manual_seed(seed)).double() * (1 + seed)
-        w = onto_simplex(x)
+        w = ops.onto_simplex(x)
         assert abs(w.sum() - 1) < 1e-12
         shift = (x - w)[w > 0]
         close(shift, shift[:1].expand_as(shift))
@@ -252,6 +252,14 @@ def test_another_set_of_tasks_or_parameters_is_refused(make) -> None:
     with pytest.raises(ValueError, match=r"is for 3 x 64 numbers in float64, not 3 x 48 and 3 x"):
         mtlkernels.aggregate(both, method, losses_of(3))
     step_of(method, 3, 1)
+
+
+@with_state
+def test_losses_of_other_tasks_are_refused(make) -> None:
+    method = make()
+    with pytest.raises(ValueError, match="4 losses were given for 3 tasks"):
+        mtlkernels.aggregate(batch(3, 0), method, losses_of(4))
+    step_of(method, 3, 0)
 
 
 @keeping_rows

@@ -5,10 +5,26 @@
 #include <vector>
 
 #include "../ops/arguments.h"
+#include "../solvers/screen.h"
 
 namespace mtlkernels::ops_cpu {
 
 using namespace mtlkernels::ops;
+
+// Raises where finite numbers cannot be inner products of gradients. On a device the status says so instead.
+inline void check_inner_products(const double* K, int tasks) {
+  for (int i = 0; i < tasks; ++i) {
+    const double square = K[i * tasks + i];
+    check(!(square < 0) || std::isinf(square), "gram[", i, ", ", i, "] = ", square,
+          " is negative, which no squared norm is: give the gradients' inner products, as ops.gram returns them");
+    for (int j = 0; j < i; ++j)
+      check(agree(K, tasks, i, j), "gram is not symmetric, gram[", j, ", ", i, "] = ", K[j * tasks + i], " but gram[", i,
+            ", ", j, "] = ", K[i * tasks + j], ": give inner products of one batch, as ops.gram returns them");
+  }
+}
+
+// K of one batch, or the products of two, which need not be symmetric.
+enum class Batches { kOne, kTwo };
 
 // K checked, and the outputs and memory of one solver call.
 struct Problem {
@@ -17,9 +33,11 @@ struct Problem {
   std::vector<double> workspace;
   std::vector<int> ints;
 
-  Problem(const Tensor& gram, int64_t doubles(int64_t), int64_t int_count(int64_t)) : tasks(checked_tasks(gram)), K(gram),
-      weights(vector(ScalarType::Double)), status(vector(ScalarType::Long)), workspace(doubles(tasks)), ints(int_count(tasks)) {
+  Problem(const Tensor& gram, int64_t doubles(int64_t), int64_t int_count(int64_t), Batches batches = Batches::kOne)
+      : tasks(checked_tasks(gram)), K(gram), weights(vector(ScalarType::Double)), status(vector(ScalarType::Long)),
+        workspace(doubles(tasks)), ints(int_count(tasks)) {
     K = torch::stable::contiguous(K);
+    if (batches == Batches::kOne) check_inner_products(k(), tasks);
   }
 
   Tensor vector(ScalarType type) const {

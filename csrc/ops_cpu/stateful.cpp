@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gradnorm(Tensor gram, Tensor losses, 
 
 std::tuple<Tensor, Tensor, Tensor> simplex_descent(Tensor gram, Tensor state, int64_t rounds, double rate,
                                                    double momentum, double pull, double damping, bool relative) {
-  Problem problem(gram, mtl::simplex_descent_workspace, task_ints);
+  Problem problem(gram, mtl::simplex_descent_workspace, task_ints, Batches::kTwo);
   const double* start = task_vector(state, "state", problem.K);
   Tensor next = problem.vector(ScalarType::Double);
   mtl::simplex_descent(mtl::HostLane{}, problem.k(), start, problem.tasks, rounds, rate, momentum, pull, damping,

@@ -5,9 +5,6 @@
 
 namespace mtlkernels {
 
-// The relative rounding of a K whose products are float32, with a margin.
-constexpr double kNoise = 1e-6;
-
 // A vector of length `length` that is a sum of terms whose lengths add up to `terms`: K's rounding counts with the terms'
 // product, so below that its own length is not known, and with kNoise's margin to a third or better above. Also false
 // where it is NaN.

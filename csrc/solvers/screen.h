@@ -5,6 +5,9 @@
 
 namespace mtlkernels {
 
+// The relative rounding of a K whose products are float32, with a margin.
+constexpr double kNoise = 1e-6;
+
 // Flags of a task's status, OR-ed together. mtlkernels.Status names the same bits in Python.
 enum Status : int64_t {
   kNonFinite = 1,     // the task's gradient holds a NaN or an infinity: all weights are NaN
@@ -12,31 +15,46 @@ enum Status : int64_t {
   kStationary = 4,    // zero lies in the convex hull of the gradients: the direction is a projection, not a step towards it
   kNoConvergence = 8, // the solver's bound on work was met first: the weights are the best point it reached
   kInvalidLoss = 32,     // the task's loss is not positive and finite, and the method needs it to be
+  kInvalidGram = 128,    // K_tt < 0 or K_tj != K_jt: these are no inner products, and all weights are NaN
   kIllConditioned = 64,  // the answer hung on differences below the rounding of K; a ridge above it bounds weights
   kNoSolution = 16,   // the method's equations have no solution: the weights solve them with a small ridge on K's diagonal
 };
 
-// Fills status and the list of tasks that take part. Returns their number, or -1 where some gradient is not finite
-// (the caller then answers NaN). K: (T, T) row by row. `active` holds T ints of memory all lanes see.
+// Whether K_ij and K_ji are one inner product, to K's rounding. What is not finite is another flag's.
+MTLKERNELS_HOST_DEVICE inline bool agree(const double* K, int tasks, int i, int j) {
+  const double there = K[i * tasks + j], back = K[j * tasks + i];
+  if (there == back) return true;
+  const double lengths = std::sqrt(K[i * tasks + i]) * std::sqrt(K[j * tasks + j]);
+  return !(std::fabs(there - back) > kNoise * (lengths + std::fabs(there) + std::fabs(back)));
+}
+
+// Fills status and the list of tasks that take part. Returns their number, or -1 where some gradient is not finite or
+// some number no inner product (the caller then answers NaN). K: (T, T) row by row. `active` holds T ints of memory all
+// lanes see.
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE int screen(const Lanes& lanes, const double* K, int tasks, int64_t* status, int* active) {
-  int count = 0;
-  bool finite = true;
-  for (int i = 0; i < tasks; ++i) {
+  for (int i = lanes.lane; i < tasks; i += lanes.lanes) {
     const double square = K[i * tasks + i];
-    bool ok = square >= 0 && std::isfinite(square);  // a sum of squares that is negative is not one
-    for (int j = 0; j < tasks; ++j)
-      if (std::isfinite(K[j * tasks + j])) ok = ok && std::isfinite(K[i * tasks + j]);
-    const bool takes_part = ok && square > 0;
-    finite = finite && ok;
-    if (lanes.lane == 0) {
-      status[i] = !ok ? int64_t{kNonFinite} : takes_part ? 0 : int64_t{kZeroGradient};
-      if (takes_part) active[count] = i;
+    bool finite = std::isfinite(square), products = square >= 0;
+    for (int j = 0; j < tasks; ++j) {
+      if (std::isfinite(K[j * tasks + j])) finite = finite && std::isfinite(K[i * tasks + j]);
+      products = products && agree(K, tasks, i, j);
     }
-    count += takes_part ? 1 : 0;
+    status[i] = !finite     ? int64_t{kNonFinite}
+                : !products ? int64_t{kInvalidGram}
+                            : int64_t{square > 0 ? 0 : kZeroGradient};
   }
   lanes.sync();
-  return finite ? count : -1;
+  int count = 0;
+  bool usable = true;
+  for (int i = 0; i < tasks; ++i) {
+    usable = usable && (status[i] & (kNonFinite | kInvalidGram)) == 0;
+    if (status[i] != 0) continue;
+    if (lanes.lane == 0) active[count] = i;
+    ++count;
+  }
+  lanes.sync();
+  return usable ? count : -1;
 }
 
 template <class Lanes>

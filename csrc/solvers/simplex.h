@@ -68,7 +68,8 @@ struct SimplexRoot {
 
 // min linear b^T w + square w^T K w over the simplex, square > 0; with linear = 0 the point of the hull nearest to zero.
 //
-// Over the affine hull of a support, with y, z, s, t as above: w = y / s + linear / (2 square) ((t / s) y - z).
+// Over the affine hull of a support, with p and q as above: w = p + linear / (2 square) q. The sum of q is zero but for
+// rounding, and is made so: in small units linear / (2 square) is without bound, and w has to stay in the hull.
 struct SimplexSquare {
   const double* K;  // (n, n)
   const double* b;  // (n), not read where linear is 0
@@ -85,14 +86,18 @@ struct SimplexSquare {
     double *y = memory.y, *z = memory.z;
     lanes.sync();
     if (lanes.lane == 0) {
-      for (int r = 0; r < count; ++r) y[r] = 1.0, z[r] = linear > 0 ? linear / (2 * square) * b[support[r]] : 0.0;
+      for (int r = 0; r < count; ++r) y[r] = 1.0, z[r] = linear > 0 ? b[support[r]] : 0.0;
       cholesky_solve(memory.L, n, count, y);
       if (linear > 0) cholesky_solve(memory.L, n, count, z);
     }
     lanes.sync();
     double s = 0, t = 0;
     for (int r = 0; r < count; ++r) s += y[r], t += z[r];
-    for (int r = lanes.lane; r < count; r += lanes.lanes) memory.target[r] = (1 + t) / s * y[r] - z[r];
+    double excess = 0;
+    for (int r = 0; r < count; ++r) excess += t / s * y[r] - z[r];
+    const double ratio = linear > 0 ? linear / (2 * square) : 0.0;
+    for (int r = lanes.lane; r < count; r += lanes.lanes)
+      memory.target[r] = count == 1 ? 1.0 : y[r] / s + ratio * ((t - excess) / s * y[r] - z[r]);
     lanes.sync();
     return true;
   }

@@ -92,7 +92,9 @@ class MoCo(KeepsRows):
             self.weights = torch.full_like(scale, 1 / num_tasks)
         slope = gram @ self.weights + self.rho * self.weights
         moved = self.weights - self.gamma / k**self.gamma_sigma * slope
-        moved = onto_simplex(moved) if self.project == "simplex" else torch.softmax(moved, dim=0)
+        moved = (
+            ops.onto_simplex(moved) if self.project == "simplex" else torch.softmax(moved, dim=0)
+        )
         finite = gram.isfinite().all()
         self.weights = torch.where(finite, moved, self.weights)
         self.status = torch.where(gram.diagonal().isfinite(), 0, NON_FINITE) | invalid
@@ -105,12 +107,3 @@ class MoCo(KeepsRows):
             f"gamma_sigma={self.gamma_sigma}, rho={self.rho}, project={self.project!r}, "
             f"rows={self.rows!r}"
         )
-
-
-def onto_simplex(x: Tensor) -> Tensor:
-    """The point of {w >= 0, sum w = 1} that is nearest to x, (T)."""
-    ordered = x.sort(descending=True).values
-    count = torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)
-    surplus = (ordered.cumsum(dim=0) - 1) / count
-    held = (ordered > surplus).sum()
-    return (x - surplus.gather(0, (held - 1).clamp_min(0).reshape(1))).clamp_min(0)

@@ -40,24 +40,30 @@ class _Preconditioned(GramMethod):
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         ops.check_gram(gram)
+        if losses is not None and losses.shape != gram.shape[:1]:
+            raise ValueError(f"{losses.numel()} losses were given for {len(gram)} tasks")
         if not self._needs_losses:
             return self._solve(gram, losses)
         if losses is None:
             raise ValueError(f"{type(self).__name__} needs the tasks' losses")
-        if losses.shape != gram.shape[:1]:
-            raise ValueError(f"{losses.numel()} losses were given for {len(gram)} tasks")
         losses = losses.detach().to(gram)
-        good = (losses > 0) & losses.isfinite()
-        weights = self._solve(gram, torch.where(good, losses, torch.nan))
+        logs = losses.log()
+        gap = logs - logs  # 0, and NaN where the loss is not positive and finite
+        weights = self._solve(gram, losses + gap)
         # the method saw NaN in the place of a bad loss: what K itself says of the gradient stands
-        self.status = torch.where(good, self.status, ops.task_status(gram) | INVALID_LOSS)
-        return torch.where(good.all(), weights, torch.nan)
+        self.status = torch.where(gap.isnan(), ops.task_status(gram) | INVALID_LOSS, self.status)
+        return weights + gap.sum()
 
     def _solve(self, gram: Tensor, losses: Tensor | None) -> Tensor:
         scale = self._scale(gram, losses)
-        weights = self.method(scale[:, None] * gram * scale, self._inner_losses(losses))
+        weights = self.method(gram * scale * scale[:, None], self._inner_losses(losses))
         self.status = self.method.status
         return weights if self._keep_weights else scale * weights
+
+
+def _norms(gram: Tensor) -> Tensor:
+    """(T) of the gradients. A negative square stays in K, where the method finds it."""
+    return gram.diagonal().abs().sqrt()
 
 
 class Normalized(_Preconditioned):
@@ -92,11 +98,12 @@ class Normalized(_Preconditioned):
         self._keep_weights = keep_weights
 
     def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
-        scale = torch.ones_like(gram[0]) if self.by == "l2" or losses is None else 1 / losses
         if self.by == "loss":
-            return scale
-        norm = gram.diagonal().sqrt()
-        return scale / torch.where(norm == 0, torch.inf, norm)
+            assert losses is not None
+            return losses.reciprocal()
+        norm = _norms(gram)
+        unit = torch.where(norm == 0, norm, norm.reciprocal())
+        return unit / losses if self.by == "loss+" and losses is not None else unit
 
     def extra_repr(self) -> str:
         return f"by={self.by!r}, keep_weights={self.keep_weights}"
@@ -158,7 +165,7 @@ class ClippedTasks(_Preconditioned):
         self.max_norm = float(max_norm)
 
     def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
-        return (self.max_norm / gram.diagonal().sqrt()).clamp_max(1)
+        return (self.max_norm / _norms(gram)).clamp_max(1)
 
     def extra_repr(self) -> str:
         return f"max_norm={self.max_norm}"
@@ -183,7 +190,7 @@ class LogLosses(_Preconditioned):
 
     def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
         assert losses is not None
-        return 1 / losses
+        return losses.reciprocal()
 
     def _inner_losses(self, losses: Tensor | None) -> Tensor | None:
         return None if losses is None else losses.log()

@@ -78,7 +78,7 @@ class Reused(GramMethod):
             )
 
     def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.used)
+        return torch.tensor(self.used, device=self.weights.device)
 
     def set_extra_state(self, state: Any) -> None:
         self.used = int(state)

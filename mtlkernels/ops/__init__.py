@@ -32,7 +32,13 @@ from mtlkernels.ops.solvers import (
     visiting_order,
 )
 from mtlkernels.ops.spectral import AlignedScale, EquiangularLength, aligned, equiangular
-from mtlkernels.ops.stateful import gradnorm, gradvac, normal_numbers, simplex_descent
+from mtlkernels.ops.stateful import (
+    gradnorm,
+    gradvac,
+    normal_numbers,
+    onto_simplex,
+    simplex_descent,
+)
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -63,6 +69,7 @@ __all__ = [
     "imgrad",
     "mgda",
     "normal_numbers",
+    "onto_simplex",
     "pcgrad",
     "pcgrad_drawn",
     "simplex_descent",

@@ -15,7 +15,12 @@ _visiting_order = define("visiting_order", "(Tensor seed, Tensor step, int num_t
 
 
 def task_status(gram: Tensor) -> Tensor:
-    """What K says of each task's gradient: (T) int64 flags, see `mtlkernels.Status`."""
+    """What K says of each task's gradient: (T) int64 flags, see `mtlkernels.Status`.
+
+    Raises:
+        RuntimeError: as every solver on the CPU, where K_tt < 0, or K_tj and K_jt differ by more
+            than 1e-6 of their size; on a device these are INVALID_GRAM.
+    """
     return call(_task_status, gram) if fits_native(len(gram)) else reference.task_status(gram)
 
 

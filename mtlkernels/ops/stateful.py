@@ -8,6 +8,8 @@ from torch import Tensor
 from mtlkernels import reference
 from mtlkernels.ops.library import LIBRARY, call, define, fits_native, refuse_backward
 
+onto_simplex = reference.onto_simplex  # a few torch ops on T numbers: differentiable, no kernel
+
 _gradvac = define(
     "gradvac",
     "(Tensor gram, Tensor order, Tensor phi, float beta, bool corrected)"

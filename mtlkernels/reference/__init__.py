@@ -26,8 +26,15 @@ from mtlkernels.reference.rows import (
     trimmed_mean,
 )
 from mtlkernels.reference.spectral import aligned, equiangular
-from mtlkernels.reference.stateful import gradnorm, gradvac, normal_numbers, simplex_descent
+from mtlkernels.reference.stateful import (
+    gradnorm,
+    gradvac,
+    normal_numbers,
+    onto_simplex,
+    simplex_descent,
+)
 from mtlkernels.reference.weights import (
+    INVALID_GRAM,
     INVALID_LOSS,
     NO_CONVERGENCE,
     NO_SOLUTION,
@@ -44,6 +51,7 @@ from mtlkernels.reference.weights import (
 
 __all__ = [
     "FLOAT_DTYPES",
+    "INVALID_GRAM",
     "INVALID_LOSS",
     "NON_FINITE",
     "NO_CONVERGENCE",
@@ -73,6 +81,7 @@ __all__ = [
     "list_offsets",
     "mgda",
     "normal_numbers",
+    "onto_simplex",
     "pcgrad",
     "pcgrad_drawn",
     "simplex_descent",

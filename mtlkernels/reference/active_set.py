@@ -99,9 +99,13 @@ def simplex_slack(K: Tensor, b: Tensor, k: float) -> Slack:
 
 def square_minimiser(b: Tensor, linear: float, square: float) -> Minimiser:
     def minimise(support: Tensor, L: Tensor) -> tuple[Tensor, bool]:
-        bs = linear / (2 * square) * b[support]
+        bs = b[support]
+        if len(bs) == 1:
+            return torch.ones_like(bs), True
         y, z = torch.cholesky_solve(torch.stack([torch.ones_like(bs), bs], 1), L).unbind(1)
-        return (1 + z.sum()) / y.sum() * y - z, True
+        p = y / y.sum()
+        q = z.sum() * p - z
+        return p + linear / (2 * square) * (q - q.sum() * p), True  # q sums to rounding only
 
     return minimise
 

@@ -17,11 +17,11 @@ from mtlkernels.reference.active_set import (
 from mtlkernels.reference.weights import (
     ILL_CONDITIONED,
     NO_CONVERGENCE,
-    NON_FINITE,
     STATIONARY,
     finish,
     stands_out,
     task_status,
+    unusable,
     with_ridge,
 )
 
@@ -49,7 +49,7 @@ def cagrad(gram: Tensor, c: float, rescale: int, sum: bool) -> tuple[Tensor, Ten
     status = task_status(gram)
     takes_part = (status == 0).cpu()
     weights = torch.zeros(len(gram), dtype=torch.float64)
-    if not bool((status & NON_FINITE).any()) and bool(takes_part.any()):
+    if not bool(unusable(status)) and bool(takes_part.any()):
         active, flags = _cagrad_weights(gram.cpu()[takes_part][:, takes_part], c)
         weights[takes_part] = active * ((len(active) if sum else 1) / RESCALE[rescale](c))
         status = status | flags

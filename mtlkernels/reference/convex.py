@@ -23,11 +23,11 @@ from mtlkernels.reference.cagrad import RESCALE, cagrad_pull, is_stationary
 from mtlkernels.reference.weights import (
     ILL_CONDITIONED,
     NO_CONVERGENCE,
-    NON_FINITE,
     STATIONARY,
     finish,
     stands_out,
     task_status,
+    unusable,
     with_ridge,
 )
 
@@ -87,7 +87,7 @@ def _on_tasks_with_a_gradient(
     status = task_status(gram)
     tasks = (status == 0).cpu().nonzero().flatten()
     weights = torch.zeros(len(gram), dtype=torch.float64)
-    if not bool((status & NON_FINITE).any()) and len(tasks):
+    if not bool(unusable(status)) and len(tasks):
         weights[tasks], flags = solve(gram.cpu()[tasks][:, tasks], tasks)
         status = status | flags
     return finish(weights.to(gram.device), status)

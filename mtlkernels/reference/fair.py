@@ -9,11 +9,11 @@ from mtlkernels.reference.weights import (
     ILL_CONDITIONED,
     NO_CONVERGENCE,
     NO_SOLUTION,
-    NON_FINITE,
     check_numbers,
     finish,
     stands_out,
     task_status,
+    unusable,
     with_ridge,
 )
 
@@ -37,7 +37,7 @@ def fairgrad(
     p = check_numbers(importance, gram, "importance").cpu()[takes_part]
     if not bool(((p > 0) & p.isfinite()).all()):
         weights.fill_(torch.nan)
-    elif not bool((status & NON_FINITE).any()) and bool(takes_part.any()):
+    elif not bool(unusable(status)) and bool(takes_part.any()):
         active, flags = _solve(gram.cpu()[takes_part][:, takes_part], alpha, p, max_norm)
         weights[takes_part] = active
         status = status | flags

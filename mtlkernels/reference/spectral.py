@@ -9,12 +9,12 @@ from mtlkernels.reference.weights import (
     ILL_CONDITIONED,
     NO_CONVERGENCE,
     NOISE,
-    NON_FINITE,
     STATIONARY,
     check_numbers,
     finish,
     stands_out,
     task_status,
+    unusable,
 )
 
 RANK_SHARE = 1e-13
@@ -85,7 +85,7 @@ def _solved(gram: Tensor, solve) -> tuple[Tensor, Tensor]:  # type: ignore[no-un
     status = task_status(gram)
     takes_part = (status == 0).cpu()
     weights = torch.zeros(len(gram), dtype=torch.float64)
-    if not bool((status & NON_FINITE).any()) and bool(takes_part.any()):
+    if not bool(unusable(status)) and bool(takes_part.any()):
         K = gram.cpu()[takes_part][:, takes_part]
         n = K.diagonal().sqrt()
         C = K / n[:, None] / n

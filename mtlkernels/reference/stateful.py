@@ -16,6 +16,7 @@ from mtlkernels.reference.weights import (
     check_order,
     finish,
     task_status,
+    unusable,
 )
 
 
@@ -29,7 +30,7 @@ def gradvac(
     if phi.shape != (T, T) or phi.dtype != torch.float64:
         raise RuntimeError("phi must be a contiguous float64 matrix (T, T) on gram's device")
     takes_part = status == 0
-    finite = ~((status & NON_FINITE) > 0).any()
+    finite = ~unusable(status)
     square = torch.where(takes_part, gram.diagonal(), 0.0)
     rows = torch.arange(T, device=gram.device)
     C = torch.eye(T, dtype=gram.dtype, device=gram.device)
@@ -79,7 +80,7 @@ def gradnorm(
     scaled = norm / mean
     moved = (state - rate * scaled * (state * scaled - target).sign()).clamp_min(0)
     moved = torch.where(takes_part, moved, state)
-    moves = usable.all() & ~((status & NON_FINITE) > 0).any() & (mean > 0) & (moved.sum() > 0)
+    moves = usable.all() & ~unusable(status) & (mean > 0) & (moved.sum() > 0)
     following = torch.where(moves, len(gram) * moved / moved.sum(), state)
     weights, _ = finish(weights, status)
     return weights, status | torch.where(usable, 0, INVALID_LOSS), following, start
@@ -112,9 +113,9 @@ def simplex_descent(
     v = torch.zeros_like(w)
     for _ in range(rounds):
         v = momentum * v + gram / unit / unit @ (w + pull * even) + damping * w
-        moved = _project_to_simplex(torch.where(takes_part, w - rate * v, -torch.inf))
+        moved = onto_simplex(torch.where(takes_part, w - rate * v, -torch.inf))
         w = torch.where(unit > 0, moved, w)
-    moves = (n > 0) & ~((status & NON_FINITE) > 0).any()
+    moves = (n > 0) & ~unusable(status)
     following = torch.where(takes_part & moves, share.clamp_min(0) * w, state)
     return *finish((w + pull * even) / (1 + pull), status), following
 
@@ -129,14 +130,14 @@ def _cross_status(A: Tensor) -> Tensor:
     return torch.where(bad, NON_FINITE, torch.where(zero, ZERO_GRADIENT, 0))
 
 
-def _project_to_simplex(x: Tensor) -> Tensor:
-    """The nearest point of the simplex; entries of -inf take no part."""
+def onto_simplex(x: Tensor) -> Tensor:
+    """The point of {w >= 0, sum w = 1} nearest to x, (T); entries of -inf take no part."""
     x = x - x.max()
     ordered = x.clamp_min(-1).sort(descending=True).values
     place = torch.arange(1, len(x) + 1, device=x.device)
     shifts = (ordered.cumsum(dim=0) - 1) / place
-    last = (ordered > shifts).sum() - 1
-    return (x - shifts[last]).clamp_min(0)
+    held = (ordered > shifts).sum()
+    return (x - shifts.gather(0, (held - 1).clamp_min(0).reshape(1))).clamp_min(0)
 
 
 def normal_numbers(seed: Tensor, step: Tensor, n: int) -> Tensor:

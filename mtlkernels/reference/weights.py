@@ -11,7 +11,7 @@ from mtlkernels.reference.draws import splitmix64, stream
 
 # Flags of a task's status; report.Status names them for people.
 NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_CONVERGENCE, NO_SOLUTION = 1, 2, 4, 8, 16
-INVALID_LOSS, ILL_CONDITIONED = 32, 64
+INVALID_LOSS, ILL_CONDITIONED, INVALID_GRAM = 32, 64, 128
 
 NOISE = 1e-6  # relative rounding of a K whose products are float32, with a margin
 
@@ -25,12 +25,42 @@ def check_gram(gram: Tensor) -> None:
 
 
 def task_status(gram: Tensor) -> Tensor:
-    """(T) int64: NON_FINITE or ZERO_GRADIENT where K says so of a task's gradient, else 0."""
+    """(T) int64: NON_FINITE, INVALID_GRAM or ZERO_GRADIENT where K says so of a task, else 0.
+
+    On the CPU, where looking is free, INVALID_GRAM is an error.
+    """
     check_gram(gram)
     square = gram.diagonal()
-    bad = ~(square.isfinite() & (square >= 0))
-    bad = bad | (~gram.isfinite() & ~bad[None, :]).any(dim=1)
-    return torch.where(bad, NON_FINITE, torch.where(square == 0, ZERO_GRADIENT, 0))
+    known = square.isfinite()
+    bad = ~known | (~gram.isfinite() & known[None, :]).any(dim=1)
+    length, size = square.sqrt(), gram.abs()
+    limit = NOISE * (length[:, None] * length + size + size.T)
+    uneven = (gram - gram.T).abs() > limit  # False where it is NaN
+    negative = known & (square < 0)
+    if gram.device.type == "cpu" and not torch.compiler.is_compiling():
+        _refuse(gram, negative, uneven)
+    status = torch.where(square == 0, ZERO_GRADIENT, 0)
+    status = torch.where(negative | uneven.any(dim=1), INVALID_GRAM, status)
+    return torch.where(bad, NON_FINITE, status)
+
+
+def _refuse(gram: Tensor, negative: Tensor, uneven: Tensor) -> None:
+    """Raises where finite numbers cannot be inner products of gradients."""
+    for (i,) in negative.nonzero().tolist():
+        raise RuntimeError(
+            f"gram[{i}, {i}] = {float(gram[i, i]):g} is negative, which no squared norm is: give "
+            "the gradients' inner products, as ops.gram returns them"
+        )
+    for i, j in uneven.nonzero().tolist():
+        raise RuntimeError(
+            f"gram is not symmetric, gram[{i}, {j}] = {float(gram[i, j]):g} but gram[{j}, {i}] = "
+            f"{float(gram[j, i]):g}: give inner products of one batch, as ops.gram returns them"
+        )
+
+
+def unusable(status: Tensor) -> Tensor:
+    """Whether K is none that weights could come from; a scalar on its device."""
+    return ((status & (NON_FINITE | INVALID_GRAM)) > 0).any()
 
 
 @overload
@@ -57,9 +87,9 @@ def check_numbers(numbers: Tensor | None, gram: Tensor, name: str) -> Tensor:
 
 
 def finish(weights: Tensor, status: Tensor) -> tuple[Tensor, Tensor]:
-    """No weight for a task without gradient; all NaN where a gradient is not finite."""
+    """No weight for a task without gradient; all NaN where K is unusable."""
     weights = torch.where((status & ZERO_GRADIENT) > 0, 0.0, weights)
-    return torch.where(((status & NON_FINITE) > 0).any(), torch.nan, weights), status
+    return torch.where(unusable(status), torch.nan, weights), status
 
 
 def visiting_order(seed: Tensor, step: Tensor, num_tasks: int) -> Tensor:
@@ -135,6 +165,6 @@ def avgnorm(gram: Tensor, scale: int, constant: float) -> tuple[Tensor, Tensor]:
         6: lambda: torch.full_like(norm[0], constant),
     }[scale]()
     if scale == 0:
-        flagged = takes_part & (status != NON_FINITE).all() & ~stands_out(length, norm.sum())
+        flagged = takes_part & ~unusable(status) & ~stands_out(length, norm.sum())
         status = torch.where(flagged, ILL_CONDITIONED, status)
     return finish(length / norm, status)

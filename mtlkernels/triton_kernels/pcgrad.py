@@ -11,6 +11,8 @@ import triton.language as tl
 
 NON_FINITE: tl.constexpr = tl.constexpr(1)
 ZERO_GRADIENT: tl.constexpr = tl.constexpr(2)
+INVALID_GRAM: tl.constexpr = tl.constexpr(128)
+NOISE: tl.constexpr = tl.constexpr(1e-6)
 
 
 @triton.jit
@@ -25,14 +27,20 @@ def screen(K, tasks, SIZE: tl.constexpr):
     i = tl.arange(0, SIZE)
     real = i < tasks
     square = tl.load(K + i * (tasks + 1), mask=real, other=1.0)
-    tile = tl.load(
-        K + i[:, None] * tasks + i[None, :], mask=real[:, None] & real[None, :], other=0.0
-    )
-    bad = (is_finite(square) & (square >= 0)) == 0
+    both = real[:, None] & real[None, :]
+    tile = tl.load(K + i[:, None] * tasks + i[None, :], mask=both, other=0.0)
+    back = tl.load(K + i[None, :] * tasks + i[:, None], mask=both, other=0.0)
+    known = is_finite(square)
+    bad = known == 0
     # Beside a task that is not finite every product is not: only the others' columns tell.
-    odd = (is_finite(tile) == 0) & (bad == 0)[None, :]
+    odd = (is_finite(tile) == 0) & known[None, :]
     bad = bad | (tl.max(odd.to(tl.int32), axis=1) > 0)
-    return tl.where(bad, NON_FINITE, tl.where(square == 0, ZERO_GRADIENT, 0)).to(tl.int64)
+    length = tl.sqrt(square)
+    limit = NOISE * (length[:, None] * length[None, :] + tl.abs(tile) + tl.abs(back))
+    uneven = tl.max((tl.abs(tile - back) > limit).to(tl.int32), axis=1) > 0
+    flags = tl.where(square == 0, ZERO_GRADIENT, 0)
+    flags = tl.where(uneven | (square < 0), INVALID_GRAM, flags)
+    return tl.where(bad, NON_FINITE, flags).to(tl.int64)
 
 
 @triton.jit
@@ -56,7 +64,7 @@ def pcgrad_kernel(K, order, weights, status, tasks, MEAN: tl.constexpr, SIZE: tl
     total = tl.sum(tl.where(part[:, None], C, 0.0), axis=0)
     if MEAN:
         total = total / tl.sum(part.to(tl.float64), axis=0)
-    broken = tl.max((real & (flags == NON_FINITE)).to(tl.int32), axis=0)
+    broken = tl.max((real & ((flags == NON_FINITE) | (flags == INVALID_GRAM))).to(tl.int32), axis=0)
     total = tl.where(flags == ZERO_GRADIENT, 0.0, total)
     total = tl.where(broken > 0, float("nan"), total)
     tl.store(weights + i, total, mask=real)

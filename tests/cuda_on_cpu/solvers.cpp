@@ -52,6 +52,8 @@ std::vector<double> hard_gram(const std::string& kind, int tasks) {
     for (int j = 0; j < tasks; ++j)
       for (int k = 0; k < n; ++k) K[i * tasks + j] += G[i * n + k] * G[j * n + k];
   if (kind == "not finite") K[0] = NAN;
+  if (kind == "not symmetric") K[tasks - 1] += K[0];
+  if (kind == "negative") K[tasks * tasks - 1] = -1;
   return K;
 }
 
@@ -178,7 +180,8 @@ int main() {
 #else
   const std::vector<int> sizes = {1, 2, 3, 4, 7, 9, 17};
 #endif
-  for (const char* kind : {"random", "low rank", "nearly parallel", "conflicting", "badly scaled", "a zero row", "not finite"})
+  for (const char* kind : {"random", "low rank", "nearly parallel", "conflicting", "badly scaled", "a zero row", "not finite",
+                           "not symmetric", "negative"})
     for (const int tasks : sizes) compare_all(kind, tasks);
   compare_all("random", 40);
   check_orders(5);
