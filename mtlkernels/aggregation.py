@@ -29,6 +29,7 @@ class KeptWeighting(Weighting, Protocol):
     """What a Gram method is that may know its weights before anything is measured."""
 
     def kept_weights(self, num_tasks: int, read: bool = False) -> Tensor | None: ...
+    def count(self) -> None: ...
 
 
 class LossWeighting(Protocol):

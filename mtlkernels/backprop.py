@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels.aggregation import (
+    KeptWeighting,
     LossWeighting,
     RowWeighting,
     Weighting,
@@ -169,19 +170,15 @@ def step(
         status = torch.where(stacked.isfinite(), 0, Status.NON_FINITE.value)
         collected = "one weighted backward, with kept weights"
         write_weighted(heads, params, weights, retain_graph)
+        cast(KeptWeighting, method).count()
         return Report(tasks, None, weights, stacked, status, collected)
     told = measured_weights(
         heads, params, cast(Weighting, method), stacked, options, given is not None, scale
     )
     assert told.weights is not None
     write_weighted(heads, params, told.weights, retain_graph)
-    where = (
-        "the features"
-        if given is not None
-        else "given parameters"
-        if options.measure
-        else "all rows"
-    )
+    where = "all rows" if options.measure is None else "given parameters"
+    where = where if given is None else "features"
     collected = f"one weighted backward, measured on {where}"
     return Report(tasks, told.gram, told.weights, stacked, told.status, collected)
 

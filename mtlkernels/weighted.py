@@ -32,7 +32,7 @@ from mtlkernels.collect import (
     visit_rows_below,
 )
 from mtlkernels.cut import Cut, cut_at_features, cut_at_heads
-from mtlkernels.layout import group_gradients
+from mtlkernels.layout import Group, group_gradients
 
 
 @dataclass(frozen=True)
@@ -172,13 +172,15 @@ def write_weighted(
         found = gradients_below(cut, seeds, [params[p] for p in members], retain)
         for p, grad in zip(members, found, strict=True):
             below[p] = grad
+    weighted = set(heads.weighted_above)
+    plain = set(range(len(params))) - weighted
+    sums: list[tuple[list[Group], Tensor]] = [(group_gradients([below], params), ones[:1])]
+    for places, own in ((weighted, weights), (plain, ones)):
+        rows = [[grad if p in places else None for p, grad in enumerate(r)] for r in above.rows]
+        sums.append((group_gradients(rows, params), own))
     with torch.no_grad():
-        add_weighted_sum(group_gradients([below], params), ones[:1], params)
-        weighted = set(heads.weighted_above)
-        plain = set(range(len(params))) - weighted
-        for places, own in ((weighted, weights), (plain, ones)):
-            rows = [[grad if p in places else None for p, grad in enumerate(r)] for r in above.rows]
-            add_weighted_sum(group_gradients(rows, params), own, params)
+        for groups, own in sums:  # all of them are known to fit before the first is written
+            add_weighted_sum(groups, own, params)
 
 
 def balance_features(

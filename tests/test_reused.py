@@ -130,3 +130,18 @@ def test_wrong_use_is_told() -> None:
     optimizer.backward(model(inputs()))
     with pytest.raises(ValueError, match="use a fresh one"):
         optimizer.backward(list(model(inputs()).values())[:2])
+
+
+def test_a_step_that_fails_is_not_counted() -> None:
+    method = Counting()
+    model, optimizer = wrapped(method, every=3)
+    optimizer.backward(model(inputs()))
+    losses = model(inputs())
+    sum(losses.values()).backward()  # the graph is gone
+    with pytest.raises(RuntimeError, match="second time"):
+        optimizer.backward(losses)
+    optimizer.backward(model(inputs()))
+    optimizer.backward(model(inputs()))
+    assert method.asked == 1
+    optimizer.backward(model(inputs()))
+    assert method.asked == 2

@@ -126,3 +126,16 @@ def test_named_shared_parameters(graph, named) -> None:
             problem.losses, problem.params, Given(), shared=shared, retain_graph=True, **ways
         )
         assert_same(grads(problem), want)
+
+
+@pytest.mark.parametrize("options", [{"apply": "backward"}, {"measure": True}, {}], ids=str)
+def test_a_sparse_gradient_in_a_head_is_told_before_anything_is_written(options) -> None:
+    trunk, heads = torch.nn.Linear(4, 3), [torch.nn.Embedding(5, 3, sparse=True) for _ in range(2)]
+    params = [p for module in (trunk, *heads) for p in module.parameters()]
+    z = torch.tanh(trunk(torch.randn(6, 4)))
+    losses = [(z @ head(torch.tensor([1, 2])).T).mean() for head in heads]
+    if "measure" in options:
+        options = {"measure": [trunk.weight]}
+    with pytest.raises(TypeError, match="sparse"):
+        mtlkernels.backward(losses, params, CAGrad(), **options)
+    assert all(param.grad is None for param in params)

@@ -67,8 +67,11 @@ class Reused(GramMethod):
         self._check(num_tasks)
         if read and not torch.isfinite(self.weights).all():
             return None
-        self.used += 1
         return self.weights
+
+    def count(self) -> None:
+        """Counts a step that `kept_weights` has served."""
+        self.used += 1
 
     def _check(self, num_tasks: int) -> None:
         if len(self.weights) not in (0, num_tasks):
