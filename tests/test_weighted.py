@@ -137,5 +137,5 @@ def test_a_sparse_gradient_in_a_head_is_told_before_anything_is_written(options)
     if "measure" in options:
         options = {"measure": [trunk.weight]}
     with pytest.raises(TypeError, match="sparse"):
-        mtlkernels.backward(losses, params, CAGrad(), **options)
+        mtlkernels.backward(losses, params, mtlkernels.CAGrad(), **options)
     assert all(param.grad is None for param in params)
