@@ -40,6 +40,8 @@ PYTHON: dict[str, set[str] | None] = {
     "backprop": {"arguments", "collect", "rows", "weighted", "aggregation", "layout", "report"},
     "splitter": {"aggregation", "backprop", "report", "weighted"},
     "compiled": set(),
+    "monitor": {"report", "sinks"},
+    "sinks": set(),
     "method_state": {"methods"},
     "optimizer": {"arguments", "backprop", "method_state", "methods", "report", "rows"},
     "demo": ANYTHING,
