@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from itertools import accumulate
 
 import torch
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler logs each of its starts otherwise
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:

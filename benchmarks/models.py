@@ -186,12 +186,12 @@ def _classifiers(
 
 
 def demo(tasks: int) -> Workload:
-    """The demo's network for dense maps: 2 images of 64 x 64, a map of one channel a task."""
+    """The demo's network for dense maps: 4 crops of 112 x 112, a map of one channel a task."""
     heads = {f"task{t}": dense_head(1) for t in range(tasks)}
     return Workload(
         MultiTask(DenseEncoder(4), heads),
-        torch.randn(2, 4, 64, 64),
-        [torch.randn(2, 1, 64, 64) for _ in range(tasks)],
+        torch.randn(4, 4, 112, 112),
+        [torch.randn(4, 1, 112, 112) for _ in range(tasks)],
         functional.l1_loss,
     )
 
@@ -211,9 +211,7 @@ def resnet18(tasks: int) -> Workload:
 def vit(tasks: int) -> Workload:
     """6 layers of 192 with 3 heads on patches of 8 x 8: 4 images of 64 x 64, 65 tokens each."""
     encoder = ViT(side=64, patch=8, width=192, depth=6, heads=3)
-    return _classifiers(
-        encoder, lambda: nn.Linear(192, CLASSES), torch.randn(4, 3, 64, 64), tasks
-    )
+    return _classifiers(encoder, lambda: nn.Linear(192, CLASSES), torch.randn(4, 3, 64, 64), tasks)
 
 
 def mlp(tasks: int) -> Workload:

@@ -5,10 +5,11 @@
 One table a model and T. "x plain" is over one backward of the sum of the losses. "MB" is the most
 that torch allocated during a step beyond parameters and batch, from a pass of its own that is not
 timed: activations, gradients and .grad, which is None before each step. "from rows" is how far the
-gradient of the shared parameters is from the one that weights from all rows give, relative to it:
-rounding for exact ways, and what `measure=` and `features=` change of the direction. All weigh by UPGrad,
-torchjd too. The steps of `every=10` are one like "rows" and nine that reuse its weights; its row is
-their mean. Compiling takes minutes on two cores: compile_step runs where --only names it.
+gradient of the shared parameters is from the one with weights from all rows, relative to it:
+rounding for exact ways, and what `measure=` and `features=` change of the direction. All weigh by
+UPGrad, torchjd too; its backward and autogram weigh the heads as well, ours and mtl_backward do
+not. The steps of `every=10` are one like "rows" and nine that reuse its weights; its row is their
+mean. Compiling takes minutes on two cores: compile_step runs where --only names it.
 """
 
 from __future__ import annotations

@@ -100,8 +100,9 @@ def backward(
             one batched backward that keeps none, N numbers of memory in place of T N, and then
             takes one more backward.
         collect: "loop", a backward a loss; "batched", one backward of T gradients below the heads
-            (`is_grads_batched`), which saves time where matrix products dominate and torch can
-            batch what the model does; "auto" decides by the graph, and `report.collected` says how.
+            (`is_grads_batched`), which saves time where starting operations takes more than
+            running them: many losses of a small model, a GPU; "auto" decides by the graph, and
+            `report.collected` says how.
         rows_dtype: what the rows of float32 parameters are kept in, torch.bfloat16 or
             torch.float16; sums over them are float32 and .grad too.
         max_norm: the direction of the shared parameters is shortened to that length where it is
