@@ -72,7 +72,8 @@ def backward(
     Most of a step is the T backwards. `measure=`, `features=` and `apply="backward"` take one
     backward of the weighted sum through what is shared, and get the weights from less; heads cost
     no more than in one backward of the sum. Their report's Gram matrix is that of what was
-    measured.
+    measured. The weighted backward is an ordinary one: it adds to the .grad of what is shared as
+    `loss.backward()` does, without a copy, and runs post-accumulate-grad hooks there.
 
     A loss method makes one loss of the T, and one backward of it is all: every parameter, the heads
     too, gets sum_t w_t g_t with w_t = d scalar / d L_t, and the method's own parameters get their

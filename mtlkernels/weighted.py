@@ -26,6 +26,7 @@ from mtlkernels.arguments import Options, trainable
 from mtlkernels.collect import (
     Above,
     Row,
+    add_below,
     gradients_above,
     gradients_below,
     starts,
@@ -163,22 +164,21 @@ def write_weighted(
     """The backward below the cut, and all .grad."""
     cut, above = heads.cut, heads.above
     ones = torch.ones_like(weights)
-    below: Row = [None] * len(params)
+    weighted = set(heads.weighted_above)
+    plain = set(range(len(params))) - weighted
+    sums = []  # before anything is written: a gradient that no .grad can hold is refused here
+    for places, own in ((weighted, weights), (plain, ones)):
+        rows = [[grad if p in places else None for p, grad in enumerate(r)] for r in above.rows]
+        sums.append((group_gradients(rows, params), own))
     parts = [(heads.plain_below, ones), (heads.weighted_below, weights)]
     parts = [(members, own) for members, own in parts if members]
     for i, (members, own) in enumerate(parts):
         retain = retain_graph or i < len(parts) - 1
         seeds = combine_features(above.cotangents, own)
-        found = gradients_below(cut, seeds, [params[p] for p in members], retain)
-        for p, grad in zip(members, found, strict=True):
-            below[p] = grad
+        add_below(cut, seeds, [params[p] for p in members], retain)
     with torch.no_grad():
-        add_weighted_sum(group_gradients([below], params), ones[:1], params)
-        weighted = set(heads.weighted_above)
-        plain = set(range(len(params))) - weighted
-        for places, own in ((weighted, weights), (plain, ones)):
-            rows = [[grad if p in places else None for p, grad in enumerate(r)] for r in above.rows]
-            add_weighted_sum(group_gradients(rows, params), own, params)
+        for groups, own in sums:
+            add_weighted_sum(groups, own, params)
 
 
 def balance_features(
