@@ -68,12 +68,13 @@ def backward(
     parameter that no loss reaches keeps its .grad, None included. Like any use of
     `torch.autograd.grad`, the backwards run a parameter's own tensor hooks once a task, run no
     post-accumulate-grad hooks, and do not reach into reentrant checkpoints. The .grad of a dtype
-    and device are views of one vector.
+    and device are views of one vector, but for those that one weighted backward makes (see below).
 
     Most of a step is the T backwards. `measure=`, `features=` and `apply="backward"` take one
     backward of the weighted sum through what is shared, and get the weights from less; heads cost
     no more than in one backward of the sum. Their report's Gram matrix is that of what was
-    measured.
+    measured. The weighted backward is an ordinary one: it adds to the .grad of what is shared as
+    `loss.backward()` does, without a copy, and runs post-accumulate-grad hooks there.
 
     A loss method makes one loss of the T, and one backward of it is all: every parameter, the heads
     too, gets sum_t w_t g_t with w_t = d scalar / d L_t, and the method's own parameters get their
@@ -101,8 +102,9 @@ def backward(
             one batched backward that keeps none, N numbers of memory in place of T N, and then
             takes one more backward.
         collect: "loop", a backward a loss; "batched", one backward of T gradients below the heads
-            (`is_grads_batched`), which saves time where matrix products dominate and torch can
-            batch what the model does; "auto" decides by the graph, and `report.collected` says how.
+            (`is_grads_batched`), which saves time where starting operations takes more than
+            running them: many losses of a small model, a GPU; "auto" decides by the graph, and
+            `report.collected` says how.
         rows_dtype: what the rows of float32 parameters are kept in, torch.bfloat16 or
             torch.float16; sums over them are float32 and .grad too.
         max_norm: the direction of the shared parameters is shortened to that length where it is

@@ -145,6 +145,23 @@ def gradients_below(
     return list(_grad(edges, params, seeds, retain_graph))
 
 
+def add_below(
+    cut: Cut,
+    cotangents: Sequence[Tensor | None],
+    params: Sequence[Tensor],
+    retain_graph: bool = False,
+) -> None:
+    """One backward from the cut's edges that adds to .grad, as `loss.backward()` does.
+
+    So it takes no memory beside .grad, and no copy.
+    """
+    passed = [(edge, c) for edge, c in zip(cut.edges, cotangents, strict=True) if c is not None]
+    if passed and params:
+        edges, seeds = zip(*passed, strict=True)
+        with _explained(False):
+            torch.autograd.backward(edges, seeds, retain_graph=retain_graph, inputs=list(params))
+
+
 def rows_below(
     cut: Cut,
     cotangents: Sequence[Sequence[Tensor | None]],

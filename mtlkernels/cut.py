@@ -8,6 +8,7 @@ summed loss costs.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -128,6 +129,11 @@ def kinds_below(cut: Cut) -> set[str]:
     """The names of the operations below, as autograd calls them but for the word Backward."""
     nodes = _reach([(edge.node, edge.output_nr) for edge in cut.edges])
     return {re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2]) for node in nodes}
+
+
+def numbers_at(cut: Cut) -> int:
+    """How many numbers a gradient at the edges holds."""
+    return sum(math.prod(edge.node._input_metadata[edge.output_nr].shape) for edge in cut.edges)
 
 
 def _cut(

@@ -26,13 +26,14 @@ from mtlkernels.arguments import Options, trainable
 from mtlkernels.collect import (
     Above,
     Row,
+    add_below,
     gradients_above,
     gradients_below,
     starts,
     visit_rows_below,
 )
 from mtlkernels.cut import Cut, cut_at_features, cut_at_heads
-from mtlkernels.layout import Group, group_gradients
+from mtlkernels.layout import group_gradients
 
 
 @dataclass(frozen=True)
@@ -163,23 +164,20 @@ def write_weighted(
     """The backward below the cut, and all .grad."""
     cut, above = heads.cut, heads.above
     ones = torch.ones_like(weights)
-    below: Row = [None] * len(params)
+    weighted = set(heads.weighted_above)
+    plain = set(range(len(params))) - weighted
+    sums = []  # before anything is written: a gradient that no .grad can hold is refused here
+    for places, own in ((weighted, weights), (plain, ones)):
+        rows = [[grad if p in places else None for p, grad in enumerate(r)] for r in above.rows]
+        sums.append((group_gradients(rows, params), own))
     parts = [(heads.plain_below, ones), (heads.weighted_below, weights)]
     parts = [(members, own) for members, own in parts if members]
     for i, (members, own) in enumerate(parts):
         retain = retain_graph or i < len(parts) - 1
         seeds = combine_features(above.cotangents, own)
-        found = gradients_below(cut, seeds, [params[p] for p in members], retain)
-        for p, grad in zip(members, found, strict=True):
-            below[p] = grad
-    weighted = set(heads.weighted_above)
-    plain = set(range(len(params))) - weighted
-    sums: list[tuple[list[Group], Tensor]] = [(group_gradients([below], params), ones[:1])]
-    for places, own in ((weighted, weights), (plain, ones)):
-        rows = [[grad if p in places else None for p, grad in enumerate(r)] for r in above.rows]
-        sums.append((group_gradients(rows, params), own))
+        add_below(cut, seeds, [params[p] for p in members], retain)
     with torch.no_grad():
-        for groups, own in sums:  # all of them are known to fit before the first is written
+        for groups, own in sums:
             add_weighted_sum(groups, own, params)
 
 

@@ -108,7 +108,7 @@ def test_records_are_means_and_every_sink_has_them(tmp_path) -> None:
     records = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert [(r["step"], r["steps"]) for r in records] == [(3, 3), (6, 3), (7, 1)]
     assert records[-1] == last
-    rows = list(csv.DictReader((tmp_path / "r.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "r.csv").read_text().splitlines()))
     for record, row, seen in zip(
         records, rows, (reports[:3], reports[3:6], reports[6:]), strict=True
     ):

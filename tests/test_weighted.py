@@ -128,6 +128,42 @@ def test_named_shared_parameters(graph, named) -> None:
         assert_same(grads(problem), want)
 
 
+@pytest.mark.parametrize("way", ["apply", "measure", "features"])
+def test_the_weighted_backward_is_an_ordinary_one(way: str) -> None:
+    """It runs hooks once where it adds to .grad, and adds in place."""
+    torch.manual_seed(0)
+    trunk = torch.nn.Linear(3, 4)
+    z = trunk(torch.rand(2, 3))
+    losses = [(z * (t + 1)).square().sum() for t in range(2)]
+    options = {
+        "apply": {"apply": "backward"},
+        "measure": {"measure": [trunk.weight]},
+        "features": {"features": z},
+    }[way]
+    seen: list[Tensor] = []
+    for param in trunk.parameters():
+        param.register_post_accumulate_grad_hook(seen.append)
+    params = list(trunk.parameters())
+    mtlkernels.backward(losses, params, Given(), retain_graph=True, **options)  # type: ignore[arg-type]
+    assert {id(param) for param in seen} == {id(param) for param in params}
+    assert len(seen) == 2
+    first = [(param.grad, param.grad.clone()) for param in params if param.grad is not None]
+    mtlkernels.backward(losses, params, Given(), **options)  # type: ignore[arg-type]
+    for param, (grad, value) in zip(params, first, strict=True):
+        assert param.grad is grad
+        torch.testing.assert_close(grad, 2 * value)
+
+
+def test_nothing_is_written_where_a_head_cannot_hold_its_gradient() -> None:
+    trunk, head = torch.nn.Linear(3, 4), torch.nn.Embedding(5, 4, sparse=True)
+    z = trunk(torch.rand(2, 3))
+    losses = [(z * head(torch.tensor([0, 1]))).sum(), z.square().sum()]
+    params = [*trunk.parameters(), *head.parameters()]
+    with pytest.raises(TypeError, match="sparse"):
+        mtlkernels.backward(losses, params, Given(), features=z)
+    assert all(param.grad is None for param in params)
+
+
 @pytest.mark.parametrize("options", [{"apply": "backward"}, {"measure": True}, {}], ids=str)
 def test_a_sparse_gradient_in_a_head_is_told_before_anything_is_written(options) -> None:
     trunk, heads = torch.nn.Linear(4, 3), [torch.nn.Embedding(5, 3, sparse=True) for _ in range(2)]
