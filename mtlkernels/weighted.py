@@ -20,6 +20,7 @@ from mtlkernels.aggregation import (
     add_weighted_sum,
     balance,
     balance_gram,
+    total_gram,
     weighted_sum,
 )
 from mtlkernels.arguments import Options, trainable
@@ -105,7 +106,7 @@ def measured_weights(
         return balance_features(heads.above.cotangents, method, losses, scale)
     if options.measure is not None:
         measure = trainable(options.measure, params, "measure")
-        groups = group_gradients(_gradients_of(heads, params, measure), measure)
+        groups = group_gradients(gradients_of(heads, params, measure), measure)
         if not groups:
             raise ValueError("no loss reaches any of the parameters that measure= names")
         return balance([groups], tasks, method, losses, False, scale)
@@ -113,7 +114,7 @@ def measured_weights(
     return balance_gram(gram, method, losses, scale, options.max_norm)
 
 
-def _gradients_of(heads: Heads, params: Sequence[Tensor], members: Sequence[Tensor]) -> list[Row]:
+def gradients_of(heads: Heads, params: Sequence[Tensor], members: Sequence[Tensor]) -> list[Row]:
     """T backwards from the cut to some parameters and no further, with what they get above it."""
     place = {id(param): p for p, param in enumerate(params)}
     rows = []
@@ -159,8 +160,10 @@ def write_weighted(
     params: Sequence[Tensor],
     weights: Tensor,
     retain_graph: bool = False,
+    into: Sequence[Tensor] | None = None,
 ) -> None:
-    """The backward below the cut, and all .grad."""
+    """The backward below the cut, and all .grad; `into`: whose, if not the parameters' own."""
+    written = params if into is None else into
     cut, above = heads.cut, heads.above
     ones = torch.ones_like(weights)
     below: Row = [None] * len(params)
@@ -173,12 +176,12 @@ def write_weighted(
         for p, grad in zip(members, found, strict=True):
             below[p] = grad
     with torch.no_grad():
-        add_weighted_sum(group_gradients([below], params), ones[:1], params)
+        add_weighted_sum(group_gradients([below], params), ones[:1], written)
         weighted = set(heads.weighted_above)
         plain = set(range(len(params))) - weighted
         for places, own in ((weighted, weights), (plain, ones)):
             rows = [[grad if p in places else None for p, grad in enumerate(r)] for r in above.rows]
-            add_weighted_sum(group_gradients(rows, params), own, params)
+            add_weighted_sum(group_gradients(rows, params), own, written)
 
 
 def balance_features(
@@ -187,6 +190,11 @@ def balance_features(
     """The method's answer to T tasks' gradients at C tensors of the graph."""
     groups = group_gradients(_real(cotangents))
     return balance([groups], len(cotangents), method, losses, False, scale)
+
+
+def feature_gram(cotangents: Sequence[Row]) -> Tensor:
+    """The Gram matrix of T tasks' gradients at C tensors of the graph."""
+    return total_gram(group_gradients(_real(cotangents)), len(cotangents))
 
 
 def combine_features(cotangents: Sequence[Row], weights: Tensor) -> Row:
