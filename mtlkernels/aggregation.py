@@ -237,10 +237,15 @@ def section_grams(sections: Sequence[Sequence[Group]], num_tasks: int, parts: bo
 def total_gram(groups: Sequence[Group], num_tasks: int) -> Tensor:
     """The Gram matrix over all groups, on the first group's device."""
     _refuse_nothing(groups)
-    gram = ops.gram(groups[0].grads, num_tasks)
+    gram = _group_gram(groups[0], num_tasks)
     for group in groups[1:]:
-        gram = gram + ops.gram(group.grads, num_tasks).to(gram.device)
+        gram = gram + _group_gram(group, num_tasks).to(gram.device)
     return gram
+
+
+def _group_gram(group: Group, num_tasks: int) -> Tensor:
+    gram = ops.gram(group.grads, num_tasks)
+    return gram if group.copies == 1 else gram / group.copies
 
 
 def _refuse_nothing(groups: Sequence[Group]) -> None:
@@ -354,10 +359,11 @@ def weighted_sum(groups: Sequence[Group], weights: Tensor, num_params: int) -> l
 
 
 def _combined(groups: Sequence[Group], weights: Tensor) -> list[Tensor]:
-    return [_combine(group, weights) for group in groups]
+    return [combine_group(group, weights) for group in groups]
 
 
-def _combine(group: Group, weights: Tensor) -> Tensor:
+def combine_group(group: Group, weights: Tensor) -> Tensor:
+    """sum_t w_t g_t as the group's flat direction."""
     weights = weights.to(group.device)
     grads = group.grads
     if group.direction_dtype == grads[0].dtype:
@@ -386,12 +392,17 @@ def add_direction(
             add_weighted_sum(groups, own, params)
         return
     for group, direction in zip(sections[0], found.directions, strict=True):
-        params = [members[0][p] for p in group.params]
-        flat = group.flat_behind([param.grad for param in params])
-        if flat is not None:
-            flat.add_(direction)
-        else:
-            _add_grads(group, direction, params)
+        add_flat(group, direction, members[0])
+
+
+def add_flat(group: Group, direction: Tensor, params: Sequence[Tensor]) -> None:
+    """Adds a group's flat direction to its parameters' .grad, which become views of it if None."""
+    members = [params[p] for p in group.params]
+    flat = group.flat_behind([member.grad for member in members])
+    if flat is not None:
+        flat.add_(direction)
+    else:
+        _add_grads(group, direction, members)
 
 
 def add_weighted_sum(groups: Sequence[Group], weights: Tensor, params: Sequence[Tensor]) -> None:
@@ -406,7 +417,7 @@ def add_weighted_sum(groups: Sequence[Group], weights: Tensor, params: Sequence[
         if flat is not None:
             ops.combine_out(group.grads, weights.to(group.device), flat, 1.0)
         else:
-            _add_grads(group, _combine(group, weights), members)
+            _add_grads(group, combine_group(group, weights), members)
 
 
 def _add_grads(group: Group, flat: Tensor, members: Sequence[Tensor]) -> None:

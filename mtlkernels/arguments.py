@@ -15,6 +15,13 @@ from mtlkernels.graph import entries_of_one_join, outputs_of_one_compiled_functi
 Losses = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
 
 
+_SAY_IT = (
+    "say how the ranks share the model, MTLOptimizer(base, method, module=model) with what "
+    "DistributedDataParallel, fully_shard or parallelize_module gave, or process_group= for "
+    "replicas without one of them"
+)
+
+
 def named_losses(losses: Losses) -> tuple[tuple[str, ...], list[Tensor]]:
     """The tasks' names and their scalar losses, checked.
 
@@ -64,15 +71,18 @@ def named_losses(losses: Losses) -> tuple[tuple[str, ...], list[Tensor]]:
     return tasks, values
 
 
-def check_params(params: Sequence[Tensor]) -> list[Tensor]:
-    """The parameters that require grad; raises where one is not a leaf or stands twice."""
+def check_params(params: Sequence[Tensor], sharded: bool = False) -> list[Tensor]:
+    """The parameters that require grad; raises where one is not a leaf or stands twice.
+
+    sharded: whether DTensors may be among them.
+    """
     kept: list[Tensor] = []
     seen: set[int] = set()
     for i, param in enumerate(params):
         if not isinstance(param, Tensor):
             raise TypeError(f"parameter {i} is a {type(param).__name__}, not a tensor")
-        if hasattr(param, "device_mesh"):
-            raise NotImplementedError(f"parameter {i} is a DTensor: this version takes plain ones")
+        if not sharded and hasattr(param, "device_mesh"):
+            raise NotImplementedError(f"parameter {i} is a DTensor: {_SAY_IT}")
         if id(param) in seen:
             raise ValueError(f"parameter {i} stands twice in the list: give each one once")
         seen.add(id(param))
@@ -128,9 +138,8 @@ def refuse_several_ranks() -> None:
         return
     if distributed.get_world_size() > 1:
         raise NotImplementedError(
-            f"{distributed.get_world_size()} ranks: this version balances the gradients of one "
-            "process and would let ranks drift apart. Average each task's gradients over the "
-            "ranks yourself and pass them to mtlkernels.aggregate"
+            f"{distributed.get_world_size()} ranks, and per-task gradients pass their usual "
+            f"reduction by, so the ranks would drift apart: {_SAY_IT}"
         )
 
 

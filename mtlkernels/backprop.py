@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtlkernels.aggregation import (
     KeptWeighting,
@@ -36,6 +37,39 @@ from mtlkernels.rows import Rows, collect_rows
 from mtlkernels.weighted import measured_weights, run_heads, write_weighted
 
 AnyMethod = Weighting | RowWeighting | LossWeighting
+
+
+class Engine(Protocol):
+    """Who takes a step: this file for one process, `mtlkernels.distributed` for several."""
+
+    def step(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        features: Tensor | Sequence[Tensor] | None = None,
+        scaler: Scaler | Tensor | None = None,
+        retain_graph: bool = False,
+    ) -> Report: ...
+
+    def collect_step(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        scaler: Scaler | Tensor | None = None,
+        retain_graph: bool = False,
+    ) -> Rows: ...
+
+    def combine_rows(
+        self,
+        rows: Rows,
+        params: Sequence[Tensor],
+        method: Weighting | RowWeighting,
+        options: Options,
+    ) -> Report: ...
 
 
 class Scaler(Protocol):
@@ -124,7 +158,8 @@ def backward(
             that the method, or another option, has no use for. Nothing has been written then.
         RuntimeError: a compiled model gave away memory that a second backward needs, or the
             backward cannot be batched.
-        NotImplementedError: torch.distributed runs more than one rank.
+        NotImplementedError: torch.distributed runs more than one rank, or a parameter is a DTensor:
+            `MTLOptimizer` with module= or process_group= takes these.
     """
     options = Options(
         shared=shared,
@@ -151,10 +186,11 @@ def step(
     """`backward` with its options in one object."""
     if torch.compiler.is_compiling():
         _refuse_without_graph(losses, method, options, features is not None, scaler)
+    refuse_several_ranks()
     tasks, values = named_losses(losses)
-    params = _checked(values, params, method, options, features is not None)
+    params = check_step(values, params, method, options, features is not None)
     scale = scale_of(scaler, values[0].device)
-    stacked = _stacked(values)
+    stacked = stack(values)
     if weighs_losses(method):
         return _backward_once(tasks, values, params, method, scale, retain_graph)
     weights = None
@@ -198,31 +234,40 @@ def collect_step(
     Raises:
         ValueError: as `backward`; or the method or an option keeps no rows that could be added.
     """
+    refuse_several_ranks()
+    check_keeps_rows(method, options)
+    tasks, values = named_losses(losses)
+    params = check_step(values, params, method, options, False)
+    scale = scale_of(scaler, values[0].device)
+    rows, collected = collect_rows(
+        values, params, options.collect, options.rows_dtype, scale, retain_graph
+    )
+    return Rows(tasks, stack(values), rows, scale, collected)
+
+
+def check_keeps_rows(method: AnyMethod, options: Options) -> None:
+    """Raises ValueError where there would be no rows to accumulate."""
     if weighs_losses(method) or options.weighted:
         who = type(method).__name__ if weighs_losses(method) else "measure= or apply="
         raise ValueError(
             f"accumulate=True adds up the tasks' gradients, and {who} keeps none: call backward "
             "for each micro-batch without it, which weighs each on its own"
         )
-    tasks, values = named_losses(losses)
-    params = _checked(values, params, method, options, False)
-    scale = scale_of(scaler, values[0].device)
-    rows, collected = collect_rows(
-        values, params, options.collect, options.rows_dtype, scale, retain_graph
-    )
-    return Rows(tasks, _stacked(values), rows, scale, collected)
 
 
-def _checked(
+def check_step(
     losses: Sequence[Tensor],
     params: Sequence[Tensor],
     method: AnyMethod,
     options: Options,
     features: bool,
+    sharded: bool = False,
 ) -> list[Tensor]:
-    """The parameters that require grad; raises where something does not fit."""
-    refuse_several_ranks()
-    kept = check_params(params)
+    """The parameters that require grad; raises where something does not fit.
+
+    sharded: whether DTensors may be among them.
+    """
+    kept = check_params(params, sharded)
     check_method(method)
     options.check(method, features)
     if weighs_losses(method):
@@ -246,23 +291,24 @@ def _refuse_without_graph(
 ) -> None:
     """torch.compile traces backwards, but has no autograd graph to look at."""
     if features or options.weighted or options.collect != "loop" or keeps_weights(method):
-        _refuse_tracing(
+        refuse_tracing(
             "inside torch.compile only a backward a loss can be traced: leave out features=, "
             "measure=, apply=, collect= and every=, or compile the model alone"
         )
     if isinstance(losses, Tensor) and options.shared is None:
-        _refuse_tracing(
+        refuse_tracing(
             "inside torch.compile heads cannot be told from what is shared where the losses are "
             "one tensor: give a list or a mapping, or name the shared parameters with shared="
         )
     if scaler is not None and not isinstance(scaler, Tensor):
-        _refuse_tracing(
+        refuse_tracing(
             "torch.compile does not trace a GradScaler: take scale = scaler.scale(torch.ones(())) "
             "before the compiled function, and give it as scaler=scale"
         )
 
 
-def _refuse_tracing(sentence: str) -> NoReturn:
+def refuse_tracing(sentence: str) -> NoReturn:
+    """Raises while torch.compile traces, with a sentence that it shows."""
     torch._dynamo.graph_break(msg=sentence)  # whose error shows the sentence; a raise's would not
     raise NotImplementedError(sentence)
 
@@ -282,7 +328,40 @@ def _backward_once(
     scale: Tensor | None,
     retain_graph: bool,
 ) -> Report:
-    losses = _stacked(values)
+    losses = stack(values)
+    told = weigh_losses(method, losses)
+    factor = 1.0 if scale is None else scale.to(told.weights)
+    write_row(weighted_gradient(values, told.weights * factor, params, retain_graph), params)
+    return told.finish(tasks, losses, method, scale)
+
+
+@dataclass
+class Told:
+    """What a loss method says of T losses: weights, and the gradients of what it learns itself."""
+
+    weights: Tensor
+    own: list[nn.Parameter]
+    own_grads: Sequence[Tensor]
+
+    def finish(
+        self, tasks: tuple[str, ...], losses: Tensor, method: LossWeighting, scale: Tensor | None
+    ) -> Report:
+        """Adds the method's own gradients to its parameters' .grad; the step's report."""
+        for param, grad in zip(self.own, self.own_grads, strict=True):
+            grad = grad if scale is None else grad * scale.to(grad)
+            if param.grad is None:
+                param.grad = grad
+            else:
+                param.grad.add_(grad)
+        status = torch.where(losses.isfinite(), 0, Status.NON_FINITE.value)
+        if isinstance(method.status, Tensor) and method.status.shape == status.shape:
+            status = status | method.status
+        collected = "one backward of the method's own loss"
+        return Report(tasks, None, self.weights, losses, status, collected)
+
+
+def weigh_losses(method: LossWeighting, losses: Tensor) -> Told:
+    """The gradient of a loss method's scalar in its losses, (T) float64, and in what it learns."""
     leaf = losses.double().detach().requires_grad_()
     own = [param for param in method.parameters() if param.requires_grad]
     with torch.enable_grad():
@@ -295,23 +374,12 @@ def _backward_once(
     weights, *own_grads = torch.autograd.grad(
         scalar, [leaf, *own], allow_unused=True, materialize_grads=True
     )
-    factor = 1.0 if scale is None else scale.to(weights)
-    row = weighted_gradient(values, weights * factor, params, retain_graph)
-    _write_row(row, params)
-    for param, grad in zip(own, own_grads, strict=True):
-        grad = grad if scale is None else grad * scale.to(grad)
-        if param.grad is None:
-            param.grad = grad
-        else:
-            param.grad.add_(grad)
-    status = torch.where(losses.isfinite(), 0, Status.NON_FINITE.value)
-    if isinstance(method.status, Tensor) and method.status.shape == status.shape:
-        status = status | method.status
-    return Report(tasks, None, weights, losses, status, "one backward of the method's own loss")
+    return Told(weights, own, own_grads)
 
 
 @torch.no_grad()
-def _write_row(row: Sequence[Tensor | None], params: Sequence[Tensor]) -> None:
+def write_row(row: Sequence[Tensor | None], params: Sequence[Tensor]) -> None:
+    """Adds P gradients, or None, to the parameters' .grad."""
     groups = group_gradients([row], params)
     if not groups:
         raise ValueError("no loss reaches any of the parameters")
@@ -319,7 +387,8 @@ def _write_row(row: Sequence[Tensor | None], params: Sequence[Tensor]) -> None:
     add_weighted_sum(groups, one, params)
 
 
-def _stacked(values: Sequence[Tensor]) -> Tensor:
+def stack(values: Sequence[Tensor]) -> Tensor:
+    """(T) the losses' values, on the first one's device."""
     return torch.stack([loss.detach().reshape(()).to(values[0].device) for loss in values])
 
 
@@ -335,11 +404,9 @@ def combine_rows(
     grads, parts = rows.grads, options.parts
     check_lengths(grads, params)
     balanced, heads = split(grads, params, options.shared)
-    sections = [balanced] if parts is None else _sections(parts, params, balanced)
-    groups = [
-        group_gradients(_columns(grads, part), [params[p] for p in part]) for part in sections
-    ]
-    head_groups = group_gradients(_columns(grads, heads), [params[p] for p in heads])
+    sections = [balanced] if parts is None else sections_of(parts, params, balanced)
+    groups = [group_gradients(columns(grads, part), [params[p] for p in part]) for part in sections]
+    head_groups = group_gradients(columns(grads, heads), [params[p] for p in heads])
 
     found = balance(
         groups, len(grads), method, rows.losses, parts is not None, rows.scale, options.max_norm
@@ -375,7 +442,7 @@ def split(
     return balanced, [p for p, count in enumerate(reached) if count and p not in chosen]
 
 
-def _sections(
+def sections_of(
     parts: Sequence[Sequence[Tensor]], params: Sequence[Tensor], balanced: Sequence[int]
 ) -> list[list[int]]:
     """Positions of the parameters to balance, part by part; parts may name others as well."""
@@ -389,5 +456,6 @@ def _sections(
     return sections
 
 
-def _columns(task_grads: TaskGrads, params: Sequence[int]) -> list[list[Tensor | None]]:
+def columns(task_grads: TaskGrads, params: Sequence[int]) -> list[list[Tensor | None]]:
+    """T rows of the gradients at some positions."""
     return [[row[p] for p in params] for row in task_grads]

@@ -110,6 +110,21 @@ def cut_at_features(
     return _cut(crossed, above, _leaves(below, position), entangled)
 
 
+def reached_by(starts: Sequence[GradientEdge], params: Sequence[Tensor]) -> list[list[int]]:
+    """T lists of the parameters, by position, that a loss reaches, from the graph alone."""
+    cut = cut_at_heads(starts, params)
+    position = {id(param): p for p, param in enumerate(params)}
+    below: dict[frozenset[int], list[int]] = {}
+    for crossed in map(frozenset, cut.crossed):
+        if crossed not in below:
+            places = [(cut.edges[e].node, cut.edges[e].output_nr) for e in crossed]
+            below[crossed] = _leaves(_reach(places), position)
+    return [
+        sorted({*above, *below[frozenset(crossed)]})
+        for above, crossed in zip(cut.above, cut.crossed, strict=True)
+    ]
+
+
 @contextmanager
 def stopping_at(cut: Cut) -> Iterator[None]:
     """Gradients that reach an edge go no further, so a lower one gets none through it.

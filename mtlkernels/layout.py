@@ -30,6 +30,7 @@ class Group:
     rows: list[list[Tensor]] = field(default_factory=list)  # T lists
     offsets: list[int] = field(default_factory=list)
     direction_dtype: torch.dtype = torch.float32  # what their weighted sum is rounded to
+    copies: int = 1  # ranks that hold these gradients, of those whose Gram matrices are added up
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +86,11 @@ class Group:
         return flat
 
 
-def group_gradients(task_grads: TaskGrads, params: Sequence[Tensor] | None = None) -> list[Group]:
+def group_gradients(
+    task_grads: TaskGrads,
+    params: Sequence[Tensor] | None = None,
+    copies: Sequence[int] | None = None,
+) -> list[Group]:
     """Canonical gradients of T tasks for P parameters, grouped by dtype and device.
 
     Args:
@@ -93,6 +98,7 @@ def group_gradients(task_grads: TaskGrads, params: Sequence[Tensor] | None = Non
         params: P parameters whose shapes and strides the direction takes; without them those of
             each parameter's first gradient. The direction of bfloat16 or float16 gradients for
             float32 parameters is float32, else of the gradients' dtype.
+        copies: on how many ranks each of the P parameters stands; a group holds those of one count.
 
     Returns:
         Groups in the order of their first parameter. A parameter that no task reaches is in none.
@@ -102,7 +108,7 @@ def group_gradients(task_grads: TaskGrads, params: Sequence[Tensor] | None = Non
         TypeError: a gradient is sparse, complex or not floating-point.
     """
     check_lengths(task_grads, params)
-    groups: dict[tuple[torch.dtype, torch.dtype, torch.device], Group] = {}
+    groups: dict[tuple[torch.dtype, torch.dtype, torch.device, int], Group] = {}
     for p in range(len(task_grads[0])):
         grads = [row[p] for row in task_grads]
         present = [grad for grad in grads if grad is not None]
@@ -122,12 +128,12 @@ def group_gradients(task_grads: TaskGrads, params: Sequence[Tensor] | None = Non
                 _refuse(grad, model, first, t, p)
         widened = dtype in (torch.bfloat16, torch.float16) and model.dtype == torch.float32
         summed = model.dtype if widened else dtype
-        key = (dtype, summed, device)
+        count = 1 if copies is None else copies[p]
+        key = (dtype, summed, device, count)
         if key not in groups:
-            groups[key] = Group(rows=[[] for _ in grads], direction_dtype=summed)
+            groups[key] = Group(rows=[[] for _ in grads], direction_dtype=summed, copies=count)
         group = groups[key]
-        strides = model.stride() if model.is_contiguous() else dense_strides(model)
-        in_order = model.is_contiguous() or is_row_major(model.shape, strides)
+        strides, in_order = memory_order(model)
         absent = first if len(present) == len(grads) else first.new_empty(0)
         group.params.append(p)
         group.shapes.append(shape)
@@ -137,6 +143,14 @@ def group_gradients(task_grads: TaskGrads, params: Sequence[Tensor] | None = Non
     for group in groups.values():
         group.offsets = flat_offsets([shape.numel() for shape in group.shapes])
     return list(groups.values())
+
+
+def memory_order(model: Tensor) -> tuple[tuple[int, ...], bool]:
+    """The strides of a parameter's canonical gradients, and whether they are row-major."""
+    if model.is_contiguous():
+        return model.stride(), True
+    strides = dense_strides(model)
+    return strides, is_row_major(model.shape, strides)
 
 
 def canonical(grad: Tensor, strides: tuple[int, ...], in_order: bool) -> Tensor:

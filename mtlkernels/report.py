@@ -36,6 +36,8 @@ class Status(IntFlag):
 class Report:
     """One step's balancing. All tensors are detached and on the gradients' device.
 
+    With several ranks all of it is global: the same numbers on every rank.
+
     Attributes:
         tasks: T names, the keys of the losses or their numbers.
         gram: (T, T) float64, inner products of the tasks' gradients over what was measured; with
@@ -46,6 +48,8 @@ class Report:
             of; with parts (B, T), a row a part. None for a row method that has none.
         losses: (T), or None where none were given.
         collected: how the gradients came about.
+        statistic: "exact", `gram` is that of the gradients; "unbiased", an estimate of what it
+            would be without the noise of the batch, which may be indefinite (`gram="unbiased"`).
         status: (T) int64, flags of `Status`. Where a row method has neither a Gram matrix nor a
             word of its own, it speaks of the losses alone.
     """
@@ -56,6 +60,7 @@ class Report:
     losses: Tensor | None
     status: Tensor
     collected: str = "a backward a loss"
+    statistic: str = "exact"
 
     def norms(self) -> Tensor:
         """(T) norms of the tasks' gradients."""

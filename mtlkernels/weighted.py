@@ -20,6 +20,7 @@ from mtlkernels.aggregation import (
     add_weighted_sum,
     balance,
     balance_gram,
+    total_gram,
     weighted_sum,
 )
 from mtlkernels.arguments import Options, trainable
@@ -106,7 +107,7 @@ def measured_weights(
         return balance_features(heads.above.cotangents, method, losses, scale)
     if options.measure is not None:
         measure = trainable(options.measure, params, "measure")
-        groups = group_gradients(_gradients_of(heads, params, measure), measure)
+        groups = group_gradients(gradients_of(heads, params, measure), measure)
         if not groups:
             raise ValueError("no loss reaches any of the parameters that measure= names")
         return balance([groups], tasks, method, losses, False, scale)
@@ -114,7 +115,7 @@ def measured_weights(
     return balance_gram(gram, method, losses, scale, options.max_norm)
 
 
-def _gradients_of(heads: Heads, params: Sequence[Tensor], members: Sequence[Tensor]) -> list[Row]:
+def gradients_of(heads: Heads, params: Sequence[Tensor], members: Sequence[Tensor]) -> list[Row]:
     """T backwards from the cut to some parameters and no further, with what they get above it."""
     place = {id(param): p for p, param in enumerate(params)}
     rows = []
@@ -160,8 +161,10 @@ def write_weighted(
     params: Sequence[Tensor],
     weights: Tensor,
     retain_graph: bool = False,
+    into: Sequence[Tensor] | None = None,
 ) -> None:
-    """The backward below the cut, and all .grad."""
+    """The backward below the cut, and all .grad; `into`: whose, if not the parameters' own."""
+    written = params if into is None else into
     cut, above = heads.cut, heads.above
     ones = torch.ones_like(weights)
     weighted = set(heads.weighted_above)
@@ -175,10 +178,17 @@ def write_weighted(
     for i, (members, own) in enumerate(parts):
         retain = retain_graph or i < len(parts) - 1
         seeds = combine_features(above.cotangents, own)
-        add_below(cut, seeds, [params[p] for p in members], retain)
+        given = [params[p] for p in members]
+        if into is None:
+            add_below(cut, seeds, given, retain)
+            continue
+        below: Row = [None] * len(params)
+        for p, grad in zip(members, gradients_below(cut, seeds, given, retain), strict=True):
+            below[p] = grad
+        sums.append((group_gradients([below], params), ones[:1]))
     with torch.no_grad():
         for groups, own in sums:
-            add_weighted_sum(groups, own, params)
+            add_weighted_sum(groups, own, written)
 
 
 def balance_features(
@@ -187,6 +197,11 @@ def balance_features(
     """The method's answer to T tasks' gradients at C tensors of the graph."""
     groups = group_gradients(_real(cotangents))
     return balance([groups], len(cotangents), method, losses, False, scale)
+
+
+def feature_gram(cotangents: Sequence[Row]) -> Tensor:
+    """The Gram matrix of T tasks' gradients at C tensors of the graph."""
+    return total_gram(group_gradients(_real(cotangents)), len(cotangents))
 
 
 def combine_features(cotangents: Sequence[Row], weights: Tensor) -> Row:
