@@ -131,6 +131,36 @@ def trainable(
     return kept
 
 
+def shared_positions(
+    reached: Sequence[int], tasks: int, params: Sequence[Tensor], shared: Sequence[Tensor] | None
+) -> set[int]:
+    """Positions of the parameters to balance: those named, or those that two losses reach.
+
+    Args:
+        reached: P numbers, how many of the losses reach each parameter, counted up to 2 at least.
+        tasks: T; of one loss, all that it reaches is to be balanced.
+        params: P parameters.
+        shared: those that were named, if any.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if shared is None:
+        found = {p for p, count in enumerate(reached) if count >= min(2, tasks)}
+        if not found:
+            raise ValueError(
+                "no parameter is shared: no two losses reach the same one, so there is nothing to "
+                "balance. Use sum(losses).backward(), or name the parameters with shared=. "
+                "(Parameters inside a reentrant checkpoint are not reached: use_reentrant=False)"
+            )
+        return found
+    place = {id(param): p for p, param in enumerate(params)}
+    found = {place[id(param)] for param in trainable(shared, params)}
+    if not any(reached[p] for p in found):
+        raise ValueError("no loss reaches any of the parameters that shared= names")
+    return found
+
+
 def refuse_several_ranks() -> None:
     """Per-task gradients pass DistributedDataParallel's hooks by: ranks would drift apart."""
     distributed = torch.distributed

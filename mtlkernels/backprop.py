@@ -28,6 +28,7 @@ from mtlkernels.arguments import (
     named_losses,
     refuse_hidden_reach,
     refuse_several_ranks,
+    shared_positions,
     trainable,
 )
 from mtlkernels.collect import weighted_gradient
@@ -423,21 +424,8 @@ def split(
     task_grads: TaskGrads, params: Sequence[Tensor], shared: Sequence[Tensor] | None
 ) -> tuple[list[int], list[int]]:
     """Positions of the parameters to balance and of the other ones that some loss reaches."""
-    tasks = len(task_grads)
     reached = [sum(row[p] is not None for row in task_grads) for p in range(len(params))]
-    if shared is None:
-        chosen = {p for p, count in enumerate(reached) if count >= min(2, tasks)}
-        if not chosen & {p for p, count in enumerate(reached) if count}:
-            raise ValueError(
-                "no parameter is shared: no two losses reach the same one, so there is nothing to "
-                "balance. Use sum(losses).backward(), or name the parameters with shared=. "
-                "(Parameters inside a reentrant checkpoint are not reached: use_reentrant=False)"
-            )
-    else:
-        place = {id(param): p for p, param in enumerate(params)}
-        chosen = {place[id(param)] for param in trainable(shared, params)}
-        if not any(reached[p] for p in chosen):
-            raise ValueError("no loss reaches any of the parameters that shared= names")
+    chosen = shared_positions(reached, len(task_grads), params, shared)
     balanced = [p for p, count in enumerate(reached) if count and p in chosen]
     return balanced, [p for p, count in enumerate(reached) if count and p not in chosen]
 

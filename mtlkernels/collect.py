@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from mtlkernels.cut import Cut, stopping_at
+from mtlkernels.cut import Cut, stopped_at
 from mtlkernels.graph import root
 
 Row = list[Tensor | None]
@@ -112,22 +112,24 @@ def gradients_above(
     The graph above goes with them, but where a later one needs it.
     """
     above = Above([], [])
+    number = {(edge.node, edge.output_nr): e for e, edge in enumerate(cut.edges)}
     last = len(starts.edges) - 1
-    with stopping_at(cut):
+    with stopped_at(cut) as passed:
         for t, (edge, seed) in enumerate(zip(starts.edges, starts.seeds, strict=True)):
             own, crossed = cut.above[t], cut.crossed[t]
             retain = retain_graph or cut.nested or (cut.entangled and t < last)
             wanted: list[Tensor | GradientEdge] = [params[p] for p in own]
             wanted += [cut.edges[e] for e in crossed]
+            passed.clear()
             found = _grad([edge], wanted, [seed], retain) if wanted else ()
             row: Row = [None] * len(params)
-            cotangents: Row = [None] * len(cut.edges)
             for p, grad in zip(own, found, strict=False):
                 row[p] = grad
-            for e, grad in zip(crossed, found[len(own) :], strict=True):
-                cotangents[e] = grad
+            start = number.get((edge.node, edge.output_nr))
+            if start is not None:  # the loss itself is what another one reaches
+                passed[start] = seed
             above.rows.append(row)
-            above.cotangents.append(cotangents)
+            above.cotangents.append([passed.get(e) for e in range(len(cut.edges))])
     return above
 
 

@@ -23,7 +23,7 @@ from mtlkernels.aggregation import (
     total_gram,
     weighted_sum,
 )
-from mtlkernels.arguments import Options, trainable
+from mtlkernels.arguments import Options, shared_positions, trainable
 from mtlkernels.collect import (
     Above,
     Row,
@@ -39,13 +39,19 @@ from mtlkernels.layout import group_gradients
 
 @dataclass(frozen=True)
 class Heads:
-    """A step's graph, and its backwards down to the cut."""
+    """A step's graph, and its backwards down to the cut.
+
+    Attributes:
+        cut: where the graph is cut.
+        above: what the T backwards gave down to there.
+        balanced: the parameters, by position, that the method balances, and K is of.
+        weighted: those whose gradients get the weights, with weight_heads= all of them.
+    """
 
     cut: Cut
     above: Above
-    weighted_above: list[int]
-    weighted_below: list[int]
-    plain_below: list[int]
+    balanced: set[int]
+    weighted: set[int]
 
 
 def run_heads(
@@ -66,30 +72,9 @@ def run_heads(
         cut = cut_at_heads(begun.edges, params)
     else:
         cut = cut_at_features(begun.edges, features, params)
-    reached = [sum(p in own for own in map(set, cut.above)) for p in range(len(params))]
-    if options.shared is None:
-        needed = min(2, len(losses))
-        weighted = {p for p, count in enumerate(reached) if count >= needed} | set(cut.below)
-        if not weighted:
-            raise ValueError(
-                "no parameter is shared: no two losses reach the same one, so there is nothing to "
-                "balance. Use sum(losses).backward(), or name the parameters with shared="
-            )
-    else:
-        place = {id(param): p for p, param in enumerate(params)}
-        weighted = {place[id(param)] for param in trainable(options.shared, params)}
-        if not any(reached[p] or p in cut.below for p in weighted):
-            raise ValueError("no loss reaches any of the parameters that shared= names")
-    if options.weight_heads:
-        weighted = set(range(len(params)))
-    above = gradients_above(begun, cut, params, retain_graph)
-    return Heads(
-        cut,
-        above,
-        [p for p, count in enumerate(reached) if count and p in weighted],
-        [p for p in cut.below if p in weighted],
-        [p for p in cut.below if p not in weighted],
-    )
+    balanced = shared_positions(cut.reached, len(losses), params, options.shared)
+    weighted = set(range(len(params))) if options.weight_heads else balanced
+    return Heads(cut, gradients_above(begun, cut, params, retain_graph), balanced, weighted)
 
 
 def measured_weights(
@@ -129,12 +114,16 @@ def gradients_of(heads: Heads, params: Sequence[Tensor], members: Sequence[Tenso
 def _gram_of_all_rows(heads: Heads, params: Sequence[Tensor], device: torch.device) -> Tensor:
     tasks = len(heads.above.rows)
     gram = torch.zeros(tasks, tasks, dtype=torch.float64, device=device)
-    above: dict[int, list[Tensor | None]] = {
-        p: [row[p] for row in heads.above.rows] for p in heads.weighted_above
+    columns = dict(enumerate(zip(*heads.above.rows, strict=True)))
+    above = {
+        p: list(column)
+        for p, column in columns.items()
+        if p in heads.balanced and any(grad is not None for grad in column)
     }
+    members = [p for p in heads.cut.below if p in heads.balanced]
 
     def visit(at: int, rows: Tensor) -> None:
-        p = heads.weighted_below[at]
+        p = members[at]
         column: list[Tensor | None] = list(rows.unbind())
         if p in above:
             column = [_sum(a, b) for a, b in zip(column, above.pop(p), strict=True)]
@@ -145,7 +134,7 @@ def _gram_of_all_rows(heads: Heads, params: Sequence[Tensor], device: torch.devi
         for group in group_gradients([[grad] for grad in column], [params[p]]):
             gram = gram + ops.gram(group.grads, tasks).to(device)
 
-    below = [params[p] for p in heads.weighted_below]
+    below = [params[p] for p in members]
     visit_rows_below(heads.cut, heads.above.cotangents, below, visit)
     for p, column in above.items():
         add(p, column)
@@ -167,14 +156,16 @@ def write_weighted(
     written = params if into is None else into
     cut, above = heads.cut, heads.above
     ones = torch.ones_like(weights)
-    weighted = set(heads.weighted_above)
-    plain = set(range(len(params))) - weighted
+    plain = set(range(len(params))) - heads.weighted
     sums = []  # before anything is written: a gradient that no .grad can hold is refused here
-    for places, own in ((weighted, weights), (plain, ones)):
+    for places, own in ((heads.weighted, weights), (plain, ones)):
         rows = [[grad if p in places else None for p, grad in enumerate(r)] for r in above.rows]
         sums.append((group_gradients(rows, params), own))
-    parts = [(heads.plain_below, ones), (heads.weighted_below, weights)]
-    parts = [(members, own) for members, own in parts if members]
+    parts = [
+        (members, own)
+        for places, own in ((plain, ones), (heads.weighted, weights))
+        if (members := [p for p in cut.below if p in places])
+    ]
     for i, (members, own) in enumerate(parts):
         retain = retain_graph or i < len(parts) - 1
         seeds = combine_features(above.cotangents, own)
