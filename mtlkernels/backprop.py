@@ -32,6 +32,7 @@ from mtlkernels.arguments import (
     trainable,
 )
 from mtlkernels.collect import weighted_gradient
+from mtlkernels.compiled import backwards_are_lost, untraced
 from mtlkernels.layout import TaskGrads, check_lengths, group_gradients
 from mtlkernels.report import Report, Status
 from mtlkernels.rows import Rows, collect_rows
@@ -185,6 +186,8 @@ def step(
     retain_graph: bool = False,
 ) -> Report:
     """`backward` with its options in one object."""
+    if backwards_are_lost():
+        return untraced(step, losses, params, method, options, features, scaler, retain_graph)
     if torch.compiler.is_compiling():
         _refuse_without_graph(losses, method, options, features is not None, scaler)
     refuse_several_ranks()
@@ -235,6 +238,10 @@ def collect_step(
     Raises:
         ValueError: as `backward`; or the method or an option keeps no rows that could be added.
     """
+    if backwards_are_lost():
+        return untraced(collect_step, losses, params, method, options, scaler, retain_graph)
+    if torch.compiler.is_compiling():
+        _refuse_without_graph(losses, method, options, False, scaler)
     refuse_several_ranks()
     check_keeps_rows(method, options)
     tasks, values = named_losses(losses)
