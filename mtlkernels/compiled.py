@@ -72,12 +72,6 @@ def backwards_are_lost() -> bool:
 
 
 def untraced(fn: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """Calls a function outside of what torch.compile traces."""
-    return fn(*args, **kwargs)
-
-
-# What torch.compiler.disable would say, which needs torch._dynamo.
-untraced._torchdynamo_disable = True  # type: ignore[attr-defined]
-untraced._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
-    "several backwards do not go into a graph of torch.compile's: use mtlkernels.compile_step"
-)
+    """Calls a function, and all that it calls, outside of what torch.compile traces."""
+    reason = "several backwards do not go into this graph: use mtlkernels.compile_step"
+    return torch.compiler.disable(fn, reason=reason)(*args, **kwargs)

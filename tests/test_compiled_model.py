@@ -138,33 +138,35 @@ def test_what_a_compiled_trunk_cannot_do_is_told(options) -> None:
 
 # torch's own: where a graph breaks, it looks at the .grad of what it hands over.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@pytest.mark.parametrize("joined", [False, True])
-def test_torch_compile_around_backward_leaves_it_as_it_is(joined: bool) -> None:
-    """Without compile_step the graph breaks there, and what is shared shows, or is told."""
+@pytest.mark.parametrize("named", [False, True])
+def test_torch_compile_around_backward_leaves_it_as_it_is(named: bool) -> None:
+    """Without compile_step the graph breaks there, and its forward tells no heads from a trunk."""
     torch._dynamo.reset()
     net, twin = Net(), Net()
-    optimizers = [
-        MTLOptimizer(torch.optim.SGD(n.parameters(), lr=0.05), "cagrad") for n in (net, twin)
-    ]
+    optimizer, other = (
+        MTLOptimizer(
+            torch.optim.SGD(n.parameters(), lr=0.05),
+            "cagrad",
+            shared=[n.trunk.weight] if named else None,
+        )
+        for n in (net, twin)
+    )
 
-    def step(net: Net, optimizer: MTLOptimizer, x: Tensor) -> Tensor:
+    def step(x: Tensor) -> Tensor:
         z = torch.tanh(net.trunk(x))
-        if joined:
-            y = torch.cat([head(z) for head in net.heads], dim=1)
-            return optimizer.backward([y[:, t].square().mean() for t in range(y.shape[1])]).weights
         losses = [(head(z) - t - 1).square().mean() for t, head in enumerate(net.heads)]
         return optimizer.backward(losses).weights
 
-    compiled = torch.compile(step, backend="aot_eager")
     x = next(iter(batches(1)))
-    if joined:
-        with pytest.raises(ValueError, match="heads cannot be told"):
-            compiled(net, optimizers[0], x)
+    if not named:
+        with pytest.raises(ValueError, match=r"torch.compile'd function.*shared="):
+            torch.compile(step, backend="aot_eager")(x)
+        assert all(param.grad is None for param in net.parameters())
         return
-    torch.testing.assert_close(compiled(net, optimizers[0], x), step(twin, optimizers[1], x))
+    weights = torch.compile(step, backend="aot_eager")(x)
+    torch.testing.assert_close(weights, other.backward(twin(x)).weights)
     for a, b in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
     torch._dynamo.reset()
-    whole = torch.compile(step, backend="aot_eager", fullgraph=True)
     with pytest.raises(torch._dynamo.exc.Unsupported, match="compile_step"):
-        whole(net, optimizers[0], x)
+        torch.compile(step, backend="aot_eager", fullgraph=True)(x)
