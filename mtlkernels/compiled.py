@@ -73,5 +73,11 @@ def backwards_are_lost() -> bool:
 
 def untraced(fn: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     """Calls a function, and all that it calls, outside of what torch.compile traces."""
-    reason = "several backwards do not go into this graph: use mtlkernels.compile_step"
-    return torch.compiler.disable(fn, reason=reason)(*args, **kwargs)
+    return torch.compiler.disable(fn)(*args, **kwargs)
+
+
+# So that nothing looks inside; torch.compiler.disable as a decorator would import torch._dynamo.
+untraced._torchdynamo_disable = True  # type: ignore[attr-defined]
+untraced._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+    "several backwards do not go into this graph: use mtlkernels.compile_step"
+)
