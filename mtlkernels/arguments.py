@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from mtlkernels.aggregation import keeps_weights, takes_rows, weighs_losses
-from mtlkernels.graph import entries_of_one_join, outputs_of_one_compiled_function
+from mtlkernels.graph import (
+    entries_of_one_join,
+    outputs_of_one_compiled_function,
+    reentrant_checkpoint,
+)
 
 Losses = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
 
@@ -131,6 +135,18 @@ def trainable(
     return kept
 
 
+def refuse_reentrant_checkpoints(losses: Sequence[Tensor], reached: Sequence[int]) -> None:
+    """Raises where parameters that no loss seems to reach may stand inside one.
+
+    reached: P numbers, how many of the losses reach each parameter.
+    """
+    if 0 in reached and not torch.compiler.is_compiling() and reentrant_checkpoint(losses):
+        raise ValueError(
+            "a loss goes through torch.utils.checkpoint with use_reentrant=True, whose parameters "
+            "per-task backwards do not reach: set use_reentrant=False"
+        )
+
+
 def shared_positions(
     reached: Sequence[int], tasks: int, params: Sequence[Tensor], shared: Sequence[Tensor] | None
 ) -> set[int]:
@@ -150,8 +166,7 @@ def shared_positions(
         if not found:
             raise ValueError(
                 "no parameter is shared: no two losses reach the same one, so there is nothing to "
-                "balance. Use sum(losses).backward(), or name the parameters with shared=. "
-                "(Parameters inside a reentrant checkpoint are not reached: use_reentrant=False)"
+                "balance. Use sum(losses).backward(), or name the parameters with shared="
             )
         return found
     place = {id(param): p for p, param in enumerate(params)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlkernels.aggregation import (
-    KeptWeighting,
+    Balanced,
     LossWeighting,
     RowWeighting,
     Weighting,
@@ -27,6 +27,7 @@ from mtlkernels.arguments import (
     check_params,
     named_losses,
     refuse_hidden_reach,
+    refuse_reentrant_checkpoints,
     refuse_several_ranks,
     shared_positions,
     trainable,
@@ -68,7 +69,6 @@ class Engine(Protocol):
     def combine_rows(
         self,
         rows: Rows,
-        params: Sequence[Tensor],
         method: Weighting | RowWeighting,
         options: Options,
     ) -> Report: ...
@@ -102,8 +102,8 @@ def backward(
     Shared parameters, those that at least two losses reach, get the method's direction. The others,
     the heads, get the plain sum of the gradients that reach them, which for one loss is its own. A
     parameter that no loss reaches keeps its .grad, None included. Like any use of
-    `torch.autograd.grad`, the backwards run a parameter's own tensor hooks once a task, run no
-    post-accumulate-grad hooks, and do not reach into reentrant checkpoints. The .grad of a dtype
+    `torch.autograd.grad`, the backwards run a parameter's own tensor hooks once a task and run no
+    post-accumulate-grad hooks. The .grad of a dtype
     and device are views of one vector, but for those that one weighted backward makes (see below).
 
     Most of a step is the T backwards. `measure=`, `features=` and `apply="backward"` take one
@@ -192,37 +192,54 @@ def step(
         _refuse_without_graph(losses, method, options, features is not None, scaler)
     refuse_several_ranks()
     tasks, values = named_losses(losses)
-    params = check_step(values, params, method, options, features is not None)
+    given = [features] if isinstance(features, Tensor) else features
+    params = check_step(values, params, method, options, given is not None)
     scale = scale_of(scaler, values[0].device)
-    stacked = stack(values)
     if weighs_losses(method):
         return _backward_once(tasks, values, params, method, scale, retain_graph)
-    weights = None
-    if keeps_weights(method):
-        weights = method.kept_weights(len(values), read=scaler is not None)
-    if weights is None and features is None and not options.weighted:
+    kept = method.kept_weights(tasks, scaler is not None) if keeps_weights(method) else None
+    if kept is not None or given is not None or options.weighted:
+        report = _backward_weighted(
+            tasks, values, params, method, options, given, kept, scale, retain_graph
+        )
+    else:
         rows, collected = collect_rows(
             values, params, options.collect, options.rows_dtype, scale, retain_graph
         )
-        found = Rows(tasks, stacked, rows, scale, collected)
-        return combine_rows(found, params, cast("Weighting | RowWeighting", method), options)
-    given = [features] if isinstance(features, Tensor) else features
-    heads = run_heads(values, params, options, given, scale, retain_graph)
-    if weights is not None:
-        status = torch.where(stacked.isfinite(), 0, Status.NON_FINITE.value)
-        collected = "one weighted backward, with kept weights"
-        write_weighted(heads, params, weights, retain_graph)
-        cast(KeptWeighting, method).count()
-        return Report(tasks, None, weights, stacked, status, collected)
-    told = measured_weights(
-        heads, params, cast(Weighting, method), stacked, options, given is not None, scale
-    )
-    assert told.weights is not None
-    write_weighted(heads, params, told.weights, retain_graph)
-    where = "all rows" if options.measure is None else "given parameters"
-    where = where if given is None else "features"
-    collected = f"one weighted backward, measured on {where}"
-    return Report(tasks, told.gram, told.weights, stacked, told.status, collected)
+        refuse_reentrant_checkpoints(values, reach(rows))
+        found = Rows(tasks, stack(values), params, rows, scale, collected)
+        report = combine_rows(found, cast("Weighting | RowWeighting", method), options)
+    if keeps_weights(method):
+        method.count(tasks)
+    return report
+
+
+def _backward_weighted(
+    tasks: tuple[str, ...],
+    values: Sequence[Tensor],
+    params: Sequence[Tensor],
+    method: AnyMethod,
+    options: Options,
+    features: Sequence[Tensor] | None,
+    kept: Tensor | None,
+    scale: Tensor | None,
+    retain_graph: bool,
+) -> Report:
+    """One weighted backward, with kept weights or with those of what is measured."""
+    losses = stack(values)
+    heads = run_heads(values, params, options, features, scale, retain_graph)
+    if kept is not None:
+        where = "with kept weights"
+        found = Balanced(None, kept, torch.where(losses.isfinite(), 0, Status.NON_FINITE.value))
+    else:
+        named = "all rows" if options.measure is None else "given parameters"
+        where = f"measured on {named if features is None else 'features'}"
+        weigh, on_features = cast(Weighting, method), features is not None
+        found = measured_weights(heads, params, weigh, losses, options, on_features, scale)
+    assert found.weights is not None
+    write_weighted(heads, params, found.weights, retain_graph)
+    collected = f"one weighted backward, {where}"
+    return Report(tasks, found.gram, found.weights, losses, found.status, collected)
 
 
 def collect_step(
@@ -250,16 +267,22 @@ def collect_step(
     rows, collected = collect_rows(
         values, params, options.collect, options.rows_dtype, scale, retain_graph
     )
-    return Rows(tasks, stack(values), rows, scale, collected)
+    refuse_reentrant_checkpoints(values, reach(rows))
+    return Rows(tasks, stack(values), params, rows, scale, collected)
 
 
 def check_keeps_rows(method: AnyMethod, options: Options) -> None:
     """Raises ValueError where there would be no rows to accumulate."""
-    if weighs_losses(method) or options.weighted:
-        who = type(method).__name__ if weighs_losses(method) else "measure= or apply="
+    if weighs_losses(method) or options.weighted or keeps_weights(method):
+        who = "measure= or apply=" if options.weighted else type(method).__name__
         raise ValueError(
             f"accumulate=True adds up the tasks' gradients, and {who} keeps none: call backward "
             "for each micro-batch without it, which weighs each on its own"
+        )
+    if options.rows_dtype is not None:
+        raise ValueError(
+            "accumulate=True adds up rows, which 16 bits would round each time: leave out "
+            "rows_dtype="
         )
 
 
@@ -323,9 +346,18 @@ def refuse_tracing(sentence: str) -> NoReturn:
 
 def scale_of(scaler: Scaler | Tensor | None, device: torch.device) -> Tensor | None:
     """A scaler's factor, on the device; it is not read."""
-    if scaler is None or isinstance(scaler, Tensor):
-        return scaler
-    return scaler.scale(torch.ones((), device=device))
+    if scaler is None:
+        return None
+    if not isinstance(scaler, Tensor):
+        if not hasattr(scaler, "scale"):
+            raise TypeError(
+                f"scaler is a {type(scaler).__name__}: give a torch.amp.GradScaler, or its scale "
+                "as a tensor of one number"
+            )
+        scaler = scaler.scale(torch.ones((), device=device))
+    if scaler.numel() != 1:
+        raise ValueError(f"the scale has shape {tuple(scaler.shape)}: it is one number")
+    return scaler.reshape(())
 
 
 def _backward_once(
@@ -401,15 +433,10 @@ def stack(values: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def combine_rows(
-    rows: Rows,
-    params: Sequence[Tensor],
-    method: Weighting | RowWeighting,
-    options: Options,
-) -> Report:
+def combine_rows(rows: Rows, method: Weighting | RowWeighting, options: Options) -> Report:
     """The part of `backward` after the backwards: T lists of P gradients in, .grad out."""
     options.check(method)
-    grads, parts = rows.grads, options.parts
+    grads, params, parts = rows.grads, rows.params, options.parts
     check_lengths(grads, params)
     balanced, heads = split(grads, params, options.shared)
     sections = [balanced] if parts is None else sections_of(parts, params, balanced)
@@ -427,11 +454,16 @@ def combine_rows(
     return Report(rows.tasks, found.gram, found.weights, rows.losses, found.status, rows.collected)
 
 
+def reach(task_grads: TaskGrads) -> list[int]:
+    """P numbers, how many of the tasks have a gradient for the parameter."""
+    return [sum(grad is not None for grad in column) for column in zip(*task_grads, strict=True)]
+
+
 def split(
     task_grads: TaskGrads, params: Sequence[Tensor], shared: Sequence[Tensor] | None
 ) -> tuple[list[int], list[int]]:
     """Positions of the parameters to balance and of the other ones that some loss reaches."""
-    reached = [sum(row[p] is not None for row in task_grads) for p in range(len(params))]
+    reached = reach(task_grads)
     chosen = shared_positions(reached, len(task_grads), params, shared)
     balanced = [p for p, count in enumerate(reached) if count and p in chosen]
     return balanced, [p for p, count in enumerate(reached) if count and p not in chosen]

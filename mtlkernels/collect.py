@@ -17,6 +17,10 @@ from mtlkernels.graph import root
 Row = list[Tensor | None]
 
 
+class CannotBatchError(RuntimeError):
+    """Something in a model has no backward for a batch of gradients."""
+
+
 @dataclass(frozen=True)
 class Starts:
     """Where T backwards start, and with which cotangents."""
@@ -260,9 +264,10 @@ def _explained(batched: bool) -> Iterator[None]:
                 "a forward, and several losses take more. Set "
                 "torch._functorch.config.donated_buffer = False before the model first runs"
             ) from error
-        if batched and not isinstance(error, torch.OutOfMemoryError):
-            raise RuntimeError(
-                "torch cannot batch this model's backward (the error above says where): use "
-                'collect="loop"'
+        told_apart = isinstance(error, torch.OutOfMemoryError) or "second time" in str(error)
+        if batched and not told_apart:
+            raise CannotBatchError(
+                "torch cannot batch this model's backward (the error above says where): leave out "
+                'collect="batched", or give measure= with apply="backward"'
             ) from error
         raise

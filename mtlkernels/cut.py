@@ -97,6 +97,9 @@ def cut_at_features(
         TypeError, ValueError: a feature is no tensor or has no graph, or a loss is computed from
             none of them.
     """
+    if not isinstance(features, Sequence):
+        kind = type(features).__name__
+        raise TypeError(f"features is a {kind}: give what the trunk returned, a tensor or several")
     given: dict[Place, None] = {}
     for i, feature in enumerate(features):
         if not isinstance(feature, Tensor):

@@ -150,9 +150,9 @@ class Report:
     def _given(self) -> Tensor:
         if self.gram is None:
             raise ValueError(
-                "this step has no Gram matrix: a loss method takes one backward, in which no "
-                "task's own gradient appears, and a row method may need none. Use a Gram method, "
-                "for example Sum(), to measure"
+                f"this step has no Gram matrix ({self.collected}): a loss method takes one "
+                "backward, in which no task's own gradient appears, reused weights need none, nor "
+                "may a row method. Use a Gram method in this step, for example Sum(), to measure"
             )
         return self.gram
 

@@ -23,7 +23,12 @@ from mtlkernels.aggregation import (
     total_gram,
     weighted_sum,
 )
-from mtlkernels.arguments import Options, shared_positions, trainable
+from mtlkernels.arguments import (
+    Options,
+    refuse_reentrant_checkpoints,
+    shared_positions,
+    trainable,
+)
 from mtlkernels.collect import (
     Above,
     Row,
@@ -72,6 +77,7 @@ def run_heads(
         cut = cut_at_heads(begun.edges, params)
     else:
         cut = cut_at_features(begun.edges, features, params)
+    refuse_reentrant_checkpoints(losses, cut.reached)
     balanced = shared_positions(cut.reached, len(losses), params, options.shared)
     weighted = set(range(len(params))) if options.weight_heads else balanced
     return Heads(cut, gradients_above(begun, cut, params, retain_graph), balanced, weighted)

@@ -131,7 +131,7 @@ def test_what_a_compiled_trunk_cannot_do_is_told(options) -> None:
     optimizer = MTLOptimizer(torch.optim.SGD(net.parameters(), lr=0.05), "cagrad", **options)
     z = torch.tanh(trunk(next(iter(batches(1)))))
     losses = [(head(z) - t - 1).square().mean() for t, head in enumerate(net.heads)]
-    with pytest.raises(RuntimeError, match=r"cannot batch this model's backward.*loop"):
+    with pytest.raises(RuntimeError, match="cannot batch this model's backward"):
         optimizer.backward(losses)
     assert all(param.grad is None for param in net.parameters())
 
