@@ -50,7 +50,7 @@ def kernels(report: str) -> list[tuple[str, int, int]]:
 def test_list_kernels_keep_their_sums_in_registers() -> None:
     _, report = cubin(ROOT / "csrc" / "ops_cuda" / "lists.cu")
     found = kernels(report)
-    for what, count in (("gram_kernel", 4 * 8 * 2), ("combine_kernel", 4 * 4 * 2)):
+    for what, count in (("gram_kernel", 4 * 8 * 2), ("combine_kernel", 6 * 4 * 2)):
         assert len([name for name, _, _ in found if what in name]) == count
     for name, registers, spilled in found:
         assert spilled == 0, f"{name} spills {spilled} bytes"
@@ -98,4 +98,4 @@ def test_list_kernels_load_sixteen_bytes_at_a_time() -> None:
             assert re.search(r"LDG\.E\.128", code), f"{name} has no 16-byte load"
         if "combine_kernel" in name:
             assert re.search(r"STG\.E\.128", code), f"{name} has no 16-byte store"
-        assert not re.search(r"\b(ATOM|RED)", code), f"{name} uses atomics"
+        assert not re.search(r"(?<![.\w])(ATOM|RED)", code), f"{name} uses atomics"

@@ -15,9 +15,18 @@ struct Access {
   bool rows_aligned, out_aligned;
 };
 
+// Zeros what pads the chunk's parameter, where this is its last chunk.
+template <class O, int kWords>
+__device__ void clear_padding(const Walk<kWords>& walk, O* out) {
+  const int64_t numel = walk.table->numel(walk.param);
+  if (walk.begin + walk.length() != numel) return;
+  for (int64_t k = numel + lane_of_thread(); k < align_up(numel); k += kWarp) out[walk.table->offset(walk.param) + k] = O{};
+}
+
 // Calls chunk(walk, access) for every chunk of the segment that is this warp's, and zeros what pads a parameter.
-template <class S, int kWords, class Chunk>
-__device__ void for_each_chunk(const Table<kWords>& table, const Portion& portion, int64_t segment, S* out,
+// S: of the rows, O: of `out`.
+template <class S, class O, int kWords, class Chunk>
+__device__ void for_each_chunk(const Table<kWords>& table, const Portion& portion, int64_t segment, O* out,
                                const Chunk& chunk) {
   const bool out_aligned = is_aligned(out);
   Walk<kWords> walk(table, portion, segment);
@@ -29,9 +38,7 @@ __device__ void for_each_chunk(const Table<kWords>& table, const Portion& portio
     } else {
       chunk(walk, Access<false>{aligned, out_aligned});
     }
-    const int64_t numel = table.numel(walk.param);
-    if (walk.begin + walk.length() == numel)
-      for (int64_t k = numel + lane_of_thread(); k < align_up(numel); k += kWarp) out[table.offset(walk.param) + k] = S{};
+    clear_padding(walk, out);
   }
 }
 

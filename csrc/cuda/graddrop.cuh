@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const A* const leaks = leak;
   const auto seed = static_cast<uint64_t>(*drawing.seed), step = static_cast<uint64_t>(*drawing.step);
   const int64_t segment = portion.first + static_cast<int64_t>(blockIdx.x);
-  for_each_chunk(table, portion, segment, out, [&](const auto& walk, const auto& access) {
+  for_each_chunk<S>(table, portion, segment, out, [&](const auto& walk, const auto& access) {
     graddrop_chunk<kMany, kRows>(walk, access, seed, step, leaks, out);
   });
 }

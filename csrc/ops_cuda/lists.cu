@@ -23,13 +23,17 @@ Tensor gram(std::vector<Tensor> grads, int64_t num_tasks) {
   return K;
 }
 
-void combine_into(const Plan& plan, const GradientList& list, const Tensor& weights, Tensor& out, double beta,
-                  const OnDevice& device) {
+// out_dtype: the list's, or float32 for gradients of 16 bits.
+void combine_into(const Plan& plan, const GradientList& list, const Tensor& weights, Tensor& out, DType out_dtype,
+                  double beta, const OnDevice& device) {
   check_tasks(list.tasks);
   const cuda::WeightVector vector{weights.const_data_ptr(), weights.stride(0),
                                   weights.scalar_type() == ScalarType::Double};
   with_element(list.dtype, [&]<class S>(S) {
-    cuda::combine<S>(plan, list.rows, list.tasks, vector, out.mutable_data_ptr(), beta, device.stream());
+    if constexpr (sizeof(S) == 2)
+      if (out_dtype == DType::kFloat32)
+        return cuda::combine<S, float>(plan, list.rows, list.tasks, vector, out.mutable_data_ptr(), beta, device.stream());
+    cuda::combine<S, S>(plan, list.rows, list.tasks, vector, out.mutable_data_ptr(), beta, device.stream());
   });
   device.check_launches("combine");
 }
@@ -41,7 +45,7 @@ Tensor combine(std::vector<Tensor> grads, Tensor weights) {
   const Plan plan = list.plan();
   const int64_t length = plan.flat_length();
   Tensor out = torch::stable::new_empty(grads[0], {&length, 1});
-  combine_into(plan, list, weights, out, 0.0, device);
+  combine_into(plan, list, weights, out, list.dtype, 0.0, device);
   return out;
 }
 
@@ -50,9 +54,8 @@ void combine_out(std::vector<Tensor> grads, Tensor weights, Tensor out, double b
   const GradientList list(grads, checked_weights(weights, grads[0]));
   const OnDevice device(grads[0]);
   const Plan plan = list.plan();
-  check(checked_out(out, grads[0], list.dtype, plan.flat_length()) == list.dtype,
-        "on CUDA out must have the gradients' dtype");
-  combine_into(plan, list, weights, out, beta, device);
+  const DType out_dtype = checked_out(out, grads[0], list.dtype, plan.flat_length());
+  combine_into(plan, list, weights, out, out_dtype, beta, device);
 }
 
 }  // namespace

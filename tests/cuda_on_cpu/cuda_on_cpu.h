@@ -136,6 +136,15 @@ T __ldg(const T* p) {
 }
 
 inline void __syncthreads() { mtlkernels::cuda::block->all.wait(); }
+inline int __syncthreads_or(int predicate) {
+  using namespace mtlkernels::cuda;
+  block->slot[threadIdx.x] = predicate ? 1.0 : 0.0;
+  __syncthreads();
+  double found = 0;
+  for (unsigned t = 0; t < blockDim.x; ++t) found += block->slot[t];
+  __syncthreads();
+  return found > 0;
+}
 inline void __syncwarp() { mtlkernels::cuda::warp_wait(); }
 
 template <class T>
