@@ -3,6 +3,7 @@
 #include "../cuda/combine.cuh"
 #include "../cuda/gram.cuh"
 #include "lists.cuh"
+#include "tickets.cuh"
 
 namespace mtlkernels::ops_cuda {
 namespace {
@@ -15,9 +16,10 @@ Tensor gram(std::vector<Tensor> grads, int64_t num_tasks) {
   const int64_t shape[] = {num_tasks, num_tasks}, doubles = cuda::gram_workspace(plan, num_tasks);
   Tensor K = torch::stable::new_empty(grads[0], {shape, 2}, ScalarType::Double);
   Tensor workspace = torch::stable::new_empty(grads[0], {&doubles, 1}, ScalarType::Double);
+  const int ticket = tickets().first(device, cuda::gram_tickets(plan, num_tasks));
   with_element(list.dtype, [&]<class S>(S) {
     cuda::gram<S>(plan, list.rows, num_tasks, static_cast<double*>(K.mutable_data_ptr()),
-                  static_cast<double*>(workspace.mutable_data_ptr()), device.stream());
+                  static_cast<double*>(workspace.mutable_data_ptr()), ticket, device.stream());
   });
   device.check_launches("gram");
   return K;

@@ -11,7 +11,15 @@ template <class S>
 std::vector<double> gram_of(const Data<S>& data) {
   const int64_t T = data.made.tasks;
   std::vector<double> K(T * T, NAN), workspace(gram_workspace(data.plan, T), NAN);
-  gram<S>(data.plan, data.rows, T, K.data(), workspace.data(), nullptr);
+  gram<S>(data.plan, data.rows, T, K.data(), workspace.data(), -1, nullptr);
+  const int64_t counters = gram_tickets(data.plan, T);
+  expect(counters <= kTickets, "%s: %ld counters", data.made.name.c_str(), static_cast<long>(counters));
+  if (counters) {
+    std::vector<double> once(T * T, NAN), clean(workspace.size(), NAN);
+    gram<S>(data.plan, data.rows, T, once.data(), clean.data(), 5, nullptr);
+    expect(std::memcmp(once.data(), K.data(), T * T * sizeof(double)) == 0, "%s: one launch gives other bits",
+           data.made.name.c_str());
+  }
   return K;
 }
 
@@ -175,6 +183,7 @@ void check_all() {
 }  // namespace
 
 int main() {
+  expect(gram_tickets(make_plan(std::vector<int64_t>(130, 19), 2), 2) == 0, "one launch for two tables");
   check_all<float>();
   check_all<BFloat16>();
   if constexpr (!kQuick) {
