@@ -19,14 +19,16 @@ from inputs import (
     SAMPLES,
     check_combine,
     check_gram,
+    expected_combine,
     expected_gram,
     sample,
     sample_weights,
 )
+from test_wide_weights import hostile
 from torch import Tensor
 
 import mtlkernels
-from mtlkernels import PCGrad, ops
+from mtlkernels import PCGrad, ops, reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -78,6 +80,33 @@ def test_combine_out(name: str, beta: float, float_dtype: torch.dtype) -> None:
     old = out.cpu()
     ops.combine_out(grads, weights.cuda(), out, beta)
     check_combine(out.cpu(), [grad.cpu() for grad in grads], weights, old, beta)
+
+
+@pytest.mark.parametrize("beta", [0.0, -0.5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [*FEW, "numel_1025", "tasks_17"])
+def test_combine_out_into_float32(name: str, beta: float, dtype: torch.dtype) -> None:
+    grads, num_tasks = cuda_sample(name, dtype)
+    weights = sample_weights(num_tasks)
+    out = torch.ones_like(ops.combine(grads, weights.cuda()), dtype=torch.float32)
+    old = out.cpu()
+    ops.combine_out(grads, weights.cuda(), out, beta)
+    host = [grad.cpu() for grad in grads]
+    check_combine(out.cpu(), host, weights, old, beta, torch.float32)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, -1e-50, 1e39])
+@pytest.mark.parametrize("T", [1, 2, 9, 17])
+def test_weights_outside_float32(T: int, beta: float, float_dtype: torch.dtype) -> None:
+    host, weights = hostile(float_dtype, T)
+    old = (1e-38 if beta > 1 else 1.0) * torch.ones(len(reference.combine(host, weights)))
+    old = old.to(float_dtype)
+    expected, scale = expected_combine(host, weights, old, beta)
+    out = old.cuda()
+    ops.combine_out([grad.cuda() for grad in host], weights.cuda(), out, beta)
+    info = torch.finfo(float_dtype)
+    bound = info.eps * expected.abs().clamp_min(info.smallest_normal) + 1e-15 * T * scale
+    assert ((out.cpu().double() - expected).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-19, 1e19, 1e30])
@@ -182,6 +211,44 @@ def test_graph_replays_with_changed_gradients() -> None:
         expected = step()
         assert torch.equal(K, expected[0])
         assert torch.equal(out, expected[1])
+
+
+def test_a_graph_beside_calls_on_other_streams() -> None:
+    """Each counts its own blocks: none takes another's for its own."""
+    grads = [torch.randn(1 << 20, device="cuda") for _ in range(3)]
+    expected = ops.gram(grads, 3)
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = ops.gram(grads, 3)
+    found = []
+    for _ in range(50):
+        with torch.cuda.stream(streams[0]):
+            graph.replay()
+        for stream in streams[1:]:
+            with torch.cuda.stream(stream):
+                found.append(ops.gram(grads, 3))
+    torch.cuda.synchronize()
+    assert all(torch.equal(K, expected) for K in (replayed, *found))
+
+
+def test_a_step_is_three_launches() -> None:
+    if served() != "native":
+        pytest.skip("Triton adds the segments up in a launch of its own")
+    grads = [grad for row in rows() for grad in row]
+    method = PCGrad().cuda()
+
+    def step() -> Tensor:
+        return ops.combine(grads, method(ops.gram(grads, 3)))
+
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    on_device = torch.autograd.DeviceType.CUDA
+    names = [event.name for event in profile.events() if event.device_type == on_device]
+    assert len(names) == 3, names
 
 
 def test_more_than_two_to_the_31_elements() -> None:

@@ -12,7 +12,13 @@ from torch import Tensor
 from mtlkernels.triton_kernels.combine import combine_kernel
 from mtlkernels.triton_kernels.graddrop import graddrop_kernel
 from mtlkernels.triton_kernels.gram import GROUP, SLOTS, finish_kernel, gram_kernel
-from mtlkernels.triton_kernels.launch import BLOCK, GradientList, gradient_list, on_device
+from mtlkernels.triton_kernels.launch import (
+    BLOCK,
+    DTYPES,
+    GradientList,
+    gradient_list,
+    on_device,
+)
 from mtlkernels.triton_kernels.pcgrad import pcgrad_kernel
 
 MAX_TRIANGLE = 8  # tasks whose pairs all fit the registers of one program
@@ -75,8 +81,12 @@ def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: flo
     """out <- beta * out + sum_t w_t g_t."""
     _check_weights(weights)
     work = gradient_list(grads, weights.numel())
-    if out.dtype != grads[0].dtype or out.device != grads[0].device:
-        raise RuntimeError("out must have the gradients' dtype and device")
+    widened = out.dtype == torch.float32 and grads[0].dtype.itemsize == 2
+    if out.device != grads[0].device or not (widened or out.dtype == grads[0].dtype):
+        raise RuntimeError(
+            "out must have the gradients' device and dtype, or float32 for bfloat16 or float16 "
+            "gradients"
+        )
     if out.shape != (work.blocks.length,) or not out.is_contiguous():
         raise RuntimeError(
             f"out must be a contiguous vector of {work.blocks.length} elements, as combine "
@@ -96,6 +106,7 @@ def _combine(work: GradientList, weights: Tensor, out: Tensor, beta: float) -> N
             UNROLLED=work.num_tasks if work.num_tasks <= MAX_UNROLLED else 0,
             ACCUMULATE=beta != 0,
             **_types(work),
+            OUT=DTYPES[out.dtype],
             LANES=PIECE,
             num_warps=8,
             enable_fp_fusion=FUSED,
