@@ -72,6 +72,31 @@ INTERPRETED = [
     "test_wide_weights.py::test_weights_that_are_not_finite_show[float32-1e+39-2-nan-ops]",
     "test_wide_weights.py::test_weights_that_are_not_finite_show[float32-1.0-2-inf-ops]",
     "test_opcheck.py::test_opcheck[combine_out]",
+    *[
+        f"test_every_gram_method.py::test_{case}{method}]"
+        for method in ("CAGrad", "CAGrad-0.9-square", "CAGrad-1.5-sum")
+        for case in (
+            "one_task[",
+            "identical_gradients[",
+            "opposite_gradients_cancel[",
+            "a_zero_gradient_takes_no_part[1-",
+            "all_gradients_zero[",
+            "a_gradient_that_is_not_finite_is_named_and_poisons_the_direction[nan-",
+            "scale_of_all_gradients[-12-",
+            "scale_of_all_gradients[12-",
+        )
+    ],
+    *[
+        f"test_every_gram_method.py::test_hard_grams_are_solved[CAGrad-{kind}]"
+        for kind in ("nearly-parallel", "conflicting-scaled")
+    ],
+    *[
+        f"test_cagrad.py::test_cagrad_at_a_stationary_point_takes_the_nearest_direction_without_conflict[{T}]"
+        for T in (3, 6)
+    ],
+    "test_cagrad.py::test_cagrad_says_where_it_hangs_on_rounding",
+    "test_cagrad.py::test_cagrad_conventions",
+    "test_opcheck.py::test_opcheck[cagrad]",
     "test_compile.py::test_equals_eager_and_compiles_once[PCGrad-ordinary]",
 ]
 
@@ -121,7 +146,7 @@ TYPES = {
     **dict.fromkeys(["table", "blocks", "seed", "step", "order", "status"], "*i64"),
     **dict.fromkeys(["partial", "K", "leak", "weights"], "*fp64"),
     **dict.fromkeys([*INTS, "weight_stride", "leak_stride", "beta_high", "beta_low"], "i32"),
-    **dict.fromkeys(["num_segments", "tasks", "first", "count"], "i32"),
+    **dict.fromkeys(["num_segments", "tasks", "first", "count", "c_high", "c_low"], "i32"),
     **{f"a{i}": "i64" for i in range(32)},
 }
 ARCHITECTURES = [80, 90, 100]
@@ -219,6 +244,18 @@ def test_combine_compiles(arch: int, tasks: int) -> None:
             loads = built.asm["ptx"].count("ld.global.v4.b32")
             assert loads >= max(tasks, 1) + (tasks == 3)
             assert "st.global.v4.b32" in built.asm["ptx"]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("size", [2, 8, 32, 64])
+def test_cagrad_compiles(arch: int, size: int) -> None:
+    from mtlkernels.triton_kernels import launchers
+    from mtlkernels.triton_kernels.cagrad import cagrad_kernel
+
+    warps = launchers.solver_warps(size)
+    built = build(cagrad_kernel, arch, warps, RESCALE=1, SUM=True, SIZE=size)
+    # Two tiles of 64 x 64 and what is made of them are more than the registers of one program.
+    assert local_bytes(built) <= (64 if size < 64 else 1024)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
