@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hard_grams import KINDS, hard_gram
 from inputs import (
     FEW,
     SAMPLES,
@@ -24,11 +25,12 @@ from inputs import (
     sample,
     sample_weights,
 )
+from test_cagrad import cagrad_certificate
 from test_wide_weights import hostile
 from torch import Tensor
 
 import mtlkernels
-from mtlkernels import PCGrad, ops, reference
+from mtlkernels import CAGrad, GradDrop, PCGrad, ops, reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -149,9 +151,29 @@ def rows(num_tasks: int = 3, scale: float = 1.0) -> list[list[Tensor]]:
     ]
 
 
-def answers(task_grads: list[list[Tensor]], method: PCGrad) -> list[Tensor]:
+def answers(task_grads: list[list[Tensor]], method: torch.nn.Module) -> list[Tensor]:
     direction, report = mtlkernels.aggregate(task_grads, method)
-    return [report.gram, report.weights, *direction]
+    return [x for x in (report.gram, report.weights) if x is not None] + direction
+
+
+@pytest.mark.parametrize("name", [*FEW, "numel_1025", "tasks_17"])
+@pytest.mark.parametrize("leak", [0.0, 0.25])
+def test_graddrop(name: str, leak: float, float_dtype: torch.dtype) -> None:
+    grads, num_tasks = cuda_sample(name, float_dtype)
+    numbers = (torch.tensor(-(10**12) - 7), torch.tensor((3 << 40) + 5))
+    numbers = (*numbers, torch.full((num_tasks,), leak, dtype=torch.float64))
+    found = ops.graddrop(grads, num_tasks, *(x.cuda() for x in numbers)).cpu()
+    expected = reference.graddrop([grad.cpu() for grad in grads], num_tasks, *numbers)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T", [1, 2, 5, 19, 64])
+def test_cagrad(kind: str, T: int) -> None:
+    K = hard_gram(kind, T, 3)
+    weights, status = ops.cagrad(K.cuda(), 0.4)
+    assert status.tolist() == reference.cagrad(K, 0.4, 0, False)[1].tolist()
+    assert cagrad_certificate(K, weights.cpu(), 0.4) <= 1e-9
 
 
 def test_repeats_bitwise() -> None:
@@ -181,8 +203,11 @@ def errors_on_sync() -> Iterator[Callable[[], None]]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_step_does_not_synchronise(errors_on_sync: Callable[[], None]) -> None:
-    task_grads, method = rows(), PCGrad().cuda()
+@pytest.mark.parametrize("method", [PCGrad(), CAGrad(), GradDrop()], ids=repr)
+def test_a_step_does_not_synchronise(
+    method: torch.nn.Module, errors_on_sync: Callable[[], None]
+) -> None:
+    task_grads, method = rows(), method.cuda()
     answers(task_grads, method)
     torch.cuda.synchronize()
     errors_on_sync()

@@ -8,7 +8,7 @@ namespace mtlkernels::cuda {
 
 // Counters of blocks that have ended, zero between launches: the last block leaves zero. Part of the library's image, so
 // no launch or copy has to clear them. A launch may use those that no other launch at the same time does.
-constexpr int kTickets = 1 << 15;
+constexpr int kTickets = 1 << 17;
 static __device__ unsigned tickets[kTickets];
 
 // Whether this block is the last of `count` to come here: then its threads see what all of them wrote before.
