@@ -22,7 +22,7 @@ SANITIZERS = {
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-@pytest.mark.parametrize("program", ["lists", "rows", "solvers", "blocks"])
+@pytest.mark.parametrize("program", ["lists", "rows", "states", "solvers", "blocks"])
 def test_program(program: str, sanitizer: str) -> None:
     source = FOLDER / f"{program}.cpp"
     at_once = ["-DBLOCKS_AT_ONCE"] if program == "blocks" else []

@@ -167,6 +167,38 @@ def test_graddrop(name: str, leak: float, float_dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("name", [*FEW, "numel_1025", "tasks_17"])
+def test_other_row_ops(name: str, float_dtype: torch.dtype) -> None:
+    grads, T = cuda_sample(name, float_dtype)
+    host = [grad.cpu() for grad in grads]
+    trim = (T - 1) // 2
+    found, expected = ops.trimmed_mean(grads, T, trim), reference.trimmed_mean(host, T, trim)
+    torch.testing.assert_close(found.cpu(), expected)
+    wide = torch.promote_types(float_dtype, torch.float32)
+    scale, rate = torch.linspace(0.5, 2, T).double(), torch.tensor(0.3).double()
+    states = torch.zeros(2, T, len(expected), dtype=wide)
+    tracked, grown = states.clone().cuda()
+    K = ops.track_gram(grads, T, scale.cuda(), rate.cuda(), tracked)
+    torch.testing.assert_close(K.cpu(), reference.track_gram(host, T, scale, rate, states[0]),
+                               rtol=1e-5, atol=1e-5)  # fmt: skip
+    e = ops.excess(grads, T, 1e-7, grown)
+    torch.testing.assert_close(e.cpu(), reference.excess(host, T, 1e-7, states[1]),
+                               rtol=1e-5, atol=1e-5)  # fmt: skip
+    torch.testing.assert_close(torch.stack([tracked, grown]).cpu(), states)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_state_keeps_what_is_finite(bad: float) -> None:
+    grads = [torch.ones(5000, device="cuda") for _ in range(3)]
+    grads[1][700] = bad
+    states = torch.ones(2, 3, ops.flat_offsets([5000])[-1], device="cuda")
+    ones = torch.ones(3, dtype=torch.float64, device="cuda")
+    K = ops.track_gram(grads, 3, ones, 0.5 * ones[0], states[0])
+    assert K.isnan().tolist() == [[i == 1 or j == 1 for j in range(3)] for i in range(3)]
+    assert ops.excess(grads, 3, 1e-7, states[1]).isnan().tolist() == [False, True, False]
+    assert states.isfinite().all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("T", [1, 2, 5, 19, 64])
 def test_cagrad(kind: str, T: int) -> None:

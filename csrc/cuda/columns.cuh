@@ -67,6 +67,18 @@ __device__ void read_rows(Pack<S> (&pack)[kRows], const Walk<kWords>& walk, int 
     if (const S* row = row_of_chunk<S>(walk, first + r)) pack[r] = read_row(row, at, length, access);
 }
 
+// Stores a thread's elements at, at + 1, ... of a run of `length`. They are one pack of rows and may be several of `out`.
+template <class O, class A, int kCount>
+__device__ void write_sums(const A (&sum)[kCount], O* run, int at, int length, bool aligned) {
+#pragma unroll
+  for (int first = 0; first < kCount; first += Pack<O>::kCount) {
+    Pack<O> answer;
+#pragma unroll
+    for (int e = 0; e < Pack<O>::kCount; ++e) answer.element[e] = narrow(sum[first + e], O{});
+    write_pack(answer, run, at + first, length, aligned);
+  }
+}
+
 // Calls body<kRows, kMany>() with the rows that a thread holds at a time; kMany: there are more tasks than those.
 template <class Body>
 void with_rows(int64_t tasks, const Body& body) {

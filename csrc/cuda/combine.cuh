@@ -23,18 +23,6 @@ struct WeightVector {
   }
 };
 
-// Stores a thread's elements at, at + 1, ... of a run of `length`. They are one pack of rows and may be several of `out`.
-template <class O, class A, int kCount>
-__device__ void write_sums(const A (&sum)[kCount], O* run, int at, int length, bool aligned) {
-#pragma unroll
-  for (int first = 0; first < kCount; first += Pack<O>::kCount) {
-    Pack<O> answer;
-#pragma unroll
-    for (int e = 0; e < Pack<O>::kCount; ++e) answer.element[e] = narrow(sum[first + e], O{});
-    write_pack(answer, run, at + first, length, aligned);
-  }
-}
-
 // A chunk of the direction. kMany: more tasks than kRows, which are then taken kRows at a time.
 template <class S, bool kMany, int kRows, bool kWhole, class O, int kWords>
 __device__ void combine_chunk(const Walk<kWords>& walk, const Access<kWhole>& access, const accumulator_t<S>* weight,

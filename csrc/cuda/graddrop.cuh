@@ -93,10 +93,7 @@ __device__ void graddrop_chunk(const Walk<kWords>& walk, const Access<kWhole>& a
       for (int r = 0; r < kHeld; ++r)
         if (row_of_chunk<S>(walk, first + r)) signs.add_kept(pack[r], leak[first + r], kept);
     }
-    Pack<S> answer;
-#pragma unroll
-    for (int e = 0; e < kCount; ++e) answer.element[e] = narrow(kept[e], S{});
-    write_pack(answer, out + walk.flat(), at, length, access.out_aligned);
+    write_sums(kept, out + walk.flat(), at, length, access.out_aligned);
   }
 }
 

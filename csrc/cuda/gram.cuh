@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(kThreads, gram_blocks<S>(kRows))
 }
 
 // K from the segments' partial matrices, a warp a pair, in the order of finish_in_last_block.
-__global__ void __launch_bounds__(kThreads) gram_finish_kernel(const GramPartials partials, int tasks) {
+static __global__ void __launch_bounds__(kThreads) gram_finish_kernel(const GramPartials partials, int tasks) {
   const int64_t pair = static_cast<int64_t>(blockIdx.x) * kWarps + warp_of_thread();
   int64_t i = 0;
   while (pair_index(i + 1, 0) <= pair) ++i;
