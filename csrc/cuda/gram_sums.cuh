@@ -79,9 +79,10 @@ __device__ void add_slots(const TilePair& tiles, const GramPartials& partials, i
 }
 
 // K from what all blocks of the grid have left in their slots: the last block of a group of segments adds the group up,
-// into its first slot, and the last of those adds the groups up.
+// into its first slot, and the last of those adds the groups up. Not inline: its registers must not push the products'
+// into memory.
 template <int kRows>
-__device__ void finish_in_last_block(const TilePair& tiles, const GramPartials& partials, int tasks) {
+__device__ __noinline__ void finish_in_last_block(const TilePair tiles, const GramPartials partials, int tasks) {
   const int64_t groups = partials.groups(), group = blockIdx.x / kGroup, first = group * kGroup;
   const int64_t members = partials.segments - first < kGroup ? partials.segments - first : kGroup;
   unsigned* const ended = tickets + partials.ticket + blockIdx.y * (groups + 1);
