@@ -39,8 +39,15 @@ __device__ void combine_chunk(const Walk<kWords>& walk, const Access<kWhole>& ac
 #pragma unroll
     for (int e = 0; e < Pack<S>::kCount; ++e) sum[e] = 0;
     if (beta != 0) {
-      for (int e = 0; e < Pack<S>::kCount; ++e)
-        if (at + e < length) sum[e] = static_cast<A>(beta) * widen(to[at + e]);
+#pragma unroll
+      for (int first = 0; first < Pack<S>::kCount; first += Pack<O>::kCount) {
+        Pack<O> old = {};
+        if constexpr (kWhole) old = read_own(to + at + first);
+#pragma unroll
+        for (int e = 0; e < Pack<O>::kCount; ++e)
+          if (kWhole || at + first + e < length)
+            sum[first + e] = static_cast<A>(beta) * widen(kWhole ? old.element[e] : to[at + first + e]);
+      }
     }
     for (int first = 0; first < (kMany ? walk.table->tasks : 1); first += kRows) {
       Pack<S> pack[kRows];

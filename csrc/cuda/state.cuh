@@ -27,8 +27,7 @@ __device__ void for_each_row(const Table<kWords>& table, const Portion& portion,
   }
 }
 
-// A thread's pack of elements of a row, and the state's beside it. kWhole: all are there, on 16-byte boundaries. The state is
-// written in this launch, so it is not read through the path for data that is not.
+// A thread's pack of elements of a row, and the state's beside it. kWhole: all are there, on 16-byte boundaries.
 template <bool kWhole, class S, class Step>
 __device__ void move_pack(const S* row, accumulator_t<S>* state, int at, int length, const Step& step) {
   using A = accumulator_t<S>;
@@ -39,7 +38,7 @@ __device__ void move_pack(const S* row, accumulator_t<S>* state, int at, int len
   for (int first = 0; first < kCount; first += Pack<A>::kCount) {
     A* const place = state + at + first;
     Pack<A> own = {};
-    if constexpr (kWhole) own = bits_as<Pack<A>>(*reinterpret_cast<const uint4*>(place));
+    if constexpr (kWhole) own = read_own(place);
 #pragma unroll
     for (int e = 0; e < Pack<A>::kCount; ++e) {
       if (!kWhole && at + first + e >= length) continue;
