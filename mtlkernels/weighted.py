@@ -7,7 +7,7 @@ backward of sum_t w_t c_t takes the cut's gradients c_t to the parameters below 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,8 +54,11 @@ def run_heads(
     features: Sequence[Tensor] | None = None,
     scale: Tensor | None = None,
     retain_graph: bool = False,
+    decide: Callable[[Cut], set[int]] | None = None,
 ) -> Heads:
     """The tasks' backwards down to the cut.
+
+    decide: given the cut, which parameters, by position, the weights are for; else the options say.
 
     Raises:
         ValueError: no parameter is shared, or features are none.
@@ -65,9 +68,22 @@ def run_heads(
         cut = cut_at_heads(begun.edges, params)
     else:
         cut = cut_at_features(begun.edges, features, params)
+    weighted = _weighted_params(cut, params, options) if decide is None else decide(cut)
+    above = gradients_above(begun, cut, params, retain_graph)
+    return Heads(
+        cut,
+        above,
+        sorted({p for own in cut.above for p in own} & weighted),
+        [p for p in cut.below if p in weighted],
+        [p for p in cut.below if p not in weighted],
+    )
+
+
+def _weighted_params(cut: Cut, params: Sequence[Tensor], options: Options) -> set[int]:
+    """Positions of the parameters that the weights are for."""
     reached = [sum(p in own for own in map(set, cut.above)) for p in range(len(params))]
     if options.shared is None:
-        needed = min(2, len(losses))
+        needed = min(2, len(cut.above))
         weighted = {p for p, count in enumerate(reached) if count >= needed} | set(cut.below)
         if not weighted:
             raise ValueError(
@@ -79,16 +95,7 @@ def run_heads(
         weighted = {place[id(param)] for param in trainable(options.shared, params)}
         if not any(reached[p] or p in cut.below for p in weighted):
             raise ValueError("no loss reaches any of the parameters that shared= names")
-    if options.weight_heads:
-        weighted = set(range(len(params)))
-    above = gradients_above(begun, cut, params, retain_graph)
-    return Heads(
-        cut,
-        above,
-        [p for p, count in enumerate(reached) if count and p in weighted],
-        [p for p in cut.below if p in weighted],
-        [p for p in cut.below if p not in weighted],
-    )
+    return set(range(len(params))) if options.weight_heads else weighted
 
 
 def measured_weights(

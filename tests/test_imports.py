@@ -39,9 +39,15 @@ PYTHON: dict[str, set[str] | None] = {
     "weighted": {"arguments", "aggregation", "collect", "cut", "layout", "ops"},
     "backprop": {"arguments", "collect", "rows", "weighted", "aggregation", "layout", "report"},
     "splitter": {"aggregation", "backprop", "report", "weighted"},
+    "distributed": {
+        *("aggregation", "arguments", "backprop", "collect", "cut", "layout", "ops", "report"),
+        *("rows", "weighted", "distributed"),
+    },
     "compiled": set(),
     "method_state": {"methods"},
-    "optimizer": {"arguments", "backprop", "method_state", "methods", "report", "rows"},
+    "optimizer": {
+        *("arguments", "backprop", "distributed", "method_state", "methods", "report", "rows"),
+    },
     "demo": ANYTHING,
 }
 THIRD_PARTY = {"torch"}

@@ -1,0 +1,280 @@
+"""Sharded parameters: FSDP2 (`fully_shard`), HSDP and tensor parallelism, which are DTensors.
+
+A rank holds a piece of each row, so K needs one sum of T x T numbers, the direction needs none, and
+.grad gets DTensors back. Tensor parallelism hands gradients out of `torch.autograd.grad`. FSDP2
+does not: it reduces them inside each backward, into the .grad of the parameters that it has
+sharded, and these are no leaves of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from mtlkernels.aggregation import (
+    add_weighted_sum,
+    keeps_weights,
+    section_grams,
+    takes_rows,
+    weighs_losses,
+)
+from mtlkernels.arguments import Losses, Options
+from mtlkernels.backprop import (
+    AnyMethod,
+    Scaler,
+    Told,
+    check_keeps_rows,
+    check_step,
+    columns,
+    scale_of,
+    sections_of,
+    split,
+    stack,
+    weigh_losses,
+    write_row,
+)
+from mtlkernels.collect import Row, starts, task_gradients, weighted_gradient
+from mtlkernels.distributed.arguments import present_losses, refuse_compiling
+from mtlkernels.distributed.collectives import Hosts, OfRanks
+from mtlkernels.distributed.placements import Held
+from mtlkernels.distributed.verdict import Setting, Totals
+from mtlkernels.layout import group_gradients
+from mtlkernels.report import Report
+from mtlkernels.rows import Rows
+
+
+class Shards(OfRanks):
+    """Takes steps over the ranks of the parameters' mesh.
+
+    Args:
+        module: the model, for its FSDP2 modules.
+        setting: what a person may choose.
+    """
+
+    def __init__(self, module: nn.Module, setting: Setting) -> None:
+        self.setting = setting
+        self.fsdp = [m for m in module.modules() if isinstance(m, FSDPModule)]
+        self.hosts = Hosts()
+
+    def step(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        features: Tensor | Sequence[Tensor] | None = None,
+        scaler: Scaler | Tensor | None = None,
+        retain_graph: bool = False,
+    ) -> Report:
+        """`mtlkernels.backward` over the ranks."""
+        if features is not None:
+            raise NotImplementedError(
+                "features= looks into a graph of plain tensors, and these parameters are DTensors: "
+                "leave it out"
+            )
+        if not weighs_losses(method):
+            rows = self.collect_step(losses, params, method, options, scaler, retain_graph)
+            return self.combine_rows(rows, self._kept(params), cast(Any, method), options)
+        tasks, values, kept = self._begin(losses, params, method, options)
+        scale = scale_of(scaler, values[0].device)
+        means = self._totals(Held(kept)).losses(stack(values), scale)
+        told = weigh_losses(method, means)
+        self._once(values, kept, told, scale, retain_graph)
+        return told.finish(tasks, means, method, scale)
+
+    def collect_step(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        scaler: Scaler | Tensor | None = None,
+        retain_graph: bool = False,
+    ) -> Rows:
+        """This rank's pieces of T rows, which the model's own collectives have reduced."""
+        check_keeps_rows(method, options)
+        tasks, values, kept = self._begin(losses, params, method, options)
+        scale = scale_of(scaler, values[0].device)
+        if self.fsdp:
+            rows = self._backwards(values, kept, scale, retain_graph)
+            told = "a backward a loss through fully_shard"
+        else:
+            held = Held(kept)
+            rows = task_gradients(values, kept, retain_graph, scale, held.row)
+            told = "a backward a loss, of DTensors"
+        return Rows(tasks, stack(values), rows, scale, told)
+
+    @torch.no_grad()
+    def combine_rows(
+        self, rows: Rows, params: Sequence[Tensor], method: Any, options: Options
+    ) -> Report:
+        """Pieces of T rows to Gram matrix, weights and .grad."""
+        options.check(method)
+        held = Held(params)
+        grads, num_tasks = rows.grads, len(rows.tasks)
+        balanced, heads = split(grads, params, options.shared)
+        parts = options.parts
+        sections = [balanced] if parts is None else sections_of(parts, params, balanced)
+
+        def members(positions: Sequence[int]) -> list[Tensor]:
+            return [held.tensors[p] for p in positions]
+
+        groups = [
+            group_gradients(columns(grads, part), members(part), [held.copies[p] for p in part])
+            for part in sections
+        ]
+        gram = section_grams(groups, num_tasks, parts is not None)
+        found, losses = self._totals(held).judge(
+            gram, rows.losses, method, rows.scale, options.max_norm, self.setting
+        )
+        assert found.weights is not None
+        for part, own, weights in zip(
+            sections, groups, found.weights.view(len(sections), -1), strict=True
+        ):
+            add_weighted_sum(own, weights, members(part))
+        ones = torch.ones_like(found.status, dtype=torch.float64)
+        head_groups = group_gradients(columns(grads, heads), members(heads))
+        add_weighted_sum(
+            head_groups, found.weights if options.weight_heads else ones, members(heads)
+        )
+        held.hand_back()
+        return Report(rows.tasks, found.gram, found.weights, losses, found.status, rows.collected)
+
+    def _begin(
+        self, losses: Losses, params: Sequence[Tensor], method: AnyMethod, options: Options
+    ) -> tuple[tuple[str, ...], list[Tensor], list[Tensor]]:
+        refuse_compiling()
+        tasks, values = present_losses(losses, params)
+        kept = check_step(values, params, method, options, False, sharded=True)
+        if self.fsdp:
+            self._check_sharded(values, kept, method)
+        return tasks, values, kept
+
+    def _check_sharded(
+        self, values: Sequence[Tensor], params: Sequence[Tensor], method: AnyMethod
+    ) -> None:
+        if any(value.grad_fn is None for value in values):
+            raise ValueError(
+                "a loss is None, and fully_shard's collectives need the same modules on all ranks: "
+                "give 0 times a loss that runs through them"
+            )
+        own = {id(param) for param in cast(nn.Module, method).parameters()}
+        plain = [
+            i
+            for i, param in enumerate(params)
+            if not isinstance(param, DTensor) and id(param) not in own
+        ]
+        if plain:
+            raise NotImplementedError(
+                f"parameter {plain[0]} is a plain tensor beside those of fully_shard, which does "
+                "not reduce it: shard it too (fully_shard the root module), before the optimizer "
+                "takes the parameters"
+            )
+
+    def _kept(self, params: Sequence[Tensor]) -> list[Tensor]:
+        return [param for param in params if param.requires_grad]
+
+    def _totals(self, held: Held) -> Totals:
+        return Totals(held.groups, held.ranks, 1, self.hosts)
+
+    def _backwards(
+        self,
+        losses: Sequence[Tensor],
+        params: Sequence[Tensor],
+        scale: Tensor | None,
+        retain_graph: bool,
+    ) -> list[Row]:
+        """T backwards; each row is what fully_shard has left in the sharded parameters' .grad.
+
+        They are these very parameters: while the model is unsharded, `model.parameters()` are
+        others. Until the last backward it stays so, which saves T - 1 all-gathers; after it, it
+        must not, as the next forward would not see what the optimizer writes.
+        """
+        begun = starts(losses, scale)
+        before = [param.grad for param in params]
+        rows: list[Row] = []
+        last = len(losses) - 1
+        try:
+            for t, (edge, seed) in enumerate(zip(begun.edges, begun.seeds, strict=True)):
+                for param in params:
+                    param.grad = None
+                with self._resharding(t == last):
+                    torch.autograd.backward(
+                        cast(Tensor, edge), seed, retain_graph=retain_graph or t < last
+                    )
+                rows.append([_piece(param) for param in params])
+        finally:
+            for param, grad in zip(params, before, strict=True):
+                param.grad = grad
+            for module in self.fsdp:
+                module.reshard()
+        return rows
+
+    @contextmanager
+    def _resharding(self, wanted: bool) -> Iterator[None]:
+        for module in self.fsdp:
+            module.set_reshard_after_backward(wanted, recurse=False)
+        try:
+            yield
+        finally:
+            for module in self.fsdp:
+                module.set_reshard_after_backward(True, recurse=False)
+
+    def _once(
+        self,
+        values: Sequence[Tensor],
+        params: Sequence[Tensor],
+        told: Told,
+        scale: Tensor | None,
+        retain_graph: bool,
+    ) -> None:
+        """One backward of the weighted sum, which adds to .grad."""
+        weights = told.weights if scale is None else told.weights * scale.to(told.weights)
+        if not self.fsdp:
+            held = Held(params)
+            row = weighted_gradient(values, weights, params, retain_graph)
+            write_row(held.row(row), held.tensors)
+            held.hand_back()
+            return
+        begun = starts(values)
+        seeds = [
+            seed * weight.to(seed)
+            for seed, weight in zip(begun.seeds, weights.unbind(), strict=True)
+        ]
+        torch.autograd.backward(cast(Any, begun.edges), seeds, retain_graph=retain_graph)
+
+
+def _piece(param: Tensor) -> Tensor | None:
+    """This rank's piece of a gradient that is the parameter's own layout."""
+    grad = param.grad
+    return grad.to_local() if isinstance(grad, DTensor) else grad
+
+
+def refuse_for_shards(method: object, options: Options, setting: Setting) -> None:
+    """Raises where a method or an option needs whole gradients, or a look into a plain graph."""
+    if takes_rows(method):
+        raise NotImplementedError(
+            f"{type(method).__name__} takes whole gradients, and these parameters are pieces "
+            "(DTensors): use a Gram or a loss method"
+        )
+    if setting.gram != "exact":
+        raise NotImplementedError(
+            'gram="unbiased" needs each rank\'s own gradients, and of DTensors only sums over the '
+            "ranks come out: leave it out"
+        )
+    if options.weighted or options.collect != "loop" or keeps_weights(method):
+        raise NotImplementedError(
+            "measure=, apply=, collect= and every= look into a graph of plain tensors, and these "
+            "parameters are DTensors: leave them out"
+        )
+    if options.rows_dtype is not None:
+        raise NotImplementedError(
+            "rows_dtype= is for rows over plain parameters: with fully_shard choose the dtypes in "
+            "its MixedPrecisionPolicy"
+        )
