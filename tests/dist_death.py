@@ -1,0 +1,36 @@
+"""One rank ends in the middle of a step; the other has to say what happened, with nothing written.
+
+In a process group of its own, which does not survive it.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import torch
+import torch.distributed as dist
+from dist_models import batches, ddp, fresh, own, told
+
+from mtlkernels import PCGrad
+
+WORLDS = (2,)
+
+
+def check_a_rank_dies() -> None:
+    model = fresh()
+    run, optimizer = ddp(model, PCGrad())
+    first, second = batches(2)
+    optimizer.backward(run(own(first)))
+    optimizer.step()
+    optimizer.zero_grad()
+    losses = run(own(second))
+    if dist.get_rank() == 1:
+        # In the second backward, when rank 0 waits for the first task's reduction.
+        losses[1].register_hook(lambda grad: os._exit(1))
+    before = copy.deepcopy(optimizer.state_dict())
+    told(RuntimeError, "No .grad has been written", lambda: optimizer.backward(losses))
+    assert all(param.grad is None for param in model.parameters())
+    for key, state in before["state"].items():
+        mine = optimizer.state_dict()["state"][key]["momentum_buffer"]
+        assert torch.equal(state["momentum_buffer"], mine)
