@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from dist_harness import alone
@@ -89,8 +91,7 @@ def same_params(model: nn.Module, other: nn.Module, **bounds: float) -> None:
     for (name, param), expected in pairs:
         assert (param.grad is None) == (expected.grad is None), name
         if param.grad is not None and expected.grad is not None:
-            grad = whole(param.grad)
-            torch.testing.assert_close(grad, expected.grad, **bounds, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(whole(param.grad), expected.grad, **bounds)
         torch.testing.assert_close(whole(param.detach()), expected.detach(), **bounds)
 
 
@@ -127,12 +128,8 @@ def follow(
 
 def told(error: type[Exception], part: str, run: Callable[[], Any]) -> None:
     """The call raises, on this rank, with that in its sentence."""
-    try:
+    with pytest.raises(error, match=re.escape(part)):
         run()
-    except error as raised:
-        assert part in str(raised), f"{part!r} is not in: {raised}"
-        return
-    raise AssertionError(f"nothing was raised where {part!r} was to be")
 
 
 def everywhere(tensor: Tensor) -> list[Tensor]:

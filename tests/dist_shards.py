@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -48,7 +49,6 @@ from mtlkernels import (
     UW,
     CAGrad,
     GradDrop,
-    Mean,
     MTLOptimizer,
     NashMTL,
     PCGrad,
@@ -101,14 +101,14 @@ def steps(
         model,
         lambda x: of(model, x),
         optimizer,
-        lambda_model(expected, of),
+        Losses(expected, of),
         plain,
         batches(),
         part,
     )
 
 
-class lambda_model(nn.Module):  # noqa: N801
+class Losses(nn.Module):
     """A model whose call gives losses."""
 
     def __init__(self, model: nn.Module, of: Callable[[nn.Module, Tensor], list[Tensor]]) -> None:
@@ -140,9 +140,7 @@ def check_options() -> None:
         for one in (model, expected)
     )
     data = batches()
-    follow(
-        model, lambda x: losses(model, x), optimizer, lambda_model(expected, losses), plain, data
-    )
+    follow(model, lambda x: losses(model, x), optimizer, Losses(expected, losses), plain, data)
 
 
 def check_gradients_are_dtensors() -> None:
@@ -188,9 +186,7 @@ def check_loss_methods() -> None:
     optimizer = MTLOptimizer(bases[0], methods[0], module=model)
     plain = MTLOptimizer(bases[1], methods[1])
     data = batches()
-    follow(
-        model, lambda x: losses(model, x), optimizer, lambda_model(expected, losses), plain, data
-    )
+    follow(model, lambda x: losses(model, x), optimizer, Losses(expected, losses), plain, data)
     for mine, wanted in zip(methods[0].parameters(), methods[1].parameters(), strict=True):
         torch.testing.assert_close(mine, wanted)
 
@@ -239,7 +235,7 @@ def check_nan_on_one_rank_and_task() -> None:
 
 
 def check_mixed_precision_policy() -> None:
-    """Against the rows that one backward each of the same model leaves: exact but for the forward."""
+    """Against the rows that one backward each of the same model leaves."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
     def make() -> nn.Module:
@@ -273,7 +269,8 @@ def check_the_next_forward_sees_the_step() -> None:
         (batch,) = batches(1)
         broken = losses(model, own(batch))
         broken[1].register_hook(_raise)
-        told(ArithmeticError, "on purpose", lambda broken=broken: optimizer.backward(broken))
+        with pytest.raises(ArithmeticError, match="on purpose"):
+            optimizer.backward(broken)
         assert all(param.grad is None for param in model.parameters())
         same_params(model, expected)
         for one, run in ((optimizer, model), (plain, expected)):
@@ -350,7 +347,7 @@ def check_tensor_parallel() -> None:
         expected = fresh(Wide)
         optimizer = MTLOptimizer(base, copy.deepcopy(method), module=model, **options)
         plain = reference(expected, method, **options)
-        run = lambda_model(expected, losses)
+        run = Losses(expected, losses)
         follow(model, lambda x, m=model: losses(m, x), optimizer, run, plain, batches(), part)
 
 
@@ -371,7 +368,7 @@ def check_tensor_parallel_times_fsdp2() -> None:
     expected = fresh(Wide)
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
     optimizer = MTLOptimizer(base, UPGrad(), module=model)
-    plain, run = reference(expected, UPGrad()), lambda_model(expected, losses)
+    plain, run = reference(expected, UPGrad()), Losses(expected, losses)
     follow(model, lambda x: losses(model, x), optimizer, run, plain, batches(), _of_replica)
 
 
@@ -390,7 +387,7 @@ def check_tensor_parallel_times_replicas() -> None:
             base, copy.deepcopy(method), module=model, process_group=group, **options
         )
         options.pop("check_ranks", None)
-        plain, run = reference(expected, method, **options), lambda_model(expected, losses)
+        plain, run = reference(expected, method, **options), Losses(expected, losses)
         follow(
             model, lambda x, m=model: losses(m, x), optimizer, run, plain, batches(), _of_replica
         )
@@ -456,8 +453,16 @@ def check_load_on_four() -> None:
             plain.backward(losses(expected, batch))
             plain.step()
             plain.zero_grad()
-    run = lambda_model(expected, losses)
+    run = Losses(expected, losses)
     follow(model, lambda x: losses(model, x), optimizer, run, plain, data[2:])
+
+
+def check_seeds_that_differ_are_told() -> None:
+    model = sharded()
+    optimizer = MTLOptimizer(sgd(model), PCGrad(seed=dist.get_rank()), module=model)
+    mine = losses(model, own(batches(1)[0]))
+    told(ValueError, "a seed for example", lambda: optimizer.backward(mine))
+    assert all(param.grad is None for param in model.parameters())
 
 
 def check_weights_are_the_same_everywhere() -> None:
@@ -465,5 +470,3 @@ def check_weights_are_the_same_everywhere() -> None:
     optimizer = MTLOptimizer(sgd(model), PCGrad(), module=model, check_ranks=True)
     weights = optimizer.backward(losses(model, own(batches(1)[0]))).weights
     assert all(torch.equal(weights, other) for other in everywhere(weights))
-    optimizer = MTLOptimizer(sgd(model), Mean(), module=model)
-    assert isinstance(model.trunk[0].weight.grad, DTensor)

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mtlkernels.arguments import Options
 from mtlkernels.distributed.collectives import Host
+from mtlkernels.distributed.setting import Setting
 
 
 class View(NamedTuple):
@@ -88,8 +90,19 @@ class Agreement:
         self._own = own
 
 
-def fingerprint(method: nn.Module, options: Sequence[object]) -> str:
-    """What a method is and remembers, as a text; of what is long, the sum."""
+def fingerprint(
+    method: nn.Module, options: Options, setting: Setting, params: Sequence[Tensor]
+) -> str:
+    """How steps are taken, and what the method is and remembers; of what is long, the sum."""
+    place = {id(param): p for p, param in enumerate(params)}
+    named = [options.shared, options.measure, *(options.parts or [])]
+    chosen = [
+        *([place.get(id(member)) for member in members or []] for members in named),
+        options.weight_heads,
+        options.rows_dtype,
+        options.max_norm,
+        setting,
+    ]
 
     def told(value: Any) -> object:
         if not isinstance(value, Tensor):
@@ -98,7 +111,7 @@ def fingerprint(method: nn.Module, options: Sequence[object]) -> str:
         return value.tolist() if value.numel() <= 1024 else [*value.shape, value.sum().item()]
 
     state = {name: told(value) for name, value in method.state_dict().items()}
-    return f"{method} {state} {list(options)}"
+    return f"{method} {state} {chosen}"
 
 
 def check_weights(weights: Tensor, hosts: Sequence[Host]) -> None:

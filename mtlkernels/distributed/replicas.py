@@ -46,7 +46,8 @@ from mtlkernels.distributed.arguments import present_losses, refuse_compiling
 from mtlkernels.distributed.collectives import Group, Hosts, OfRanks
 from mtlkernels.distributed.placements import Held
 from mtlkernels.distributed.segments import Exchange, lay_out, mean_rows
-from mtlkernels.distributed.verdict import Setting, Totals
+from mtlkernels.distributed.setting import Setting
+from mtlkernels.distributed.verdict import Totals
 from mtlkernels.layout import group_gradients
 from mtlkernels.report import Report, Status
 from mtlkernels.rows import Rows, collect_rows
@@ -177,18 +178,10 @@ class Replicas(OfRanks):
     def _settle(
         self, now: _Step, reach: Sequence[Sequence[int]], method: AnyMethod, options: Options
     ) -> None:
-        place = {id(param): p for p, param in enumerate(now.params)}
-        named = [options.shared, options.measure, *(options.parts or [])]
-        settings = [
-            *([place.get(id(p)) for p in members or []] for members in named),
-            options.weight_heads,
-            options.apply,
-            options.rows_dtype,
-            options.max_norm,
-            self.setting,
-        ]
-        view = View.of(now.tasks, now.held.tensors, reach)
-        self.agreement.settle(view, lambda: fingerprint(cast(nn.Module, method), settings))
+        self.agreement.settle(
+            View.of(now.tasks, now.held.tensors, reach),
+            lambda: fingerprint(cast(nn.Module, method), options, self.setting, now.params),
+        )
 
     def _by_rows(
         self, now: _Step, method: Weighting, options: Options, retain_graph: bool

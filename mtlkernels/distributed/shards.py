@@ -40,10 +40,12 @@ from mtlkernels.backprop import (
     write_row,
 )
 from mtlkernels.collect import Row, starts, task_gradients, weighted_gradient
+from mtlkernels.distributed.agreement import Agreement, View, fingerprint
 from mtlkernels.distributed.arguments import present_losses, refuse_compiling
 from mtlkernels.distributed.collectives import Hosts, OfRanks
 from mtlkernels.distributed.placements import Held
-from mtlkernels.distributed.verdict import Setting, Totals
+from mtlkernels.distributed.setting import Setting
+from mtlkernels.distributed.verdict import Totals
 from mtlkernels.layout import group_gradients
 from mtlkernels.report import Report
 from mtlkernels.rows import Rows
@@ -61,6 +63,7 @@ class Shards(OfRanks):
         self.setting = setting
         self.fsdp = [m for m in module.modules() if isinstance(m, FSDPModule)]
         self.hosts = Hosts()
+        self._agreed = False
 
     def step(
         self,
@@ -154,7 +157,20 @@ class Shards(OfRanks):
         kept = check_step(values, params, method, options, False, sharded=True)
         if self.fsdp:
             self._check_sharded(values, kept, method)
+        if not self._agreed:
+            self._agree(tasks, kept, cast(nn.Module, method), options)
         return tasks, values, kept
+
+    def _agree(
+        self, tasks: tuple[str, ...], params: Sequence[Tensor], method: nn.Module, options: Options
+    ) -> None:
+        """Raises at the first step, on all ranks, where they are not set up alike."""
+        for group in Held(params).groups:
+            Agreement(self.hosts.of(group)).settle(
+                View.of(tasks, params, []),
+                lambda: fingerprint(method, options, self.setting, params),
+            )
+        self._agreed = True
 
     def _check_sharded(
         self, values: Sequence[Tensor], params: Sequence[Tensor], method: AnyMethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,26 +10,7 @@ from torch import Tensor
 from mtlkernels.aggregation import Balanced, Weighting, balance_gram
 from mtlkernels.distributed.agreement import check_weights
 from mtlkernels.distributed.collectives import Group, Hosts, add_up_together
-
-Statistic = Literal["exact", "unbiased"]
-
-
-@dataclass
-class Setting:
-    """How several ranks take a step, where a person may choose.
-
-    Attributes:
-        gram: "exact" weighs by K of the mean gradients; "unbiased" by an estimate of what K would
-            be over infinitely many samples.
-        check_ranks: compare the weights of all ranks in each step.
-    """
-
-    gram: Statistic = "exact"
-    check_ranks: bool = False
-
-    def __post_init__(self) -> None:
-        if self.gram not in ("exact", "unbiased"):
-            raise ValueError(f'gram={self.gram!r}: choose "exact" or "unbiased"')
+from mtlkernels.distributed.setting import Setting
 
 
 @dataclass
