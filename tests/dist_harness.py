@@ -58,7 +58,8 @@ def run(module: str, world: int, folder: Path | None = None) -> Outcome:
     """What each scenario raised on each rank, "" where it passed."""
     with tempfile.TemporaryDirectory() as own:
         shared = Path(own)
-        paths = [str(HERE), str(Path(mtlkernels.__file__).parent.parent)]
+        root = Path(mtlkernels.__file__).parent.parent
+        paths = [str(HERE), str(root), str(HERE.parent / "benchmarks")]
         env = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),

@@ -13,7 +13,10 @@ import torch.distributed as dist
 
 pytestmark = [pytest.mark.dist, pytest.mark.skipif(not dist.is_available(), reason="no gloo")]
 
-STARTS = [("dist_replicas", 2), ("dist_replicas", 4), ("dist_shards", 2), ("dist_shards", 4)]
+STARTS = [
+    *(("dist_replicas", 2), ("dist_replicas", 4), ("dist_shards", 2), ("dist_shards", 4)),
+    *(("dist_traffic", 2), ("dist_traffic", 4)),
+]
 CASES = [(*start, name) for start in STARTS for name in dist_harness.scenarios(*start)]
 
 
