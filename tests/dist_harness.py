@@ -29,6 +29,10 @@ import mtlkernels
 from mtlkernels import backprop
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "benchmarks"))
+# `make dist-check` sets it: a GPU for each rank.
+NCCL = os.environ.get("MTLKERNELS_DIST") == "nccl"
+DEVICE = "cuda" if NCCL else "cpu"
 TIMEOUT = 60  # seconds for a collective; 4 processes on 2 cores are slow
 
 Outcome = dict[str, list[str]]
@@ -59,7 +63,7 @@ def run(module: str, world: int, folder: Path | None = None) -> Outcome:
     with tempfile.TemporaryDirectory() as own:
         shared = Path(own)
         root = Path(mtlkernels.__file__).parent.parent
-        paths = [str(HERE), str(root), str(HERE.parent / "benchmarks")]
+        paths = [str(HERE), str(root)]
         env = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
@@ -111,10 +115,13 @@ def alone() -> Iterator[None]:
 
 def main(module: str, world: int, shared: Path, rank: int) -> None:
     torch.set_num_threads(1)
+    if NCCL:
+        torch.cuda.set_device(rank)
+        torch.set_default_device("cuda")
     checks = scenarios(module, world)
     warnings.simplefilter("error")
     dist.init_process_group(
-        "gloo",
+        "nccl" if NCCL else "gloo",
         init_method=f"file://{shared}/store",
         rank=rank,
         world_size=world,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from dist_harness import alone
+from dist_harness import DEVICE, alone
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -58,10 +58,14 @@ def fresh(make: Callable[[], nn.Module] = Model, dtype: torch.dtype = torch.floa
 
 def batches(steps: int = 3, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """The same whole batches on every rank; `own` is a rank's part."""
-    generator = torch.Generator().manual_seed(1)
-    return [
-        torch.randn(8, 5, dtype=torch.float64, generator=generator).to(dtype) for _ in range(steps)
-    ]
+    generator = torch.Generator("cpu").manual_seed(1)
+    return [drawn(8, generator).to(dtype) for _ in range(steps)]
+
+
+def drawn(count: int, generator: torch.Generator) -> Tensor:
+    """The same numbers on every device."""
+    numbers = torch.randn(count, 5, dtype=torch.float64, generator=generator, device="cpu")
+    return numbers.to(DEVICE)
 
 
 def own(batch: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from dist_harness import alone, only
+from dist_harness import DEVICE, alone, only
 from dist_models import (
     Model,
     Scalar,
@@ -234,7 +234,7 @@ def check_nan_on_one_rank_and_task() -> None:
 def check_scaler_skips_everywhere() -> None:
     model = fresh(dtype=torch.float32)
     run, optimizer = ddp(model, UPGrad())
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=8.0)
     for step, batch in enumerate(batches(2, torch.float32)):
         before = copy.deepcopy(model.state_dict())
         losses = run(own(batch))
@@ -469,7 +469,7 @@ def check_refusals() -> None:
 def check_fsdp1_is_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = FullyShardedDataParallel(fresh(), device_id=torch.device("cpu"))
+        model = FullyShardedDataParallel(fresh(), device_id=torch.device(DEVICE))
     told(
         NotImplementedError,
         "fully_shard, its successor",

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from dist_harness import alone, folder, only
+from dist_harness import DEVICE, alone, folder, only
 from dist_models import (
     Model,
     Scalar,
@@ -206,7 +206,7 @@ def check_micro_batches() -> None:
 def check_scaler_skips_everywhere() -> None:
     model = sharded()
     optimizer = MTLOptimizer(sgd(model), UPGrad(), module=model)
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=8.0)
     for step, batch in enumerate(batches(2)):
         before = whole(model.trunk[0].weight.detach()).clone()
         mine = losses(model, own(batch))
@@ -314,7 +314,7 @@ def check_refusals() -> None:
 
 @only(4)
 def check_hsdp() -> None:
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    mesh = init_device_mesh(DEVICE, (2, 2), mesh_dim_names=("replicate", "shard"))
     steps(sharded(mesh=mesh), UPGrad())
 
 
@@ -336,7 +336,7 @@ def cut(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 def check_tensor_parallel() -> None:
     """With a bias that is replicated, and heads and a LayerNorm that are no DTensors at all."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
+    mesh = init_device_mesh(DEVICE, (dist.get_world_size(),), mesh_dim_names=("tp",))
     for method, options in ((UPGrad(), {}), (PCGrad(), {"weight_heads": True}), (SI(), {})):
         model = cut(fresh(Wide), mesh)
         assert model.trunk[2].bias.placements == (Replicate(),)
@@ -361,7 +361,7 @@ def _of_replica(batch: Tensor) -> Tensor:
 
 @only(4)
 def check_tensor_parallel_times_fsdp2() -> None:
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    mesh = init_device_mesh(DEVICE, (2, 2), mesh_dim_names=("dp", "tp"))
     model = fully_shard(cut(fresh(Wide), mesh["tp"]), mesh=mesh["dp"])
     meshes = {param.device_mesh.ndim for param in model.parameters()}
     assert meshes == {1, 2}
@@ -374,7 +374,7 @@ def check_tensor_parallel_times_fsdp2() -> None:
 
 @only(4)
 def check_tensor_parallel_times_replicas() -> None:
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    mesh = init_device_mesh(DEVICE, (2, 2), mesh_dim_names=("dp", "tp"))
     for method, options in (
         (UPGrad(), {}),
         (PCGrad(), {"weight_heads": True, "check_ranks": True}),
@@ -396,7 +396,7 @@ def check_tensor_parallel_times_replicas() -> None:
 @only(4)
 def check_unbiased_of_pieces() -> None:
     """Replicas of cut tensors give the matrix that whole replicas give."""
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    mesh = init_device_mesh(DEVICE, (2, 2), mesh_dim_names=("dp", "tp"))
     (batch,) = batches(1)
     group = mesh["dp"].get_group()
     reports = []

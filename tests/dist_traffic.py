@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from dist_models import fresh, own
+from dist_models import drawn, fresh, own
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -40,7 +40,7 @@ class Large(nn.Module):
 
 
 def _batch() -> Tensor:
-    return own(torch.randn(8, 5, generator=torch.Generator().manual_seed(2)).double())
+    return own(drawn(8, torch.Generator("cpu").manual_seed(2)))
 
 
 def _counted(run: Callable[[], Any]) -> Traffic:

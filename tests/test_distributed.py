@@ -5,13 +5,24 @@ One start of a process group runs all scenarios of a file that are for its numbe
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import dist_harness
 import pytest
+import torch
 import torch.distributed as dist
 
-pytestmark = [pytest.mark.dist, pytest.mark.skipif(not dist.is_available(), reason="no gloo")]
+from mtlkernels.distributed import collectives
+
+HERE = Path(__file__).parent
+
+pytestmark = pytest.mark.dist
 
 STARTS = [
     *(("dist_replicas", 2), ("dist_replicas", 4), ("dist_shards", 2), ("dist_shards", 4)),
@@ -35,6 +46,8 @@ def outcomes() -> dict[tuple[str, int], dist_harness.Outcome]:
     ("module", "world", "name"), CASES, ids=[f"{m}-{w}-{n}" for m, w, n in CASES]
 )
 def test_scenario(module: str, world: int, name: str, outcomes, folder) -> None:
+    if dist_harness.NCCL and torch.cuda.device_count() < world:
+        pytest.skip(f"fewer than {world} GPUs")
     start = module, world
     for needed in [("dist_shards", 2), start] if start == ("dist_shards", 4) else [start]:
         if needed not in outcomes:
@@ -47,3 +60,67 @@ def test_the_others_say_so_where_a_rank_dies() -> None:
     survivor, dead = dist_harness.run("dist_death", 2)["a_rank_dies"]
     assert not survivor, survivor
     assert "did not get there" in dead
+
+
+def torchrun(script: Path, *arguments: str) -> str:
+    """What two processes of torchrun print."""
+    root = str(script.parent.parent)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(HERE)]), "OMP_NUM_THREADS": "1"}
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *command, str(script), *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_readme_trains_on_two_processes() -> None:
+    told = torchrun(HERE / "dist_readme.py")
+    for rank in range(2):
+        assert f"2 loops, rank {rank} of 2" in told
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_an_example_trains_to_the_numbers_of_one_process(name: str) -> None:
+    script = HERE.parent / "examples" / f"{name}.py"
+    told = torchrun(script, "--steps", "12")
+    spec = importlib.util.spec_from_file_location(name, script)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    losses = example.train(12, torch.device("cpu"))
+    left, right = re.findall(r"step  11  left (\S+)  right (\S+)", told)[0]
+    torch.testing.assert_close(
+        torch.tensor([float(left), float(right)]), losses[-1], rtol=1e-4, atol=1e-5
+    )
+    assert losses[-1].sum() < losses[0].sum()
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_collectives_of_new_and_old_names(new: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.13 renamed two: where the new names are there, the old ones are not touched."""
+    called = []
+
+    def named(name: str) -> Any:
+        return lambda *tensors, **options: called.append(name)
+
+    for name in ("reduce_scatter_single", "all_gather_single"):
+        monkeypatch.delattr(dist, name, raising=False)
+        if new:
+            monkeypatch.setattr(dist, name, named(name), raising=False)
+    for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
+        monkeypatch.setattr(dist, name, named(name))
+    tensor = torch.zeros(1)
+    collectives.reduce_scatter(tensor, tensor, None)
+    collectives.all_gather(tensor, tensor, None)
+    expected = {
+        True: ["reduce_scatter_single", "all_gather_single"],
+        False: ["reduce_scatter_tensor", "all_gather_into_tensor"],
+    }
+    assert called == expected[new]
