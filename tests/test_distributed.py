@@ -5,6 +5,7 @@ One start of a process group runs all scenarios of a file that are for its numbe
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 import dist_harness
 import pytest
+import scaling
 import torch
 import torch.distributed as dist
 
@@ -124,3 +126,20 @@ def test_collectives_of_new_and_old_names(new: bool, monkeypatch: pytest.MonkeyP
         False: ["reduce_scatter_tensor", "all_gather_into_tensor"],
     }
     assert called == expected[new]
+
+
+def test_the_page_has_the_table_that_the_simulation_prints() -> None:
+    page = (HERE.parent / "docs" / "distributed.md").read_text()
+    assert scaling.table(scaling.Job()) in page
+
+
+def test_the_simulation_by_hand() -> None:
+    """Two tasks of 100 ms, rows of 40 ms: what is exposed is the last row, and the direction."""
+    job = scaling.Job(
+        numbers=1e9, tasks=2, forward=50, backward=100, inside=4e9 * 7 / 8 / 0.04, latency=0
+    )
+    found = scaling.rows(job, 8)
+    assert found.step == pytest.approx(50 + 2 * 100 + 40 + 40)
+    assert found.exposed == pytest.approx(80)
+    slow = scaling.rows(dataclasses.replace(job, inside=job.inside / 5), 8)
+    assert slow.exposed == pytest.approx(200 + 200 - 100 + 200)  # rows queue behind each other
