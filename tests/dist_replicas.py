@@ -302,15 +302,24 @@ def check_kept_weights() -> None:
 
 
 def check_features() -> None:
+    """The last batch with a task that only rank 0 has."""
     model, expected = fresh(), fresh()
     optimizer = MTLOptimizer(sgd(model), UPGrad(), process_group=dist.group.WORLD)
     plain = reference(expected, UPGrad())
-    for batch in batches():
+    world, rank = dist.get_world_size(), dist.get_rank()
+    for step, batch in enumerate(batches()):
         z = model.features(own(batch))
-        report = optimizer.backward(model.losses(z, own(batch)), features=z)
+        mine: list[Tensor | None] = model.losses(z, own(batch))
+        if step == 2 and rank > 0:
+            mine[1] = None
+        report = optimizer.backward(mine, features=z)
         with alone():
             z = expected.features(batch)
-            same_reports(report, plain.backward(expected.losses(z, batch), features=z))
+            wanted = expected.losses(z, batch)
+            if step == 2:
+                first = slice(len(batch) // world)
+                wanted[1] = expected.losses(z[first], batch[first])[1] / world
+            same_reports(report, plain.backward(wanted, features=z))
         same_params(model, expected)
         for one in (optimizer, plain):
             one.step()
@@ -370,7 +379,22 @@ def check_unbiased() -> None:
     told(
         ValueError, "leave out every=", lambda: ddp(fresh(), UPGrad(), gram="unbiased", max_norm=1)
     )
+    z = model.features(own(batch))
+    told(
+        ValueError,
+        "leave out features=",
+        lambda: optimizer.backward(model.losses(z, own(batch)), features=z),
+    )
     told(ValueError, 'choose "exact"', lambda: ddp(fresh(), UPGrad(), gram="local"))
+
+
+def check_unbiased_where_a_rank_has_no_task() -> None:
+    """Its zeros count as samples do."""
+    model = fresh()
+    optimizer = MTLOptimizer(sgd(model), UPGrad(), process_group=dist.group.WORLD, gram="unbiased")
+    mine = model(own(batches(1)[0])) if dist.get_rank() == 0 else [None] * 3
+    report = optimizer.backward(mine)
+    torch.testing.assert_close(report.gram, torch.zeros(3, 3).double(), atol=1e-12, rtol=0)
 
 
 class Drifting(mtlkernels.GramMethod):
