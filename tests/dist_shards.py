@@ -191,6 +191,40 @@ def check_loss_methods() -> None:
         torch.testing.assert_close(mine, wanted)
 
 
+class WithFeatures(Heads):
+    """Returns the features beside what heads gave."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        z = self.trunk(x)
+        return z, [head(z) for head in self.heads]
+
+
+def check_features() -> None:
+    def run(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        z, answers = model(x)
+        aims = [x[:, :2] * (t + 1) - t for t in range(3)]
+        return z, [(y - a).square().mean() + 0.1 for y, a in zip(answers, aims, strict=True)]
+
+    for reshard in (True, False):
+        for options in ({}, {"weight_heads": True}):
+            model = sharded(WithFeatures, reshard_after_forward=reshard)
+            expected = fresh(WithFeatures)
+            optimizer, plain = pair(UPGrad(), model, expected, **options)
+            for batch in batches():
+                z, mine = run(model, own(batch))
+                report = optimizer.backward(mine, features=z)
+                with alone():
+                    z, wanted = run(expected, batch)
+                    same_reports(report, plain.backward(wanted, features=z))
+                same_params(model, expected)
+                for one in (optimizer, plain):
+                    one.step()
+                    one.zero_grad()
+    z, mine = run(model, own(batch))
+    unused = torch.ones(2, requires_grad=True) * 2
+    told(ValueError, "what the heads read", lambda: optimizer.backward(mine, features=unused))
+
+
 def check_micro_batches() -> None:
     model, expected = sharded(), fresh(Heads)
     optimizer, plain = pair(UPGrad(), model, expected)
@@ -304,7 +338,6 @@ def check_refusals() -> None:
         told(NotImplementedError, "plain tensors", lambda options=options: wrap(**options))
     told(NotImplementedError, "MixedPrecisionPolicy", lambda: wrap(rows_dtype=torch.bfloat16))
     told(ValueError, "HSDP", lambda: wrap(process_group=dist.group.WORLD))
-    told(NotImplementedError, "features= looks", lambda: wrap().backward(mine, features=mine[0]))
     told(ValueError, "0 times a loss", lambda: wrap().backward([*mine[:2], None]))
     beside = nn.Parameter(torch.zeros(2, dtype=torch.float64))
     base = torch.optim.SGD([*model.parameters(), beside], lr=0.1, foreach=False)

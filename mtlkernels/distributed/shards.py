@@ -1,23 +1,21 @@
 """Sharded parameters: FSDP2 (`fully_shard`), HSDP and tensor parallelism, which are DTensors.
 
 A rank holds a piece of each row, so K needs one sum of T x T numbers, the direction needs none, and
-.grad gets DTensors back. Tensor parallelism hands gradients out of `torch.autograd.grad`. FSDP2
-does not: it reduces them inside each backward, into the .grad of the parameters that it has
-sharded, and these are no leaves of the graph.
+.grad gets DTensors back. Tensor parallelism hands gradients out of `torch.autograd.grad`, FSDP2 as
+`FullyShard` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from mtlkernels.aggregation import (
+    Weighting,
     add_weighted_sum,
     keeps_weights,
     section_grams,
@@ -28,7 +26,6 @@ from mtlkernels.arguments import Losses, Options
 from mtlkernels.backprop import (
     AnyMethod,
     Scaler,
-    Told,
     check_keeps_rows,
     check_step,
     columns,
@@ -39,16 +36,18 @@ from mtlkernels.backprop import (
     weigh_losses,
     write_row,
 )
-from mtlkernels.collect import Row, starts, task_gradients, weighted_gradient
+from mtlkernels.collect import starts, task_gradients, weighted_gradient
 from mtlkernels.distributed.agreement import Agreement, View, fingerprint
 from mtlkernels.distributed.arguments import present_losses, refuse_compiling
 from mtlkernels.distributed.collectives import Hosts, OfRanks
+from mtlkernels.distributed.fsdp import FullyShard
 from mtlkernels.distributed.placements import Held
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.verdict import Totals
 from mtlkernels.layout import group_gradients
 from mtlkernels.report import Report
 from mtlkernels.rows import Rows
+from mtlkernels.weighted import combine_features, feature_gram
 
 
 class Shards(OfRanks):
@@ -61,7 +60,7 @@ class Shards(OfRanks):
 
     def __init__(self, module: nn.Module, setting: Setting) -> None:
         self.setting = setting
-        self.fsdp = [m for m in module.modules() if isinstance(m, FSDPModule)]
+        self.fsdp = FullyShard(module)
         self.hosts = Hosts()
         self._agreed = False
 
@@ -76,19 +75,28 @@ class Shards(OfRanks):
         retain_graph: bool = False,
     ) -> Report:
         """`mtlkernels.backward` over the ranks."""
-        if features is not None:
-            raise NotImplementedError(
-                "features= looks into a graph of plain tensors, and these parameters are DTensors: "
-                "leave it out"
-            )
-        if not weighs_losses(method):
+        if features is None and not weighs_losses(method):
             rows = self.collect_step(losses, params, method, options, scaler, retain_graph)
-            return self.combine_rows(rows, self._kept(params), cast(Any, method), options)
-        tasks, values, kept = self._begin(losses, params, method, options)
+            kept = [param for param in params if param.requires_grad]
+            return self.combine_rows(rows, kept, cast(Any, method), options)
+        tasks, values, kept = self._begin(losses, params, method, options, features is not None)
+        held = Held(kept)
         scale = scale_of(scaler, values[0].device)
-        means = self._totals(Held(kept)).losses(stack(values), scale)
+        if features is not None:
+            given = [features] if isinstance(features, Tensor) else features
+            return self._by_features(
+                tasks, values, held, cast(Weighting, method), options, given, scale, retain_graph
+            )
+        assert weighs_losses(method)
+        means = self._totals(held).losses(stack(values), scale)
         told = weigh_losses(method, means)
-        self._once(values, kept, told, scale, retain_graph)
+        weights = told.weights if scale is None else told.weights * scale.to(told.weights)
+        if self.fsdp:
+            self.fsdp.backward(starts(values), weights, retain_graph)
+        else:
+            row = weighted_gradient(values, weights, kept, retain_graph)
+            write_row(held.row(row), held.tensors)
+            held.hand_back()
         return told.finish(tasks, means, method, scale)
 
     def collect_step(
@@ -102,10 +110,10 @@ class Shards(OfRanks):
     ) -> Rows:
         """This rank's pieces of T rows, which the model's own collectives have reduced."""
         check_keeps_rows(method, options)
-        tasks, values, kept = self._begin(losses, params, method, options)
+        tasks, values, kept = self._begin(losses, params, method, options, False)
         scale = scale_of(scaler, values[0].device)
         if self.fsdp:
-            rows = self._backwards(values, kept, scale, retain_graph)
+            rows = self.fsdp.rows(values, kept, scale, retain_graph)
             told = "a backward a loss through fully_shard"
         else:
             held = Held(kept)
@@ -149,12 +157,54 @@ class Shards(OfRanks):
         held.hand_back()
         return Report(rows.tasks, found.gram, found.weights, losses, found.status, rows.collected)
 
+    def _by_features(
+        self,
+        tasks: tuple[str, ...],
+        values: Sequence[Tensor],
+        held: Held,
+        method: Weighting,
+        options: Options,
+        features: Sequence[Tensor],
+        scale: Tensor | None,
+        retain_graph: bool,
+    ) -> Report:
+        """T backwards through the heads and one of the sum, whose gradients the features replace.
+
+        What is above the features gets the plain sum, or with weight_heads the weighted one.
+        """
+        if not self.fsdp or len(held.groups) > 1:
+            raise NotImplementedError(
+                "features= needs samples of its own on each rank: of DTensors that is "
+                "fully_shard's on one mesh dimension; leave it out here"
+            )
+        begun = starts(values, scale)
+        cotangents = self.fsdp.cotangents(begun, features)
+        if not any(c is not None for row in cotangents for c in row):
+            raise ValueError("no loss is computed from the features: give what the heads read")
+        gram = feature_gram(cotangents) / held.ranks**2
+        found, losses = self._totals(held).judge(
+            gram, stack(values), method, scale, None, self.setting
+        )
+        weights = found.weights
+        assert weights is not None
+        below = zip(features, combine_features(cotangents, weights), strict=True)
+        replaced = [(feature, c) for feature, c in below if c is not None]
+        above = weights if options.weight_heads else None
+        self.fsdp.backward(begun, above, retain_graph, replaced)
+        told = "one backward through fully_shard, measured on the features"
+        return Report(tasks, found.gram, weights, losses, found.status, told)
+
     def _begin(
-        self, losses: Losses, params: Sequence[Tensor], method: AnyMethod, options: Options
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        features: bool,
     ) -> tuple[tuple[str, ...], list[Tensor], list[Tensor]]:
         refuse_compiling()
         tasks, values = present_losses(losses, params)
-        kept = check_step(values, params, method, options, False, sharded=True)
+        kept = check_step(values, params, method, options, features, sharded=True)
         if self.fsdp:
             self._check_sharded(values, kept, method)
         if not self._agreed:
@@ -193,83 +243,8 @@ class Shards(OfRanks):
                 "takes the parameters"
             )
 
-    def _kept(self, params: Sequence[Tensor]) -> list[Tensor]:
-        return [param for param in params if param.requires_grad]
-
     def _totals(self, held: Held) -> Totals:
         return Totals(held.groups, held.ranks, 1, self.hosts)
-
-    def _backwards(
-        self,
-        losses: Sequence[Tensor],
-        params: Sequence[Tensor],
-        scale: Tensor | None,
-        retain_graph: bool,
-    ) -> list[Row]:
-        """T backwards; each row is what fully_shard has left in the sharded parameters' .grad.
-
-        They are these very parameters: while the model is unsharded, `model.parameters()` are
-        others. Until the last backward it stays so, which saves T - 1 all-gathers; after it, it
-        must not, as the next forward would not see what the optimizer writes.
-        """
-        begun = starts(losses, scale)
-        before = [param.grad for param in params]
-        rows: list[Row] = []
-        last = len(losses) - 1
-        try:
-            for t, (edge, seed) in enumerate(zip(begun.edges, begun.seeds, strict=True)):
-                for param in params:
-                    param.grad = None
-                with self._resharding(t == last):
-                    torch.autograd.backward(
-                        cast(Tensor, edge), seed, retain_graph=retain_graph or t < last
-                    )
-                rows.append([_piece(param) for param in params])
-        finally:
-            for param, grad in zip(params, before, strict=True):
-                param.grad = grad
-            for module in self.fsdp:
-                module.reshard()
-        return rows
-
-    @contextmanager
-    def _resharding(self, wanted: bool) -> Iterator[None]:
-        for module in self.fsdp:
-            module.set_reshard_after_backward(wanted, recurse=False)
-        try:
-            yield
-        finally:
-            for module in self.fsdp:
-                module.set_reshard_after_backward(True, recurse=False)
-
-    def _once(
-        self,
-        values: Sequence[Tensor],
-        params: Sequence[Tensor],
-        told: Told,
-        scale: Tensor | None,
-        retain_graph: bool,
-    ) -> None:
-        """One backward of the weighted sum, which adds to .grad."""
-        weights = told.weights if scale is None else told.weights * scale.to(told.weights)
-        if not self.fsdp:
-            held = Held(params)
-            row = weighted_gradient(values, weights, params, retain_graph)
-            write_row(held.row(row), held.tensors)
-            held.hand_back()
-            return
-        begun = starts(values)
-        seeds = [
-            seed * weight.to(seed)
-            for seed, weight in zip(begun.seeds, weights.unbind(), strict=True)
-        ]
-        torch.autograd.backward(cast(Any, begun.edges), seeds, retain_graph=retain_graph)
-
-
-def _piece(param: Tensor) -> Tensor | None:
-    """This rank's piece of a gradient that is the parameter's own layout."""
-    grad = param.grad
-    return grad.to_local() if isinstance(grad, DTensor) else grad
 
 
 def refuse_for_shards(method: object, options: Options, setting: Setting) -> None:
