@@ -1,4 +1,4 @@
-"""One rank ends in the middle of a step; the other has to say what happened, with nothing written.
+"""One rank hangs, or ends, in the middle of a step; the other has to say so, with nothing written.
 
 In a process group of its own, which does not survive it.
 """
@@ -7,14 +7,27 @@ from __future__ import annotations
 
 import copy
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from dist_models import batches, ddp, fresh, own, told
+from dist_models import batches, ddp, fresh, own, sgd, told
 
-from mtlkernels import PCGrad
+from mtlkernels import MTLOptimizer, PCGrad
 
 WORLDS = (2,)
+
+
+def check_a_rank_hangs() -> None:
+    """The others wait as long as their group says, in a group of its own that does not survive."""
+    group = dist.new_group(timeout=timedelta(seconds=2))
+    model = fresh()
+    optimizer = MTLOptimizer(sgd(model), PCGrad(), process_group=group)
+    if dist.get_rank() == 0:
+        losses = model(own(batches(1)[0]))
+        told(RuntimeError, "agreeing on a step failed", lambda: optimizer.backward(losses))
+        assert all(param.grad is None for param in model.parameters())
+    dist.barrier()
 
 
 def check_a_rank_dies() -> None:

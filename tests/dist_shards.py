@@ -36,7 +36,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -375,7 +375,7 @@ def check_tensor_parallel() -> None:
         assert model.trunk[2].bias.placements == (Replicate(),)
         assert model.trunk[0].weight.placements == (Shard(0),)
         assert not isinstance(model.trunk[3].weight, DTensor)
-        part = _same_batch
+        part = _same
         base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
         expected = fresh(Wide)
         optimizer = MTLOptimizer(base, copy.deepcopy(method), module=model, **options)
@@ -384,12 +384,43 @@ def check_tensor_parallel() -> None:
         follow(model, lambda x, m=model: losses(m, x), optimizer, run, plain, batches(), part)
 
 
-def _same_batch(batch: Tensor) -> Tensor:
+def _same(batch: Tensor) -> Tensor:
     return batch
 
 
 def _of_replica(batch: Tensor) -> Tensor:
     return batch.chunk(2)[dist.get_rank() // 2]
+
+
+class Matrix(nn.Module):
+    """One matrix of DTensors, replicated; its gradient over a batch cut into pieces is a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.linspace(-1, 1, 15).view(5, 3))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = x @ self.w
+        return [(y - 1).square().mean(), (y + 2).square().mean(), y.square().sum()]
+
+
+def check_pending_sums_are_reduced_first() -> None:
+    """Gradients that are Partial, of losses that are DTensors."""
+    mesh = init_device_mesh(DEVICE, (dist.get_world_size(),))
+    model, expected = fresh(Matrix), fresh(Matrix)
+    model.w = nn.Parameter(distribute_tensor(model.w.detach(), mesh, [Replicate()]))
+    (grad,) = torch.autograd.grad(model(_cut_batch(batches(1)[0], mesh))[0], [model.w])
+    assert grad.placements[0].is_partial()
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = MTLOptimizer(base, UPGrad(), module=model)
+    plain = reference(expected, UPGrad())
+    follow(
+        model, lambda x: model(_cut_batch(x, mesh)), optimizer, expected, plain, batches(), _same
+    )
+
+
+def _cut_batch(batch: Tensor, mesh: DeviceMesh) -> DTensor:
+    return distribute_tensor(batch, mesh, [Shard(0)])
 
 
 @only(4)

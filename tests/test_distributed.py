@@ -47,7 +47,13 @@ def outcomes() -> dict[tuple[str, int], dist_harness.Outcome]:
 @pytest.mark.parametrize(
     ("module", "world", "name"), CASES, ids=[f"{m}-{w}-{n}" for m, w, n in CASES]
 )
-def test_scenario(module: str, world: int, name: str, outcomes, folder) -> None:
+def test_scenario(
+    module: str,
+    world: int,
+    name: str,
+    outcomes: dict[tuple[str, int], dist_harness.Outcome],
+    folder: Path,
+) -> None:
     if dist_harness.NCCL and torch.cuda.device_count() < world:
         pytest.skip(f"fewer than {world} GPUs")
     start = module, world
@@ -58,8 +64,10 @@ def test_scenario(module: str, world: int, name: str, outcomes, folder) -> None:
         assert not error, f"rank {rank} of {world}: {error}"
 
 
-def test_the_others_say_so_where_a_rank_dies() -> None:
-    survivor, dead = dist_harness.run("dist_death", 2)["a_rank_dies"]
+def test_the_others_say_so_where_a_rank_dies_or_hangs() -> None:
+    outcome = dist_harness.run("dist_death", 2)
+    assert outcome["a_rank_hangs"] == ["", ""]
+    survivor, dead = outcome["a_rank_dies"]
     assert not survivor, survivor
     assert "did not get there" in dead
 
