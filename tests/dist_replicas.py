@@ -75,6 +75,15 @@ def check_options() -> None:
     _steps(PerPart(UPGrad(), 2), parts=True)
 
 
+def check_named_parameters() -> None:
+    """Those that are not named count as heads, although all tasks reach them."""
+    for options in ({}, {"weight_heads": True}):
+        model, expected = fresh(), fresh()
+        run, optimizer = ddp(model, UPGrad(), shared=model.trunk[2].parameters(), **options)
+        plain = reference(expected, UPGrad(), shared=expected.trunk[2].parameters(), **options)
+        follow(model, run, optimizer, expected, plain, batches())
+
+
 def check_fewer_numbers_than_ranks() -> None:
     _steps(CAGrad(), Scalar)
 
@@ -93,6 +102,16 @@ def check_rows_in_16_bits() -> None:
     data = batches(dtype=torch.float32)
     follow(model, run, optimizer, expected, reference(expected, Mean()), data, rtol=0.03, atol=0.03)
     assert all(param.dtype == torch.float32 for param in model.parameters())
+
+
+def check_sums_of_float16_rows_do_not_overflow() -> None:
+    """Each rank's gradient is 40 000; the greatest float16 is 65 504."""
+    w = nn.Parameter(torch.ones(3))
+    base = torch.optim.SGD([w], lr=0.1)
+    world = dist.group.WORLD
+    optimizer = MTLOptimizer(base, Mean(), process_group=world, rows_dtype=torch.float16)
+    optimizer.backward([(4e4 * w).sum(), (-2e4 * w).sum()])
+    torch.testing.assert_close(w.grad, torch.full((3,), 1e4), rtol=1e-3, atol=0)
 
 
 def check_a_group_in_place_of_ddp() -> None:

@@ -36,7 +36,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -306,6 +306,12 @@ def check_the_next_forward_sees_the_step() -> None:
         with pytest.raises(ArithmeticError, match="on purpose"):
             optimizer.backward(broken)
         assert all(param.grad is None for param in model.parameters())
+        with torch.no_grad():
+            for group in optimizer.param_groups:
+                for param in group["params"]:
+                    param.to_local().mul_(0.5)
+            for param in expected.parameters():
+                param.mul_(0.5)
         same_params(model, expected)
         for one, run in ((optimizer, model), (plain, expected)):
             with alone():
@@ -455,6 +461,24 @@ def check_tensor_parallel_times_replicas() -> None:
         follow(
             model, lambda x, m=model: losses(m, x), optimizer, run, plain, batches(), _of_replica
         )
+
+
+@only(4)
+def check_meshes_beside_each_other_are_refused() -> None:
+    mesh = init_device_mesh(DEVICE, (2, 2), mesh_dim_names=("a", "b"))
+    tensor = torch.ones(4, 4)
+    first, second = (
+        nn.Parameter(distribute_tensor(tensor, mesh[name], [Shard(0)])) for name in ("a", "b")
+    )
+    model = nn.ParameterList([first, second])
+    optimizer = MTLOptimizer(sgd(model), UPGrad(), module=model)
+    mine = [(p.sum() + p.square().sum()).full_tensor() for p in (first, first * 2)]
+    told(NotImplementedError, "neither of which holds", lambda: optimizer.backward(mine))
+    part = nn.Parameter(DTensor.from_local(tensor, mesh["a"], [Partial()]))
+    model = nn.ParameterList([part])
+    optimizer = MTLOptimizer(sgd(model), UPGrad(), module=model)
+    mine = [part.sum().full_tensor(), (2 * part).sum().full_tensor()]
+    told(NotImplementedError, "redistribute it first", lambda: optimizer.backward(mine))
 
 
 @only(4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,8 +11,9 @@ from torch import Tensor, nn
 from mtlkernels import MTLOptimizer, UPGrad
 from mtlkernels.collect import starts
 from mtlkernels.cut import reached_by
+from mtlkernels.distributed import collectives, segments
 from mtlkernels.distributed.arguments import present_losses
-from mtlkernels.distributed.segments import Segment, lay_out
+from mtlkernels.distributed.segments import Exchange, Segment, lay_out
 from mtlkernels.distributed.verdict import nearest_gram
 from mtlkernels.layout import group_gradients
 
@@ -71,6 +74,34 @@ def test_segments_by_dtype_and_number_of_copies() -> None:
     assert told(lanes[0].shared) == [(0, [0], 1), (1, [2], 2)]
     assert told(lanes[0].heads[1]) == [(0, [3], 2)]
     assert told(lanes[1].shared) == [(0, [1], 1)]
+
+
+def test_two_rows_are_on_their_way_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of T rows, whole ones: one that is sent while the one before it may not have arrived."""
+    under_way: list[collectives.Pending] = []
+    most = 0
+
+    class Work:
+        def wait(self) -> None:
+            under_way.pop(0)
+
+    def reduce_scatter(part: Tensor, whole: Tensor, group: object) -> collectives.Pending:
+        nonlocal most
+        part.copy_(whole)
+        under_way.append(collectives.Pending("", Work(), whole))
+        most = max(most, len(under_way))
+        return under_way[-1]
+
+    monkeypatch.setattr(collectives, "reduce_scatter", reduce_scatter)
+    monkeypatch.setattr(segments.dist, "get_world_size", lambda group: 1)
+    params = [torch.empty(5)]
+    exchange = Exchange(lay_out(params, [1], [[0]], {}, 1), cast(Any, None))
+    for t in range(5):
+        exchange.send(t, [torch.full((5,), float(t))], [None])
+    ((group,),) = exchange.parts(1)
+    assert most == 2
+    assert not under_way
+    assert [row[0][0].item() for row in group.rows] == [0, 1, 2, 3, 4]
 
 
 def test_groups_keep_the_number_of_copies_apart() -> None:

@@ -33,10 +33,14 @@ class Pending:
         self.what, self.work, self.tensors = what, work, tensors
 
     def wait(self) -> None:
-        """Orders what follows behind the collective: a stream on a GPU, this thread on a CPU."""
-        with explained(self.what):
-            self.work.wait()
-        self.tensors = ()
+        """Orders what follows behind the collective: a stream on a GPU, this thread on a CPU.
+
+        A second call does nothing.
+        """
+        if self.work is not None:
+            with explained(self.what):
+                self.work.wait()
+        self.work, self.tensors = None, ()
 
 
 def reduce_scatter(part: Tensor, whole: Tensor, group: Group) -> Pending:
