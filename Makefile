@@ -12,7 +12,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 REQUIRES := import importlib.metadata as m, sys; \
 	print(*(r.split(";")[0].strip() for r in m.requires("mtlkernels") if f"extra == \"{sys.argv[1]}\"" in r))
 
-.PHONY: demo test test-frameworks lint bench gpu-check clean
+.PHONY: demo test test-frameworks lint bench gpu-check dist-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m mtlkernels demo
@@ -34,6 +34,10 @@ bench: $(VENV)/.test
 # With the Python that is there, its torch and nvcc: nothing is installed.
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
+
+# The tests of several ranks on NCCL with a GPU each, two and where there are as many four, with the Python that is there.
+dist-check:
+	MTLKERNELS_DIST=nccl $(PYTHON) -m pytest -m dist tests/test_distributed.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mtlkernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton

@@ -111,18 +111,18 @@ def cut_at_features(
             )
         edge = get_gradient_edge(feature)
         given[edge.node, edge.output_nr] = None
+    position = {id(param): p for p, param in enumerate(params)}
     crossed: list[dict[Place, None]] = []
     nodes: list[dict[Node, None]] = []
     for t, start in enumerate(starts):
         passed: dict[Place, None] = {}
         nodes.append(_reach([(start.node, start.output_nr)], given, passed))
         crossed.append(passed)
-        if not passed:
+        if not passed and _leaves(nodes[t], position):
             raise ValueError(
                 f"loss {t} is not computed from the features, so they do not tell how it moves the "
                 "trunk: give all that the heads read, as the heads read it"
             )
-    position = {id(param): p for p, param in enumerate(params)}
     union = {node: None for own in nodes for node in own}
     entangled = len(union) < sum(map(len, nodes))
     above = [_leaves(own, position) for own in nodes]
@@ -136,6 +136,21 @@ def cut_at_features(
             reached[p] = min(2, reached[p] + 1)
     below = sorted({p for leaves in under.values() for p in leaves})
     return _cut(crossed, above, below, reached, union, entangled)
+
+
+def reached_by(starts: Sequence[GradientEdge], params: Sequence[Tensor]) -> list[list[int]]:
+    """T lists of the parameters, by position, that a loss reaches, from the graph alone."""
+    cut = cut_at_heads(starts, params)
+    position = {id(param): p for p, param in enumerate(params)}
+    below: dict[frozenset[int], list[int]] = {}
+    for crossed in map(frozenset, cut.crossed):
+        if crossed not in below:
+            places = [(cut.edges[e].node, cut.edges[e].output_nr) for e in crossed]
+            below[crossed] = _leaves(_reach(places), position)
+    return [
+        sorted({*above, *below[frozenset(crossed)]})
+        for above, crossed in zip(cut.above, cut.crossed, strict=True)
+    ]
 
 
 @contextmanager

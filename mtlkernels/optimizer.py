@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal, cast, overload
 import torch
 from torch import Tensor
 
-from mtlkernels import method_state
+from mtlkernels import backprop, method_state
 from mtlkernels.arguments import Losses, Options
-from mtlkernels.backprop import Scaler, collect_step, combine_rows, step
+from mtlkernels.backprop import Engine, Scaler
 from mtlkernels.methods import GramMethod, LossMethod, Reused, RowMethod, get_method
 from mtlkernels.report import Report
 from mtlkernels.rows import Rows
@@ -29,8 +29,14 @@ class _Balancing:
 
     method: GramMethod | LossMethod | RowMethod
     options: Options
+    ranks: Engine | None = None  # who takes the steps of several ranks
     pending: Rows | None = None  # what accumulate=True has added up
     warned: bool = False
+
+    @property
+    def engine(self) -> Engine:
+        """Who takes the steps."""
+        return backprop if self.ranks is None else self.ranks
 
     def check_learnt(self, params: Sequence[Tensor]) -> None:
         """Warns once where the method learns and the optimizer does not hold what it learns."""
@@ -73,12 +79,23 @@ class MTLOptimizer(torch.optim.Optimizer):
             then a `PerPart`, see `mtlkernels.backward`.
         every: ask the method every so many steps and reuse its weights in between, see `Reused`.
         measure, apply, collect, rows_dtype, max_norm: see `mtlkernels.backward`.
+        module: with several ranks, the model as DistributedDataParallel, `fully_shard` or
+            `parallelize_module` gave it; see docs/distributed.md. Losses are each rank's own, what
+            counts is their mean; None stands for one that a rank has no data for.
+        process_group: in place of a DistributedDataParallel, the ranks that hold the same
+            parameters; beside the module of `parallelize_module`, those that hold the same pieces.
+        gram: with replicas, "exact" weighs by the Gram matrix of the mean gradients, "unbiased" by
+            an estimate of what it would be without the noise of the batch.
+        check_ranks: compare all ranks' weights in each step, and raise where they differ; it waits
+            for the device.
 
     Raises:
         TypeError: base is not an optimizer, or method is neither a method nor a name.
         ValueError: base is wrapped already, has an attribute of its own that the wrapping would
             hide (`method`, `backward`) or holds the state of another method; no method has that
             name; or an option is given that the method, or another option, has no use for.
+        NotImplementedError: the ranks share the model in a way that cannot be balanced, or an
+            option needs what it does not give; the sentence says what to do.
     """
 
     _mtl: _Balancing
@@ -156,12 +173,16 @@ class MTLOptimizer(torch.optim.Optimizer):
                     "gradients of earlier micro-batches wait: accumulate=True for the last one "
                     "too, then combine()"
                 )
-            return step(losses, params, mtl.method, mtl.options, features, scaler, retain_graph)
+            return mtl.engine.step(
+                losses, params, mtl.method, mtl.options, features, scaler, retain_graph
+            )
         if features is not None:
             raise ValueError(
                 "accumulate=True adds up rows, and features= takes none: leave one out"
             )
-        rows = collect_step(losses, params, mtl.method, mtl.options, scaler, retain_graph)
+        rows = mtl.engine.collect_step(
+            losses, params, mtl.method, mtl.options, scaler, retain_graph
+        )
         if mtl.pending is None:
             mtl.pending = rows.keep()
         else:
@@ -183,7 +204,7 @@ class MTLOptimizer(torch.optim.Optimizer):
                 "nothing was accumulated: call backward(losses, accumulate=True) first"
             )
         method = cast("GramMethod | RowMethod", self._mtl.method)
-        report = combine_rows(rows, method, self._mtl.options)
+        report = self._mtl.engine.combine_rows(rows, method, self._mtl.options)
         self._mtl.pending = None
         return report
 
@@ -239,6 +260,10 @@ def _wrap(
     method: GramMethod | LossMethod | RowMethod | str,
     *,
     every: int = 1,
+    module: torch.nn.Module | None = None,
+    process_group: Any = None,
+    gram: Literal["exact", "unbiased"] = "exact",
+    check_ranks: bool = False,
     **options: Any,
 ) -> MTLOptimizer:
     if not isinstance(base, torch.optim.Optimizer):
@@ -265,8 +290,19 @@ def _wrap(
     _refuse_hiding(base)
     chosen = Options(**options)
     chosen.check(method)
+    balancing = _Balancing(method, chosen)
+    if module is not None or process_group is not None:
+        from mtlkernels import distributed  # which loads DTensor and FSDP
+
+        balancing.ranks = distributed.engine(
+            module, process_group, method, chosen, gram=gram, check_ranks=check_ranks
+        )
+    elif gram != "exact" or check_ranks:
+        raise ValueError(
+            "gram= and check_ranks= are for several ranks: say which with module= or process_group="
+        )
     method_state.take(base.param_groups, method)
-    base._mtl = _Balancing(method, chosen)  # type: ignore[attr-defined]
+    base._mtl = balancing  # type: ignore[attr-defined]
     base.__class__ = _wrapped_class(type(base))
     return base  # type: ignore[return-value]
 

@@ -7,7 +7,7 @@ backward of sum_t w_t c_t takes the cut's gradients c_t to the parameters below 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,8 +66,11 @@ def run_heads(
     features: Sequence[Tensor] | None = None,
     scale: Tensor | None = None,
     retain_graph: bool = False,
+    decide: Callable[[], set[int]] | None = None,
 ) -> Heads:
     """The tasks' backwards down to the cut.
+
+    decide: which parameters, by position, are to be balanced; without it this graph says.
 
     Raises:
         ValueError: no parameter is shared, or features are none.
@@ -78,7 +81,10 @@ def run_heads(
     else:
         cut = cut_at_features(begun.edges, features, params)
     refuse_reentrant_checkpoints(losses, cut.reached)
-    balanced = shared_positions(cut.reached, len(losses), params, options.shared)
+    if decide is None:
+        balanced = shared_positions(cut.reached, len(losses), params, options.shared)
+    else:
+        balanced = decide()
     weighted = set(range(len(params))) if options.weight_heads else balanced
     return Heads(cut, gradients_above(begun, cut, params, retain_graph), balanced, weighted)
 

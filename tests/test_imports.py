@@ -48,11 +48,17 @@ PYTHON: dict[str, set[str] | None] = {
         "report",
     },
     "splitter": {"aggregation", "backprop", "report", "weighted"},
+    "distributed": {
+        *("aggregation", "arguments", "backprop", "collect", "cut", "layout", "ops", "report"),
+        *("rows", "weighted", "distributed"),
+    },
     "compiled": set(),
     "monitor": {"report", "sinks"},
     "sinks": set(),
     "method_state": {"methods"},
-    "optimizer": {"arguments", "backprop", "method_state", "methods", "report", "rows"},
+    "optimizer": {
+        *("arguments", "backprop", "distributed", "method_state", "methods", "report", "rows"),
+    },
     "demo": ANYTHING,
 }
 THIRD_PARTY = {"torch"}

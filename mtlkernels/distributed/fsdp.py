@@ -1,0 +1,121 @@
+"""FSDP2: T rows, or the direction itself, out of the .grad that fully_shard's backwards leave.
+
+fully_shard reduces gradients inside each backward and puts them into the .grad of the parameters
+that it has sharded, which are no leaves of the graph: `torch.autograd.grad` does not know them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from mtlkernels.collect import Row, Starts, starts
+
+
+class FullyShard:
+    """The modules of a model that fully_shard has wrapped; none is fine.
+
+    Args:
+        module: the model.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.modules = [m for m in module.modules() if isinstance(m, FSDPModule)]
+
+    def __bool__(self) -> bool:
+        return bool(self.modules)
+
+    def rows(
+        self,
+        losses: Sequence[Tensor],
+        params: Sequence[Tensor],
+        scale: Tensor | None,
+        retain_graph: bool,
+    ) -> list[Row]:
+        """T backwards: T lists of this rank's pieces of P gradients.
+
+        params: the sharded ones. While the model is unsharded, `model.parameters()` are others.
+        Until the last backward it stays so, which saves T - 1 all-gathers; after it, it must not,
+        as the next forward would not see what the optimizer writes.
+        """
+        begun = starts(losses, scale)
+        before = [param.grad for param in params]
+        rows: list[Row] = []
+        last = len(losses) - 1
+        try:
+            for t, (edge, seed) in enumerate(zip(begun.edges, begun.seeds, strict=True)):
+                for param in params:
+                    param.grad = None
+                with self._resharding(t == last):
+                    torch.autograd.backward(
+                        cast(Tensor, edge), seed, retain_graph=retain_graph or t < last
+                    )
+                rows.append([_piece(param) for param in params])
+        finally:
+            for param, grad in zip(params, before, strict=True):
+                param.grad = grad
+            self.reshard()
+        return rows
+
+    def cotangents(self, begun: Starts, features: Sequence[Tensor]) -> list[Row]:
+        """T backwards to C features and no further; the graph stays."""
+        rows: list[Row] = []
+        try:
+            with self._resharding(False):
+                for edge, seed in zip(begun.edges, begun.seeds, strict=True):
+                    found = torch.autograd.grad(
+                        cast(Any, [edge]), features, [seed], retain_graph=True, allow_unused=True
+                    )
+                    rows.append(list(found))
+        finally:
+            self.reshard()
+        return rows
+
+    def backward(
+        self,
+        begun: Starts,
+        weights: Tensor | None,
+        retain_graph: bool,
+        replaced: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> None:
+        """One backward of the losses' weighted or plain sum, which adds to .grad.
+
+        replaced: pairs of a feature and the gradient that goes on below it in place of its own.
+        """
+        seeds = begun.seeds
+        if weights is not None:
+            pairs = zip(seeds, weights.unbind(), strict=True)
+            seeds = [seed * weight.to(seed) for seed, weight in pairs]
+        handles = [feature.register_hook(lambda _, c=c: c) for feature, c in replaced]
+        try:
+            torch.autograd.backward(cast(Any, begun.edges), seeds, retain_graph=retain_graph)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def reshard(self) -> None:
+        """Frees whole parameters: from now on the sharded ones count."""
+        for module in self.modules:
+            module.reshard()
+
+    @contextmanager
+    def _resharding(self, wanted: bool) -> Iterator[None]:
+        for module in self.modules:
+            module.set_reshard_after_backward(wanted, recurse=False)
+        try:
+            yield
+        finally:
+            for module in self.modules:
+                module.set_reshard_after_backward(True, recurse=False)
+
+
+def _piece(param: Tensor) -> Tensor | None:
+    """This rank's piece of a gradient, which is in the parameter's own layout."""
+    grad = param.grad
+    return grad.to_local() if isinstance(grad, DTensor) else grad

@@ -1,0 +1,144 @@
+"""What every step over replicas has: checked arguments, an agreement, means over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mtlkernels import backprop
+from mtlkernels.aggregation import keeps_weights, takes_rows
+from mtlkernels.arguments import Losses, Options
+from mtlkernels.backprop import AnyMethod, Scaler, check_step, scale_of, stack, write_row
+from mtlkernels.collect import Row, starts
+from mtlkernels.cut import reached_by
+from mtlkernels.distributed.agreement import Agreement, View, fingerprint
+from mtlkernels.distributed.arguments import present_losses, refuse_compiling
+from mtlkernels.distributed.collectives import Group, Hosts, OfRanks
+from mtlkernels.distributed.placements import Held
+from mtlkernels.distributed.segments import mean_rows
+from mtlkernels.distributed.setting import Setting
+from mtlkernels.distributed.verdict import Totals
+
+
+@dataclass
+class Step:
+    """One step's arguments, checked; `losses` are this rank's own."""
+
+    tasks: tuple[str, ...]
+    values: list[Tensor]
+    losses: Tensor
+    params: list[Tensor]
+    held: Held
+    scale: Tensor | None
+
+
+class Meeting(OfRanks):
+    """W ranks that hold the same parameters.
+
+    Args:
+        group: the ranks.
+        setting: what a person may choose.
+        module: the DistributedDataParallel, to see that it is not in `join()`.
+    """
+
+    def __init__(self, group: Group, setting: Setting, module: nn.Module | None = None) -> None:
+        self.group, self.setting, self.module = group, setting, module
+        self.ranks = dist.get_world_size(group)
+        self.hosts = Hosts()
+        self.agreement = Agreement(self.hosts.of(group))
+
+    def begin(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        features: bool,
+        scaler: Scaler | Tensor | None,
+    ) -> Step:
+        """The arguments of a step, checked on this rank."""
+        refuse_compiling()
+        join = getattr(self.module, "_join_config", None)
+        if join is not None and join.enable:
+            raise NotImplementedError(
+                "join() lets ranks run out of batches at different times, and a method needs all "
+                "of them in each step: give all ranks equally many batches, for example with "
+                "DistributedSampler(drop_last=True)"
+            )
+        tasks, values = present_losses(losses, params)
+        kept = check_step(values, params, method, options, features, sharded=True)
+        held = Held(kept)
+        if held.sharded:
+            _refuse_pieces(method, options, features)
+        if features and self.setting.gram != "exact":
+            raise ValueError(
+                'gram="unbiased" is for rows over all shared parameters: leave out features='
+            )
+        scale = scale_of(scaler, values[0].device)
+        return Step(tasks, values, stack(values), kept, held, scale)
+
+    def totals(self, held: Held) -> Totals:
+        """Where sums over all ranks are formed."""
+        ranks = self.ranks * held.ranks
+        return Totals([self.group, *held.groups], ranks, self.ranks, self.hosts)
+
+    def settle_graph(self, now: Step, method: AnyMethod, options: Options) -> None:
+        """Agrees on who reaches what, from the graph of this step's losses."""
+        edges = starts(now.values).edges
+        self.settle(now, reached_by(edges, now.params), method, options)
+
+    def settle(
+        self, now: Step, reach: Sequence[Sequence[int]], method: AnyMethod, options: Options
+    ) -> None:
+        """Agrees on who reaches what; see `Agreement`."""
+        self.agreement.settle(
+            View.of(now.tasks, now.held.tensors, reach),
+            lambda: fingerprint(cast(nn.Module, method), options, self.setting, now.params),
+        )
+
+    def split(self, now: Step, options: Options) -> tuple[list[int], list[int]]:
+        """Positions of the parameters to balance, and of heads, on all ranks together."""
+        marks: list[Row] = [
+            [tensor if p in own else None for p, tensor in enumerate(now.held.tensors)]
+            for own in self.reach(now)
+        ]
+        return backprop.split(marks, now.params, options.shared)
+
+    def reach(self, now: Step) -> list[set[int]]:
+        """T sets of the parameters that a task reaches on some rank."""
+        return self.agreement.reach[: len(now.tasks)]
+
+    def filled(self, row: Row, reach: set[int], now: Step) -> Row:
+        """A row with zeros where only other ranks have a gradient."""
+        return [
+            torch.zeros_like(tensor) if grad is None and p in reach else grad
+            for p, (grad, tensor) in enumerate(zip(row, now.held.tensors, strict=True))
+        ]
+
+    @torch.no_grad()
+    def write_mean(self, now: Step, row: Row) -> None:
+        """Adds the mean over the ranks of one gradient to .grad: one all-reduce."""
+        reach = set().union(*self.reach(now))
+        filled = self.filled(now.held.row(row), reach, now)
+        (mean,) = mean_rows([filled], now.held.tensors, self.group)
+        write_row(mean, now.held.tensors)
+        now.held.hand_back()
+
+
+def _refuse_pieces(method: AnyMethod, options: Options, features: bool) -> None:
+    """What needs whole gradients, or a look into the graph, where parameters are DTensors."""
+    if takes_rows(method):
+        raise NotImplementedError(
+            f"{type(method).__name__} takes whole gradients, and these parameters are pieces "
+            "(DTensors): use a Gram or a loss method"
+        )
+    if features or options.weighted or keeps_weights(method) or options.collect != "loop":
+        raise NotImplementedError(
+            "features=, measure=, apply=, every= and collect= look into a graph of plain tensors, "
+            "and these parameters are DTensors: leave them out"
+        )

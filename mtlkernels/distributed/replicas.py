@@ -1,0 +1,246 @@
+"""Replicated parameters: DistributedDataParallel, or a process group whose ranks hold the same.
+
+Each rank's losses are means over its own samples, and what counts is their mean over the ranks, as
+with DistributedDataParallel: g_t = (1/W) sum_r g_t,r. K is not additive over ranks, so rows are
+reduced first, each to pieces that the ranks own; the sum over pieces of their inner products is K.
+Parameters may be pieces of tensors themselves, of tensor parallelism: see `Held`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mtlkernels.aggregation import (
+    Weighting,
+    keeps_weights,
+    section_grams,
+    takes_rows,
+    weighs_losses,
+)
+from mtlkernels.arguments import Losses, Options
+from mtlkernels.backprop import (
+    AnyMethod,
+    Scaler,
+    check_keeps_rows,
+    columns,
+    combine_rows,
+    sections_of,
+)
+from mtlkernels.collect import Row, task_gradients
+from mtlkernels.distributed.meeting import Meeting, Step
+from mtlkernels.distributed.one_backward import loss_step, weighted_step
+from mtlkernels.distributed.placements import Held
+from mtlkernels.distributed.segments import Exchange, lay_out, mean_rows
+from mtlkernels.layout import group_gradients
+from mtlkernels.report import Report
+from mtlkernels.rows import Rows, collect_rows
+
+
+class Replicas(Meeting):
+    """Takes steps over W ranks that hold the same parameters, each with samples of its own."""
+
+    def step(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        features: Tensor | Sequence[Tensor] | None = None,
+        scaler: Scaler | Tensor | None = None,
+        retain_graph: bool = False,
+    ) -> Report:
+        """`mtlkernels.backward` over the ranks."""
+        now = self.begin(losses, params, method, options, features is not None, scaler)
+        if weighs_losses(method):
+            return loss_step(self, now, method, options, retain_graph)
+        weights = None
+        if keeps_weights(method):
+            weights = method.kept_weights(now.tasks, scaler is not None)
+        if weights is not None or features is not None or options.weighted:
+            gram_method = cast(Weighting, method)
+            report = weighted_step(self, now, gram_method, options, features, weights, retain_graph)
+        else:
+            report = self._by_rows(now, cast(Weighting, method), options, retain_graph)
+        if keeps_weights(method):
+            method.count(now.tasks)
+        return report
+
+    def collect_step(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        scaler: Scaler | Tensor | None = None,
+        retain_graph: bool = False,
+    ) -> Rows:
+        """This rank's rows of one micro-batch; the ranks meet in `combine_rows` only."""
+        check_keeps_rows(method, options)
+        now = self.begin(losses, params, method, options, False, scaler)
+        how, dtype = options.collect, options.rows_dtype
+        rows, told = collect_rows(now.values, now.params, how, dtype, now.scale, retain_graph)
+        rows = [now.held.row(row) for row in rows]
+        return Rows(now.tasks, now.losses, now.params, rows, now.scale, told)
+
+    @torch.no_grad()
+    def combine_rows(self, rows: Rows, method: Any, options: Options) -> Report:
+        """`collect_step`'s rows over all ranks to .grad."""
+        options.check(method)
+        held = Held(rows.params)
+        now = Step(rows.tasks, [], rows.losses, list(rows.params), held, rows.scale)
+        reach = [[p for p, grad in enumerate(row) if grad is not None] for row in rows.grads]
+        self.settle(now, reach, method, options)
+        if takes_rows(method):
+            return self._whole_rows(now, rows.grads, method, options, rows.collected)
+        exchange, sections = self._exchange(now, options)
+        self._send_all(exchange, rows.grads, options)
+        local = self._local_gram(now, rows.grads, sections, options)
+        return self._finish(now, exchange, method, options, rows.collected, local)
+
+    def _by_rows(
+        self, now: Step, method: Weighting, options: Options, retain_graph: bool
+    ) -> Report:
+        """T backwards, and the reduction of each task's row while the next one runs."""
+        self.settle_graph(now, method, options)
+        whole = takes_rows(method) or self.setting.gram == "unbiased" or options.collect != "loop"
+        told = f"a backward a loss, rows reduced to {self.ranks} ranks' pieces"
+        last = len(now.values) - 1
+        if whole:
+            dtype = options.rows_dtype
+            rows, told = collect_rows(
+                now.values, now.params, options.collect, dtype, now.scale, retain_graph
+            )
+            rows = [now.held.row(row) for row in rows]
+            if takes_rows(method):
+                return self._whole_rows(now, rows, method, options, told)
+        exchange, sections = self._exchange(now, options)
+        if whole:
+            self._send_all(exchange, rows, options)
+            local = self._local_gram(now, rows, sections, options)
+            return self._finish(now, exchange, method, options, told, local)
+        with torch.no_grad():
+            sender = _Sender(exchange, last, options.weight_heads)
+            for t, value in enumerate(now.values):
+                retain = retain_graph or t < last
+                (row,) = task_gradients([value], now.params, retain, now.scale)
+                sender.send(now.held.row(row))
+                del row
+        return self._finish(now, exchange, method, options, told)
+
+    @torch.no_grad()
+    def _send_all(self, exchange: Exchange, rows: Sequence[Row], options: Options) -> None:
+        sender = _Sender(exchange, len(rows) - 1, options.weight_heads)
+        for row in rows:
+            sender.send(row)
+
+    def _exchange(self, now: Step, options: Options) -> tuple[Exchange, list[list[int]]]:
+        """The step's collectives, and positions of what is balanced, part by part."""
+        balanced, heads = self.split(now, options)
+        parts = options.parts
+        sections = [balanced] if parts is None else sections_of(parts, now.params, balanced)
+        last = len(now.tasks) - 1
+        brought = {last: heads}
+        if options.weight_heads:
+            brought = {t: sorted(own & set(heads)) for t, own in enumerate(self.agreement.reach)}
+        lanes = lay_out(
+            now.held.tensors, now.held.copies, sections, brought, self.ranks, options.rows_dtype
+        )
+        return Exchange(lanes, self.group), sections
+
+    def _local_gram(
+        self,
+        now: Step,
+        rows: Sequence[Row],
+        sections: Sequence[Sequence[int]],
+        options: Options,
+    ) -> Tensor | None:
+        """The Gram matrix of this rank's own rows, where the statistic needs it."""
+        if self.setting.gram == "exact":
+            return None
+        held = now.held
+        groups = [
+            group_gradients(
+                columns(rows, part),
+                [held.tensors[p] for p in part],
+                [held.copies[p] for p in part],
+            )
+            for part in sections
+        ]
+        parted, size = options.parts is not None, len(rows)
+        if not any(groups):  # a rank without any task
+            shape = (len(sections), size, size) if parted else (size, size)
+            return torch.zeros(shape, dtype=torch.float64, device=now.losses.device)
+        return section_grams(groups, size, parted)
+
+    @torch.no_grad()
+    def _finish(
+        self,
+        now: Step,
+        exchange: Exchange,
+        method: Weighting,
+        options: Options,
+        collected: str,
+        local: Tensor | None = None,
+    ) -> Report:
+        """Gram matrix, weights and direction from the pieces of T rows."""
+        num_sections = 1 if options.parts is None else len(options.parts)
+        pieces = exchange.parts(num_sections)
+        gram = section_grams(pieces, len(now.tasks), options.parts is not None)
+        found, losses = self.totals(now.held).judge(
+            gram, now.losses, method, now.scale, options.max_norm, self.setting, local
+        )
+        assert found.weights is not None
+        head_weights = found.weights if options.weight_heads else torch.ones_like(found.weights)
+        head_weights = head_weights.view(num_sections, -1)[0]
+        weights = found.weights.view(num_sections, -1)
+        exchange.write(pieces, weights, head_weights, now.held.tensors)
+        now.held.hand_back()
+        statistic = self.setting.gram
+        return Report(
+            now.tasks, found.gram, found.weights, losses, found.status, collected, statistic
+        )
+
+    def _whole_rows(
+        self, now: Step, rows: Sequence[Row], method: Any, options: Options, collected: str
+    ) -> Report:
+        """For a row method: all rows on every rank, and then what one process does with them."""
+        filled = [
+            self.filled(row, own, now) for row, own in zip(rows, self.reach(now), strict=True)
+        ]
+        means = mean_rows(filled, now.held.tensors, self.group)
+        losses = self.totals(now.held).losses(now.losses, now.scale)
+        told = f"{collected}, rows on every rank"
+        found = Rows(now.tasks, losses, now.params, means, now.scale, told)
+        return combine_rows(found, method, options)
+
+
+class _Sender:
+    """Sends T rows in order; heads go with their own task's row, or all together with the last."""
+
+    def __init__(self, exchange: Exchange, last: int, apart: bool) -> None:
+        self.exchange, self.last, self.apart = exchange, last, apart
+        self.task = 0
+        self.members = {
+            p
+            for lane in exchange.lanes
+            for segments in lane.heads.values()
+            for segment in segments
+            for p in segment.whole.params
+        }
+        self.sum: Row = []
+
+    def send(self, row: Row) -> None:
+        heads = row
+        if not self.apart:
+            self.sum = self.sum or [None] * len(row)
+            for p in self.members:
+                have, more = self.sum[p], row[p]
+                if more is not None:
+                    self.sum[p] = more if have is None else have + more
+            heads = self.sum
+        self.exchange.send(self.task, row, heads)
+        self.task += 1

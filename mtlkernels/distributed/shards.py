@@ -1,0 +1,269 @@
+"""Sharded parameters: FSDP2 (`fully_shard`), HSDP and tensor parallelism, which are DTensors.
+
+A rank holds a piece of each row, so K needs one sum of T x T numbers, the direction needs none, and
+.grad gets DTensors back. Tensor parallelism hands gradients out of `torch.autograd.grad`, FSDP2 as
+`FullyShard` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mtlkernels.aggregation import (
+    Weighting,
+    add_weighted_sum,
+    keeps_weights,
+    section_grams,
+    takes_rows,
+    weighs_losses,
+)
+from mtlkernels.arguments import Losses, Options
+from mtlkernels.backprop import (
+    AnyMethod,
+    Scaler,
+    check_keeps_rows,
+    check_step,
+    columns,
+    scale_of,
+    sections_of,
+    split,
+    stack,
+    weigh_losses,
+    write_row,
+)
+from mtlkernels.collect import starts, task_gradients, weighted_gradient
+from mtlkernels.distributed.agreement import Agreement, View, fingerprint
+from mtlkernels.distributed.arguments import present_losses, refuse_compiling
+from mtlkernels.distributed.collectives import Hosts, OfRanks
+from mtlkernels.distributed.fsdp import FullyShard
+from mtlkernels.distributed.placements import Held
+from mtlkernels.distributed.setting import Setting
+from mtlkernels.distributed.verdict import Totals
+from mtlkernels.layout import group_gradients
+from mtlkernels.report import Report
+from mtlkernels.rows import Rows
+from mtlkernels.weighted import combine_features, feature_gram
+
+
+class Shards(OfRanks):
+    """Takes steps over the ranks of the parameters' mesh.
+
+    Args:
+        module: the model, for its FSDP2 modules.
+        setting: what a person may choose.
+    """
+
+    def __init__(self, module: nn.Module, setting: Setting) -> None:
+        self.setting = setting
+        self.fsdp = FullyShard(module)
+        self.hosts = Hosts()
+        self._agreed = False
+
+    def step(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        features: Tensor | Sequence[Tensor] | None = None,
+        scaler: Scaler | Tensor | None = None,
+        retain_graph: bool = False,
+    ) -> Report:
+        """`mtlkernels.backward` over the ranks."""
+        if features is None and not weighs_losses(method):
+            rows = self.collect_step(losses, params, method, options, scaler, retain_graph)
+            return self.combine_rows(rows, cast(Any, method), options)
+        tasks, values, kept = self._begin(losses, params, method, options, features is not None)
+        held = Held(kept)
+        scale = scale_of(scaler, values[0].device)
+        if features is not None:
+            given = [features] if isinstance(features, Tensor) else features
+            return self._by_features(
+                tasks, values, held, cast(Weighting, method), options, given, scale, retain_graph
+            )
+        assert weighs_losses(method)
+        means = self._totals(held).losses(stack(values), scale)
+        told = weigh_losses(method, means)
+        weights = told.weights if scale is None else told.weights * scale.to(told.weights)
+        if self.fsdp:
+            self.fsdp.backward(starts(values), weights, retain_graph)
+        else:
+            row = weighted_gradient(values, weights, kept, retain_graph)
+            write_row(held.row(row), held.tensors)
+            held.hand_back()
+        return told.finish(tasks, means, method, scale)
+
+    def collect_step(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        scaler: Scaler | Tensor | None = None,
+        retain_graph: bool = False,
+    ) -> Rows:
+        """This rank's pieces of T rows, which the model's own collectives have reduced."""
+        check_keeps_rows(method, options)
+        tasks, values, kept = self._begin(losses, params, method, options, False)
+        scale = scale_of(scaler, values[0].device)
+        if self.fsdp:
+            rows = self.fsdp.rows(values, kept, scale, retain_graph)
+            told = "a backward a loss through fully_shard"
+        else:
+            held = Held(kept)
+            rows = task_gradients(values, kept, retain_graph, scale, held.row)
+            told = "a backward a loss, of DTensors"
+        return Rows(tasks, stack(values), kept, rows, scale, told)
+
+    @torch.no_grad()
+    def combine_rows(self, rows: Rows, method: Any, options: Options) -> Report:
+        """Pieces of T rows to Gram matrix, weights and .grad."""
+        options.check(method)
+        params = rows.params
+        held = Held(params)
+        grads, num_tasks = rows.grads, len(rows.tasks)
+        balanced, heads = split(grads, params, options.shared)
+        parts = options.parts
+        sections = [balanced] if parts is None else sections_of(parts, params, balanced)
+
+        def members(positions: Sequence[int]) -> list[Tensor]:
+            return [held.tensors[p] for p in positions]
+
+        groups = [
+            group_gradients(columns(grads, part), members(part), [held.copies[p] for p in part])
+            for part in sections
+        ]
+        gram = section_grams(groups, num_tasks, parts is not None)
+        found, losses = self._totals(held).judge(
+            gram, rows.losses, method, rows.scale, options.max_norm, self.setting
+        )
+        assert found.weights is not None
+        for part, own, weights in zip(
+            sections, groups, found.weights.view(len(sections), -1), strict=True
+        ):
+            add_weighted_sum(own, weights, members(part))
+        ones = torch.ones_like(found.status, dtype=torch.float64)
+        head_groups = group_gradients(columns(grads, heads), members(heads))
+        add_weighted_sum(
+            head_groups, found.weights if options.weight_heads else ones, members(heads)
+        )
+        held.hand_back()
+        return Report(rows.tasks, found.gram, found.weights, losses, found.status, rows.collected)
+
+    def _by_features(
+        self,
+        tasks: tuple[str, ...],
+        values: Sequence[Tensor],
+        held: Held,
+        method: Weighting,
+        options: Options,
+        features: Sequence[Tensor],
+        scale: Tensor | None,
+        retain_graph: bool,
+    ) -> Report:
+        """T backwards through the heads and one of the sum, whose gradients the features replace.
+
+        What is above the features gets the plain sum, or with weight_heads the weighted one.
+        """
+        if not self.fsdp or len(held.groups) > 1:
+            raise NotImplementedError(
+                "features= needs samples of its own on each rank: of DTensors that is "
+                "fully_shard's on one mesh dimension; leave it out here"
+            )
+        begun = starts(values, scale)
+        cotangents = self.fsdp.cotangents(begun, features)
+        if not any(c is not None for row in cotangents for c in row):
+            raise ValueError("no loss is computed from the features: give what the heads read")
+        gram = feature_gram(cotangents) / held.ranks**2
+        found, losses = self._totals(held).judge(
+            gram, stack(values), method, scale, None, self.setting
+        )
+        weights = found.weights
+        assert weights is not None
+        below = zip(features, combine_features(cotangents, weights), strict=True)
+        replaced = [(feature, c) for feature, c in below if c is not None]
+        above = weights if options.weight_heads else None
+        self.fsdp.backward(begun, above, retain_graph, replaced)
+        told = "one backward through fully_shard, measured on the features"
+        return Report(tasks, found.gram, weights, losses, found.status, told)
+
+    def _begin(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        features: bool,
+    ) -> tuple[tuple[str, ...], list[Tensor], list[Tensor]]:
+        refuse_compiling()
+        tasks, values = present_losses(losses, params)
+        kept = check_step(values, params, method, options, features, sharded=True)
+        if self.fsdp:
+            self._check_sharded(values, kept, method)
+        if not self._agreed:
+            self._agree(tasks, kept, cast(nn.Module, method), options)
+        return tasks, values, kept
+
+    def _agree(
+        self, tasks: tuple[str, ...], params: Sequence[Tensor], method: nn.Module, options: Options
+    ) -> None:
+        """Raises at the first step, on all ranks, where they are not set up alike."""
+        for group in Held(params).groups:
+            Agreement(self.hosts.of(group)).settle(
+                View.of(tasks, params, []),
+                lambda: fingerprint(method, options, self.setting, params),
+            )
+        self._agreed = True
+
+    def _check_sharded(
+        self, values: Sequence[Tensor], params: Sequence[Tensor], method: AnyMethod
+    ) -> None:
+        if any(value.grad_fn is None for value in values):
+            raise ValueError(
+                "a loss is None, and fully_shard's collectives need the same modules on all ranks: "
+                "give 0 times a loss that runs through them"
+            )
+        own = {id(param) for param in cast(nn.Module, method).parameters()}
+        plain = [
+            i
+            for i, param in enumerate(params)
+            if not isinstance(param, DTensor) and id(param) not in own
+        ]
+        if plain:
+            raise NotImplementedError(
+                f"parameter {plain[0]} is a plain tensor beside those of fully_shard, which does "
+                "not reduce it: shard it too (fully_shard the root module), before the optimizer "
+                "takes the parameters"
+            )
+
+    def _totals(self, held: Held) -> Totals:
+        return Totals(held.groups, held.ranks, 1, self.hosts)
+
+
+def refuse_for_shards(method: object, options: Options, setting: Setting) -> None:
+    """Raises where a method or an option needs whole gradients, or a look into a plain graph."""
+    if takes_rows(method):
+        raise NotImplementedError(
+            f"{type(method).__name__} takes whole gradients, and these parameters are pieces "
+            "(DTensors): use a Gram or a loss method"
+        )
+    if setting.gram != "exact":
+        raise NotImplementedError(
+            'gram="unbiased" needs each rank\'s own gradients, and of DTensors only sums over the '
+            "ranks come out: leave it out"
+        )
+    if options.weighted or options.collect != "loop" or keeps_weights(method):
+        raise NotImplementedError(
+            "measure=, apply=, collect= and every= look into a graph of plain tensors, and these "
+            "parameters are DTensors: leave them out"
+        )
+    if options.rows_dtype is not None:
+        raise NotImplementedError(
+            "rows_dtype= is for rows over plain parameters: with fully_shard choose the dtypes in "
+            "its MixedPrecisionPolicy"
+        )

@@ -1,0 +1,106 @@
+"""From each rank's part of a step's numbers to the same weights on every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mtlkernels.aggregation import Balanced, Weighting, balance_gram
+from mtlkernels.distributed.agreement import check_weights
+from mtlkernels.distributed.collectives import Group, Hosts, add_up_together
+from mtlkernels.distributed.setting import Setting
+
+
+@dataclass
+class Totals:
+    """Where the sums of a step are formed.
+
+    Attributes:
+        groups: ranks of each of them are summed over, one after the other.
+        ranks: how many ranks that are in all.
+        replicas: how many of them have samples of their own for one piece of the parameters.
+        hosts: what the groups' ranks talk through.
+    """
+
+    groups: list[Group]
+    ranks: int
+    replicas: int
+    hosts: Hosts
+
+    def losses(self, losses: Tensor, scale: Tensor | None) -> Tensor:
+        """(T) the means of the ranks' losses, NaN where their scales differ."""
+        total, scales = add_up_together(
+            [losses.double(), _powers(scale, losses.device)], self.groups
+        )
+        return (total / self.ranks + self._doubt(scales)).to(losses.dtype)
+
+    def judge(
+        self,
+        gram: Tensor,
+        losses: Tensor,
+        method: Weighting,
+        scale: Tensor | None,
+        max_norm: float | None,
+        setting: Setting,
+        local: Tensor | None = None,
+    ) -> tuple[Balanced, Tensor]:
+        """The method's answer and (T) global losses, from one packed sum over the ranks.
+
+        Args:
+            gram: this rank's part of K, (T, T) or with parts (B, T, T) float64; the parts add up.
+            losses: (T) this rank's losses.
+            method, scale, max_norm: as for `balance_gram`.
+            setting: which statistic, and whether weights are compared.
+            local: the Gram matrix of this rank's own gradients; with `gram="unbiased"`.
+
+        Raises:
+            RuntimeError: weights are compared and differ.
+        """
+        pieces = [gram, losses.double().to(gram.device), _powers(scale, gram.device)]
+        pieces += [] if local is None else [local]
+        gram, total, scales, *rest = add_up_together(pieces, self.groups)
+        means = (total / self.ranks).to(losses)
+        gram = gram + self._doubt(scales)
+        if setting.gram == "exact":
+            found = balance_gram(gram, method, means, scale, max_norm)
+        else:
+            count = self.replicas
+            unbiased = (count * gram - rest[0] / count) / (count - 1)
+            found = balance_gram(nearest_gram(unbiased), method, means, scale)
+            factor = 1.0 if scale is None else scale.to(unbiased).square()
+            found = replace(found, gram=unbiased / factor)
+        if setting.check_ranks:
+            assert found.weights is not None
+            check_weights(found.weights, [self.hosts.of(group) for group in self.groups])
+        return found, means
+
+    def _doubt(self, scales: Tensor) -> Tensor:
+        """0, or NaN where the scales of the ranks differ: GradScaler then skips everywhere."""
+        mean, square = (scales / self.ranks).unbind()
+        same = square - mean.square() <= 1e-9 * square
+        return torch.where(same, 0.0, torch.nan)
+
+
+def _powers(scale: Tensor | None, device: torch.device) -> Tensor:
+    """A scale and its square, whose means tell whether all ranks have the same."""
+    if scale is None:
+        return torch.ones(2, dtype=torch.float64, device=device)
+    one = scale.detach().to(device, torch.float64).reshape(())
+    return torch.stack([one, one.square()])
+
+
+def nearest_gram(gram: Tensor) -> Tensor:
+    """The nearest matrix of inner products: negative eigenvalues become 0; NaN stays NaN.
+
+    gram: (..., T, T) float64. Waits for the device, as torch's eigenvalues do.
+    """
+    finite = gram.isfinite().all()
+    safe = torch.where(
+        finite, gram, torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    )
+    values, vectors = torch.linalg.eigh((safe + safe.mT) / 2)
+    near = (vectors * values.clamp_min(0).unsqueeze(-2)) @ vectors.mT
+    near = (near + near.mT) / 2
+    return torch.where(finite, near, torch.nan)

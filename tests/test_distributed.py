@@ -1,0 +1,153 @@
+"""Several processes on gloo: what dist_replicas.py and dist_shards.py check, a rank that dies.
+
+One start of a process group runs all scenarios of a file that are for its number of ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dist_harness
+import pytest
+import scaling
+import torch
+import torch.distributed as dist
+
+from mtlkernels.distributed import collectives
+
+HERE = Path(__file__).parent
+
+pytestmark = pytest.mark.dist
+
+STARTS = [
+    *(("dist_replicas", 2), ("dist_replicas", 4), ("dist_shards", 2), ("dist_shards", 4)),
+    *(("dist_traffic", 2), ("dist_traffic", 4)),
+]
+CASES = [(*start, name) for start in STARTS for name in dist_harness.scenarios(*start)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks save here, four load."""
+    return tmp_path_factory.mktemp("dist")
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[tuple[str, int], dist_harness.Outcome]:
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("module", "world", "name"), CASES, ids=[f"{m}-{w}-{n}" for m, w, n in CASES]
+)
+def test_scenario(
+    module: str,
+    world: int,
+    name: str,
+    outcomes: dict[tuple[str, int], dist_harness.Outcome],
+    folder: Path,
+) -> None:
+    if dist_harness.NCCL and torch.cuda.device_count() < world:
+        pytest.skip(f"fewer than {world} GPUs")
+    start = module, world
+    for needed in [("dist_shards", 2), start] if start == ("dist_shards", 4) else [start]:
+        if needed not in outcomes:
+            outcomes[needed] = dist_harness.run(*needed, folder)
+    for rank, error in enumerate(outcomes[start][name]):
+        assert not error, f"rank {rank} of {world}: {error}"
+
+
+def test_the_others_say_so_where_a_rank_dies_or_hangs() -> None:
+    outcome = dist_harness.run("dist_death", 2)
+    assert outcome["a_rank_hangs"] == ["", ""]
+    survivor, dead = outcome["a_rank_dies"]
+    assert not survivor, survivor
+    assert "did not get there" in dead
+
+
+def torchrun(script: Path, *arguments: str) -> str:
+    """What two processes of torchrun print."""
+    root = str(script.parent.parent)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(HERE)]), "OMP_NUM_THREADS": "1"}
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *command, str(script), *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_readme_trains_on_two_processes() -> None:
+    told = torchrun(HERE / "dist_readme.py")
+    for rank in range(2):
+        assert f"2 loops, rank {rank} of 2" in told
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_an_example_trains_to_the_numbers_of_one_process(name: str) -> None:
+    script = HERE.parent / "examples" / f"{name}.py"
+    told = torchrun(script, "--steps", "12")
+    spec = importlib.util.spec_from_file_location(name, script)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    losses = example.train(12, torch.device("cpu"))
+    left, right = re.findall(r"step  11  left (\S+)  right (\S+)", told)[0]
+    torch.testing.assert_close(
+        torch.tensor([float(left), float(right)]), losses[-1], rtol=1e-4, atol=1e-5
+    )
+    assert losses[-1].sum() < losses[0].sum()
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_collectives_of_new_and_old_names(new: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.13 renamed two: where the new names are there, the old ones are not touched."""
+    called = []
+
+    def named(name: str) -> Any:
+        return lambda *tensors, **options: called.append(name)
+
+    for name in ("reduce_scatter_single", "all_gather_single"):
+        monkeypatch.delattr(dist, name, raising=False)
+        if new:
+            monkeypatch.setattr(dist, name, named(name), raising=False)
+    for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
+        monkeypatch.setattr(dist, name, named(name))
+    tensor = torch.zeros(1)
+    collectives.reduce_scatter(tensor, tensor, None)
+    collectives.all_gather(tensor, tensor, None)
+    expected = {
+        True: ["reduce_scatter_single", "all_gather_single"],
+        False: ["reduce_scatter_tensor", "all_gather_into_tensor"],
+    }
+    assert called == expected[new]
+
+
+def test_the_page_has_the_table_that_the_simulation_prints() -> None:
+    page = (HERE.parent / "docs" / "distributed.md").read_text()
+    assert scaling.table(scaling.Job()) in page
+
+
+def test_the_simulation_by_hand() -> None:
+    """Two tasks of 100 ms, rows of 40 ms: what is exposed is the last row, and the direction."""
+    job = scaling.Job(
+        numbers=1e9, tasks=2, forward=50, backward=100, inside=4e9 * 7 / 8 / 0.04, latency=0
+    )
+    found = scaling.rows(job, 8)
+    assert found.step == pytest.approx(50 + 2 * 100 + 40 + 40)
+    assert found.exposed == pytest.approx(80)
+    slow = scaling.rows(dataclasses.replace(job, inside=job.inside / 5), 8)
+    assert slow.exposed == pytest.approx(200 + 200 - 100 + 200)  # rows queue behind each other

@@ -1,0 +1,158 @@
+"""The parts of several ranks that one process can check."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtlkernels import MTLOptimizer, UPGrad
+from mtlkernels.collect import starts
+from mtlkernels.cut import reached_by
+from mtlkernels.distributed import collectives, segments
+from mtlkernels.distributed.arguments import present_losses
+from mtlkernels.distributed.segments import Exchange, Segment, lay_out
+from mtlkernels.distributed.verdict import nearest_gram
+from mtlkernels.layout import group_gradients
+
+
+def test_reach_is_what_autograd_finds() -> None:
+    """Shared by all, by some, by one; a parameter in trunk and head; two stages; none."""
+    torch.manual_seed(0)
+    trunk, stage = nn.Linear(3, 4), nn.Linear(4, 4)
+    heads = [nn.Linear(4, 1) for _ in range(3)]
+    lonely = nn.Linear(2, 2)
+    params = [p for module in (trunk, stage, *heads, lonely) for p in module.parameters()]
+    z = torch.tanh(trunk(torch.randn(5, 3)))
+    deep = torch.tanh(stage(z))
+    losses = [
+        heads[0](z).mean(),
+        heads[1](deep).mean() + trunk.weight.sum(),
+        (heads[2](deep) * heads[0](z)).mean(),
+        torch.zeros((), requires_grad=True) * 1,
+        torch.zeros((), requires_grad=True),
+    ]
+    found = reached_by(starts(losses).edges, params)
+    for loss, own in zip(losses, found, strict=True):
+        grads = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+        assert own == [p for p, grad in enumerate(grads) if grad is not None]
+    assert [len(own) for own in found] == [4, 6, 8, 0, 0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_a_segment_is_the_flat_direction_in_equal_pieces(ranks: int) -> None:
+    """Whatever strides gradients come in, with zeros for absent ones, gaps and the end."""
+    params = [torch.empty(3, 5), torch.empty(2, 3, 4, 5).to(memory_format=torch.channels_last)]
+    params += [torch.empty(0, 4), torch.empty(()), torch.empty(17)]
+    row: list[Tensor | None] = [torch.randn(p.shape) for p in params]
+    row[0] = torch.randn(5, 3).T
+    row[3] = None
+    (lane,) = lay_out(params, [1] * 5, [range(5)], {}, ranks)
+    (segment,) = lane.shared
+    assert segment.width % 16 == 0
+    assert (segment.width - 16) * ranks < segment.whole.offsets[-1] <= segment.width * ranks
+    flat = torch.full((ranks * segment.width,), torch.nan)
+    segment.fill(flat, row)
+    for p, view in zip(segment.whole.params, segment.whole.views(flat), strict=True):
+        expected = row[p] if row[p] is not None else torch.zeros(params[p].shape)
+        torch.testing.assert_close(view, expected, rtol=0, atol=0)
+    total = sum(g.sum() for g in row if g is not None)
+    torch.testing.assert_close(flat.sum(), total)
+
+
+def test_segments_by_dtype_and_number_of_copies() -> None:
+    params = [torch.empty(3), torch.empty(4).double(), torch.empty(5), torch.empty(6)]
+    lanes = lay_out(params, [1, 1, 2, 2], [[0, 1], [2]], {1: [3]}, 2, torch.bfloat16)
+
+    def told(segments: list[Segment]) -> list[tuple[int, list[int], int]]:
+        return [(s.section, s.whole.params, s.whole.copies) for s in segments]
+
+    assert [lane.dtype for lane in lanes] == [torch.bfloat16, torch.float64]
+    assert [lane.direction_dtype for lane in lanes] == [torch.float32, torch.float64]
+    assert told(lanes[0].shared) == [(0, [0], 1), (1, [2], 2)]
+    assert told(lanes[0].heads[1]) == [(0, [3], 2)]
+    assert told(lanes[1].shared) == [(0, [1], 1)]
+
+
+def test_two_rows_are_on_their_way_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of T rows, whole ones: one that is sent while the one before it may not have arrived."""
+    under_way: list[collectives.Pending] = []
+    most = 0
+
+    class Work:
+        def wait(self) -> None:
+            under_way.pop(0)
+
+    def reduce_scatter(part: Tensor, whole: Tensor, group: object) -> collectives.Pending:
+        nonlocal most
+        part.copy_(whole)
+        under_way.append(collectives.Pending("", Work(), whole))
+        most = max(most, len(under_way))
+        return under_way[-1]
+
+    monkeypatch.setattr(collectives, "reduce_scatter", reduce_scatter)
+    monkeypatch.setattr(segments.dist, "get_world_size", lambda group: 1)
+    params = [torch.empty(5)]
+    exchange = Exchange(lay_out(params, [1], [[0]], {}, 1), cast(Any, None))
+    for t in range(5):
+        exchange.send(t, [torch.full((5,), float(t))], [None])
+    ((group,),) = exchange.parts(1)
+    assert most == 2
+    assert not under_way
+    assert [row[0][0].item() for row in group.rows] == [0, 1, 2, 3, 4]
+
+
+def test_groups_keep_the_number_of_copies_apart() -> None:
+    grads = [[torch.ones(2), torch.ones(3), torch.ones(4)]]
+    groups = group_gradients(grads, copies=[1, 4, 1])
+    assert [(group.params, group.copies) for group in groups] == [([0, 2], 1), ([1], 4)]
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 4, 4)])
+def test_nearest_gram_matrix(shape: tuple[int, ...]) -> None:
+    """Keeps a Gram matrix; of another, no Gram matrix near by is nearer. NaN stays."""
+    torch.manual_seed(0)
+    rows = torch.randn(*shape[:-1], 6, dtype=torch.float64)
+    gram = rows @ rows.mT
+    torch.testing.assert_close(nearest_gram(gram), gram)
+    other = gram - 3 * torch.eye(4, dtype=torch.float64)
+    near = nearest_gram(other)
+    assert torch.linalg.eigvalsh(near).min() > -1e-12
+    assert torch.equal(near, near.mT)
+    distance = (near - other).square().sum()
+    for _ in range(50):
+        step = near + 0.1 * torch.randn(shape, dtype=torch.float64)
+        candidate = step @ step.mT  # positive, whatever it is
+        mixed = near + 0.01 * (candidate - near)  # between two Gram matrices
+        assert (mixed - other).square().sum() >= distance - 1e-12
+    gram.view(-1)[1] = torch.nan
+    assert nearest_gram(gram).isnan().all()
+
+
+def test_a_loss_that_is_none() -> None:
+    weight = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    tasks, (first, second) = present_losses({"a": None, "b": weight.sum()}, [weight])
+    assert tasks == ("a", "b")
+    assert second.item() == 2
+    assert first.item() == 0
+    assert first.requires_grad
+    assert first.dtype == torch.float64
+    tasks, values = present_losses((None, None), [weight])
+    assert [value.item() for value in values] == [0, 0]
+    with pytest.raises(ValueError, match="no losses"):
+        present_losses([], [weight])
+    with pytest.raises(TypeError, match="not a tensor"):
+        present_losses([weight.sum(), 3.0], [weight])
+
+
+def test_options_of_several_ranks_without_any() -> None:
+    model = nn.Linear(2, 2)
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    for options in ({"gram": "unbiased"}, {"check_ranks": True}):
+        with pytest.raises(ValueError, match="say which with module="):
+            MTLOptimizer(base, UPGrad(), **options)
+    with pytest.raises(ValueError, match="say how ranks share them"):
+        MTLOptimizer(base, UPGrad(), module=model)
+    assert type(base) is torch.optim.SGD
