@@ -39,7 +39,7 @@ def _require(module: str, package: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
+        if (error.name or "").partition(".")[0] != module.partition(".")[0]:
             raise
         raise NotOfferedError(
             f"{package} is not installed: pip install 'mtlkernels[bench]'"
