@@ -62,6 +62,8 @@ def measure(options: argparse.Namespace, results: Results) -> None:
 
     def add(rows: list[Row]) -> None:
         results.rows += rows
+        if options.json:  # what is there is kept when a long run is stopped
+            results.save(options.json)
         told = text(Results({}, rows)).strip()
         print(f"{told}\n", flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mtlkernels.bench.cases import CASES, gradients, numel
 from mtlkernels.bench.check import Oracle, oracle
-from mtlkernels.bench.measure import Run, rotating, sets_of, timings
+from mtlkernels.bench.measure import Run, rotating, sets_of, timings, wait
 from mtlkernels.bench.memory import Observed, observe
 from mtlkernels.bench.providers import OURS, PROVIDERS
 from mtlkernels.bench.results import Row, available_bytes
@@ -20,6 +21,7 @@ READS = "reads and a write"
 BASELINES = (COPY, READS)
 # A copy of more than this is done in parts: its speed is the same and the memory is not needed.
 COPY_BYTES = 1 << 30
+PATIENCE = 5.0  # seconds: who needs longer for one run takes no turns
 # What a peer takes besides the gradients, in sizes of them: copies, flattened rows, projections.
 PEERS_TAKE = 4
 
@@ -145,10 +147,19 @@ def _too_large(needed: int) -> str:
 def _examined(
     run: Callable[[], list[Tensor]], right: Oracle, grads: list[Tensor], device: torch.device
 ) -> tuple[Observed, float]:
-    """What a run does and how far off it is; raises ArithmeticError where that is too far."""
-    error = right.error(run(), grads)
+    """What a run does and how far off it is; raises an error where that is too far.
+
+    Or where it takes too long to be measured again and again.
+    """
+    begin = time.perf_counter()
+    direction = run()
+    wait(device.type)
+    once = time.perf_counter() - begin
+    error = right.error(direction, grads)
     if not error <= right.tolerance:
         raise ArithmeticError(
             f"wrong by {error:.1e}, more than {right.tolerance:.1e}: it gets no time"
         )
+    if once > PATIENCE:
+        raise TimeoutError(f"right, and {once:.1f} s for one run: too slow to take turns")
     return observe(run, device), error
