@@ -36,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             torch.set_num_threads(options.threads)
             results = Results(environment(options.device, arguments))
             print(text(results), flush=True)
-            with torch.no_grad():
-                measure(options, results)
+            try:
+                with torch.no_grad():
+                    measure(options, results)
+            except KeyboardInterrupt:
+                print("stopped: what was measured is kept", file=sys.stderr)
             results.environment["load_after"] = load_average()
         if options.json:
             results.save(options.json)
@@ -67,6 +70,13 @@ def measure(options: argparse.Namespace, results: Results) -> None:
         told = text(Results({}, rows)).strip()
         print(f"{told}\n", flush=True)
 
+    if "step" in options.suites:
+        with torch.enable_grad():
+            for model, tasks in plans.STEPS_FULL if options.full else plans.STEPS_QUICK:
+                add(step(model, tasks, options.methods[0], options.device))
+    if "scaling" in options.suites:
+        for point in points(options.full):
+            add(scale(point, options.methods[0], options.device, options.seconds / 8))
     tables = plans.tables(options.full, options.case, options.tasks, options.dtype)
     for method in options.methods:
         for table in tables:
@@ -78,13 +88,6 @@ def measure(options: argparse.Namespace, results: Results) -> None:
             asked = bool(options.case or options.tasks) and options.suites == ["stages"]
             if "stages" in options.suites and (asked or plans.staged(table, options.full)):
                 add(stages(setting, options.seconds / 2))
-    if "step" in options.suites:
-        with torch.enable_grad():
-            for model, tasks in plans.STEPS_FULL if options.full else plans.STEPS_QUICK:
-                add(step(model, tasks, options.methods[0], options.device))
-    if "scaling" in options.suites:
-        for point in points(options.full):
-            add(scale(point, options.methods[0], options.device, options.seconds / 8))
 
 
 def _parser() -> argparse.ArgumentParser:
