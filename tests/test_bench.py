@@ -122,6 +122,14 @@ def test_turns_are_taken_in_turn_and_the_slow_take_fewer():
     assert min(seconds["slow"]) >= 0.02
 
 
+def test_the_cpu_clock_leaves_out_what_a_thread_waited_for():
+    runs = {"waits": lambda: time.sleep(0.01)}
+    (fast,) = measure.timings(runs, 0.0, CPU, "cpu").values()
+    (slow,) = measure.timings(runs, 0.0, CPU, "wall").values()
+    assert fast.high < 0.005 < slow.low
+    assert (fast.how, slow.how) == ("cpu", "wall")
+
+
 def test_gradients_rotate_among_more_than_a_cache_holds():
     seen = []
     run = measure.rotating([lambda k=k: seen.append(k) for k in range(3)])
@@ -201,6 +209,7 @@ def test_results_survive_the_file(tmp_path):
         (["--methods", "uw"], "'uw' is a loss method"),
         (["--providers", "libmtl"], "'libmtl' is none of"),
         (["--suites", "all"], "'all' is none of"),
+        (["--clock", "cpu", "--threads", "2"], "add --threads 1"),
     ],
 )
 def test_wrong_arguments_are_told_in_a_sentence(arguments, sentence, capsys):

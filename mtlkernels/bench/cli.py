@@ -13,6 +13,7 @@ from mtlkernels.bench import plans
 from mtlkernels.bench.cases import CASES
 from mtlkernels.bench.compare import Setting, compare
 from mtlkernels.bench.markdown import fill
+from mtlkernels.bench.measure import CLOCKS
 from mtlkernels.bench.plot import save_figures
 from mtlkernels.bench.providers import PROVIDERS, gram_method
 from mtlkernels.bench.results import Results, Row, environment, load, load_average
@@ -27,7 +28,10 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks: 0 when done, 1 when a file or a package is missing."""
     arguments = sys.argv[2:] if argv is None else list(argv)
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.clock == "cpu" and (options.threads != 1 or options.device.type != "cpu"):
+        parser.error("--clock cpu counts one thread's time: add --threads 1 on the CPU")
     try:
         if options.read:
             results = load(options.read)
@@ -76,12 +80,16 @@ def measure(options: argparse.Namespace, results: Results) -> None:
                 add(step(model, tasks, options.methods[0], options.device))
     if "scaling" in options.suites:
         for point in points(options.full):
-            add(scale(point, options.methods[0], options.device, options.seconds / 8))
+            add(
+                scale(point, options.methods[0], options.device, options.seconds / 8, options.clock)
+            )
     tables = plans.tables(options.full, options.case, options.tasks, options.dtype)
     for method in options.methods:
         for table in tables:
             case, tasks, dtype = table
-            setting = Setting(case, tasks, getattr(torch, dtype), method, options.device)
+            setting = Setting(
+                case, tasks, getattr(torch, dtype), method, options.device, options.clock
+            )
             if "providers" in options.suites:
                 names = plans.providers(options.providers, options.full, CASES[case]())
                 add(compare(setting, names, options.seconds))
@@ -103,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", type=_of(DTYPES), default=[], help=f"of {', '.join(DTYPES)}")
     add("--device", type=torch.device, default=torch.device("cpu"), help="default: cpu")
     add("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
+    add("--clock", choices=CLOCKS, default="wall", help="cpu: one thread on a busy machine")
     add("--methods", type=_methods, default=["pcgrad"], help="Gram methods (default: pcgrad)")
     add("--providers", type=_of(PROVIDERS, ";"), default=[], help="names as printed, split by ;")
     add("--suites", type=_of(SUITES), default=["providers", "stages", "step"],

@@ -35,6 +35,7 @@ class Setting:
     dtype: torch.dtype
     method: str
     device: torch.device
+    clock: str = "wall"
 
     def gradients(self) -> list[Tensor]:
         """A task-major list on the device."""
@@ -119,7 +120,7 @@ def compare(setting: Setting, providers: Sequence[str], budget: float) -> list[R
             runs[name] = rotating([run, *map(prepare, sets[1:])])
         except Exception as problem:  # a peer that is missing or fails says so in its row
             told[name] = str(problem).strip().split("\n")[0][:150] or type(problem).__name__
-    found = timings(runs, budget, setting.device)
+    found = timings(runs, budget, setting.device, setting.clock)
     rows = []
     for name, timing in found.items():
         watched, error = seen[name]

@@ -30,7 +30,7 @@ class Row:
         name: of the provider, the stage or the part.
         bytes: that have to be moved; 0 where that is not the question.
         seconds: quartiles of one run, or None.
-        turns, how: how many times that was taken, and with what: "clock", "graph".
+        turns, how: how many times that was taken, and with what: "wall", "cpu", "graph".
         copy: median seconds of a copy of the same bytes, in the same rounds.
         peak, operators, reads: see memory.Observed.
         error: distance from the float64 direction, relative to its norm.

@@ -37,7 +37,7 @@ def stages(setting: Setting, budget: float) -> list[Row]:
     for name, num_bytes in moved.items():
         copies = [copy_of(num_bytes, setting.dtype, setting.device) for _ in sets]
         runs[f"{COPY} for {name}"] = rotating(copies)
-    found = timings(runs, budget, setting.device)
+    found = timings(runs, budget, setting.device, setting.clock)
     rows = []
     for name in STAGES:
         timing, watched = found[name], observe(made[0][name], setting.device)
@@ -146,7 +146,7 @@ def step(model: str, num_tasks: int, method: str, device: torch.device) -> list[
                 threads=torch.get_num_threads(),
                 seconds=(low, median, high),
                 turns=len(seconds),
-                how="clock",
+                how="wall",
             )
         )
     return rows
