@@ -14,8 +14,8 @@ from mtlkernels.bench.cuda import SHORT, graph_of
 
 Run = Callable[[], object]
 
-# The second counts the time that the calling thread had a processor: on a machine with other work it
-# leaves out what that work took, and with several threads it would leave out theirs.
+# The second counts the time that the calling thread had a processor: it leaves out what the other
+# work of a machine took, and would leave out what other threads do.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 # A turn is at least this long: a fast contestant repeats itself, so that neither the clock nor what

@@ -78,10 +78,8 @@ def _speedup(axes: Any, results: Results) -> None:
     axes.set_ylabel("time over ours")
     names = [f"{NAMES[rows[0].case]}\nT = {rows[0].tasks}" for rows in tables]
     axes.set_xticks(range(len(tables)), names, fontsize=7)
-    axes.legend(fontsize=7, ncols=3, frameon=False)
-    axes.set_title(
-        "PCGrad from per-task gradients to the direction: 10 is ten times slower than ours"
-    )
+    axes.legend(fontsize=7, ncols=6, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.set_title("PCGrad, gradients to direction: 10 is ten times slower than ours", pad=22)
     axes.grid(axis="y", alpha=0.3)
 
 
@@ -126,7 +124,9 @@ def _step(axes: Any, results: Results) -> None:
             for rows, total in zip(tables, totals, strict=True)
         ]
         bars = axes.barh(names, values, left=left, label=part, color=COLOURS[k])
-        axes.bar_label(bars, [f"{v:.1f} %" for v in values], label_type="center", fontsize=8)
+        axes.bar_label(
+            bars, [f"{v:.1f} %" if v >= 8 else "" for v in values], label_type="center", fontsize=8
+        )
         left = [start + value for start, value in zip(left, values, strict=True)]
     axes.set_xlabel("share of the step, %")
     axes.legend(fontsize=8, ncols=4, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
