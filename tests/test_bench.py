@@ -249,8 +249,10 @@ def test_plans_measure_what_is_asked_for():
     assert plans.tables(True, [], [], ["bfloat16"]) == [t for t in plans.FULL if t[2] == "bfloat16"]
     asked = plans.tables(False, ["pinn", "lenet"], [5], [])
     assert asked == [("pinn", 5, "float32"), ("lenet", 5, "float32")]
-    assert plans.providers(["torchjd"], False, []) == ["ours", "torchjd"]
-    assert not set(SLOW_TO_SET_UP) & set(plans.providers([], False, CASES["pinn"]()))
+    assert plans.providers(["torchjd"], [], 3) == ["ours", "torchjd"]
+    assert not set(SLOW_TO_SET_UP) & set(plans.providers([], CASES["pinn"](), 3))
+    assert "textbook loop" in plans.providers([], CASES["resnet18"](), 8)
+    assert "textbook loop" not in plans.providers([], CASES["resnet18"](), 20)
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/benchmarks.md"])

@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace, results: Results) -> None:
                 case, tasks, getattr(torch, dtype), method, options.device, options.clock
             )
             if "providers" in options.suites:
-                names = plans.providers(options.providers, options.full, CASES[case]())
+                names = plans.providers(options.providers, CASES[case](), tasks)
                 add(compare(setting, names, options.seconds))
             asked = bool(options.case or options.tasks) and options.suites == ["stages"]
             if "stages" in options.suites and (asked or plans.staged(table, options.full)):
