@@ -85,11 +85,12 @@ def environment(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts["peers"].items())
     where = facts.get("gpu") or f"{facts['processor']}, {facts['processors']} processors"
     commit = f", commit {facts['commit']}" if facts["commit"] else ""
+    after = facts.get("load_after")
     return (
         f"`{facts['command']}` on {facts['date'][:10]}{commit}: {where}, {facts['memory_gb']} GB, "
         f"{facts['threads']} threads, {facts['system']}, Python {facts['python']}, torch "
-        f"{facts['torch']}, {versions}; load average {facts['load_before']} before and "
-        f"{facts.get('load_after')} after, the threads of the run included.\n"
+        f"{facts['torch']}, {versions}; load average {facts['load_before']} before"
+        f"{'' if after is None else f' and {after} after'}, the threads of the run included.\n"
     )
 
 

@@ -35,7 +35,7 @@ FULL: list[Table] = [
 ]
 STEPS_QUICK = [("dense maps", 3)]
 STEPS_FULL = [("dense maps", 2), ("dense maps", 3), ("dense maps", 8), ("digits", 2)]
-# Elements of a large case: there the reference, in float64, would take most of the time of a run, and
+# Elements of a large case: there the reference, in float64, would take most of a run's time, and
 # beyond a few tasks so would what passes over the gradients once for each pair of tasks.
 LARGE, FEW = 1_000_000, 8
 FOR_EACH_PAIR = ("torch._foreach", "conflictfree", "pytorch_optimizer", "textbook loop")

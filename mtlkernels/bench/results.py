@@ -141,7 +141,9 @@ def environment(device: torch.device, command: Iterable[str]) -> dict[str, Any]:
     """What the numbers depend on."""
     facts: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m mtlkernels bench", *command]),
+        "command": " ".join(
+            ["python -m mtlkernels bench", *(part.split("/")[-1] for part in command)]
+        ),
         "commit": _commit(),
         "processor": _processor(),
         "processors": os.cpu_count(),
