@@ -12,7 +12,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 REQUIRES := import importlib.metadata as m, sys; \
 	print(*(r.split(";")[0].strip() for r in m.requires("mtlkernels") if f"extra == \"{sys.argv[1]}\"" in r))
 
-.PHONY: demo test test-frameworks lint bench gpu-check dist-check clean
+.PHONY: demo test test-frameworks lint bench bench-smoke gpu-check dist-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m mtlkernels demo
@@ -28,8 +28,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.test
-	$(BIN)/python benchmarks/combine.py
+bench: $(VENV)/.bench
+	$(BIN)/python -m mtlkernels bench --json mtlkernels-bench/results.json --plot mtlkernels-bench
+
+bench-smoke: $(VENV)/.test
+	$(BIN)/python -m pytest benchmarks --benchmark-only -k smoke
 
 # With the Python that is there, its torch and nvcc: nothing is installed.
 gpu-check:
@@ -53,6 +56,6 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.frameworks: $(VENV)/.%: $(VENV)/.built
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.frameworks: $(VENV)/.%: $(VENV)/.built
 	$(PIP) $$($(BIN)/python -c '$(REQUIRES)' $*)
 	touch $@

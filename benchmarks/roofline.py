@@ -13,21 +13,16 @@ stay in a cache take less, so small cases are launches and little else. No numbe
 from __future__ import annotations
 
 import argparse
-import math
 
-from cases import CASES, Shapes
+from mtlkernels.bench.cases import CASES, numel
 
 # Bytes a second and float32 instructions a second (a multiply-add is one), from the data sheets.
 GPUS = {"H200": (4.8e12, 33.5e12), "A100-80GB": (2.04e12, 9.75e12), "RTX 4090": (1.01e12, 41.3e12)}
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SHOWN = ("lenet", "resnet18", "resnet50", "vit_b", "segnet_mtan", "lora")
 LAUNCH = 3e-6
 DRAW, DROP = 40, 4  # GradDrop's instructions an element written, and an element read
 LAUNCHES = 3  # gram, the method's weights, combine
-
-
-def numel(shapes: Shapes) -> int:
-    """Elements of all parameters."""
-    return sum(math.prod(shape) for shape in shapes)
 
 
 def moved(n: int, tasks: int, size: int) -> tuple[int, int]:
@@ -64,8 +59,8 @@ def main() -> None:
     print(f"{options.dtype}; expected microseconds from gradients to direction, on paper\n")
     print("| " + " | ".join(head) + " |")
     print("|" + "---|" * len(head))
-    for name, shapes_of in CASES.items():
-        shapes = shapes_of()
+    for name in SHOWN:
+        shapes = CASES[name]()
         n = numel(shapes)
         for tasks in map(int, options.tasks.split(",")):
             first, second = moved(n, tasks, size)

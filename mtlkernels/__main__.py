@@ -1,4 +1,4 @@
-"""python -m mtlkernels info | methods | demo"""
+"""python -m mtlkernels info | methods | demo | bench"""
 
 from __future__ import annotations
 
@@ -35,12 +35,16 @@ def methods() -> None:
 def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m mtlkernels", description=mtlkernels.__doc__)
-    parser.add_argument("command", choices=["info", "methods", "demo"], help="what to do")
+    parser.add_argument("command", choices=["info", "methods", "demo", "bench"], help="what to do")
     command = parser.parse_args(arguments[:1]).command
     if command == "demo":
         from mtlkernels.demo import main as demo
 
         return demo(arguments[1:])
+    if command == "bench":
+        from mtlkernels.bench import main as bench
+
+        return bench(arguments[1:])
     {"info": info, "methods": methods}[command]()
     return 0
 

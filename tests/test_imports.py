@@ -60,6 +60,7 @@ PYTHON: dict[str, set[str] | None] = {
         *("arguments", "backprop", "distributed", "method_state", "methods", "report", "rows"),
     },
     "demo": ANYTHING,
+    "bench": ANYTHING,
 }
 THIRD_PARTY = {"torch"}
 TRITON_TOO = {"torch", "triton"}  # what triton_kernels may import
@@ -132,7 +133,7 @@ def test_python_imports(path: Path) -> None:
             assert package in sys.stdlib_module_names | known, f"{room(path)} imports {name}"
 
 
-def test_only_demo_needs_more_than_torch() -> None:
+def test_only_demo_and_bench_need_more_than_torch() -> None:
     for name in ("__init__", "__main__"):
         for module in imported(PACKAGE / f"{name}.py"):
             package = module.split(".")[0]
@@ -187,5 +188,5 @@ def test_importing_loads_nothing_else_and_compiles_nothing() -> None:
     assert "mtlkernels" in packages
     heavy = {"triton", "numpy", "scipy", "matplotlib", "skimage", "mlxtend", "tqdm", "sklearn"}
     assert not packages & heavy
-    assert "mtlkernels.demo" not in loaded
+    assert not loaded & {"mtlkernels.demo", "mtlkernels.bench"}
     assert not {name for name in loaded if re.match(r"torch\.(_inductor|_dynamo)", name)}

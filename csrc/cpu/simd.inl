@@ -118,17 +118,33 @@ typedef uint16_t Halves __attribute__((vector_size(MTLKERNELS_VECTOR_BYTES / 2))
 typedef uint16_t LoadedHalves __attribute__((vector_size(MTLKERNELS_VECTOR_BYTES / 2), aligned(2), may_alias));
 using Floats = Vector<float>::type;
 
-MTLKERNELS_INLINE Floats load(const BFloat16* p) {
-  const Halves bits = *reinterpret_cast<const LoadedHalves*>(p);
-  return reinterpret_cast<Floats>(__builtin_convertvector(bits, Words) << 16);
+// By intrinsics where there are any: compilers split a conversion of a whole vector into halves and put them together.
+MTLKERNELS_INLINE Words widen_words(const BFloat16* p) {
+#if MTLKERNELS_X86_LEVEL == 512
+  return reinterpret_cast<Words>(
+      _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif MTLKERNELS_X86_LEVEL == 2
+  return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  return __builtin_convertvector(*reinterpret_cast<const LoadedHalves*>(p), Words);
+#endif
 }
 
-MTLKERNELS_INLINE void narrow_vector(Floats x, BFloat16* p) {
+MTLKERNELS_INLINE Floats load(const BFloat16* p) { return reinterpret_cast<Floats>(widen_words(p) << 16); }
+
+MTLKERNELS_INLINE Halves narrow(Floats x, BFloat16) {
   const Words u = reinterpret_cast<Words>(x);
   const Words rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+#if MTLKERNELS_X86_LEVEL == 512
+  const __mmask16 nan = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(x), _CMP_UNORD_Q);
+  const auto quiet = reinterpret_cast<__m512i>((u >> 16) | 0x40u);
+  const __m512i chosen = _mm512_mask_mov_epi32(reinterpret_cast<__m512i>(rounded), nan, quiet);
+  return reinterpret_cast<Halves>(_mm512_maskz_cvtepi32_epi16(0xffff, chosen));
+#else
   const Words nan = reinterpret_cast<Words>(x != x);
   const Words chosen = (nan & ((u >> 16) | 0x40u)) | (~nan & rounded);
-  *reinterpret_cast<LoadedHalves*>(p) = __builtin_convertvector(chosen, Halves);
+  return __builtin_convertvector(chosen, Halves);
+#endif
 }
 
 #if MTLKERNELS_X86_LEVEL == 512
@@ -136,15 +152,15 @@ MTLKERNELS_INLINE Floats load(const Float16* p) {
   return reinterpret_cast<Floats>(
       _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 }
-MTLKERNELS_INLINE void narrow_vector(Floats x, Float16* p) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(x), 0));
+MTLKERNELS_INLINE Halves narrow(Floats x, Float16) {
+  return reinterpret_cast<Halves>(_mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(x), 0));
 }
 #elif MTLKERNELS_X86_LEVEL == 2
 MTLKERNELS_INLINE Floats load(const Float16* p) {
   return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
-MTLKERNELS_INLINE void narrow_vector(Floats x, Float16* p) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(reinterpret_cast<__m256>(x), 0));
+MTLKERNELS_INLINE Halves narrow(Floats x, Float16) {
+  return reinterpret_cast<Halves>(_mm256_cvtps_ph(reinterpret_cast<__m256>(x), 0));
 }
 #else
 MTLKERNELS_INLINE Floats load(const Float16* p) {
@@ -152,10 +168,29 @@ MTLKERNELS_INLINE Floats load(const Float16* p) {
   for (int l = 0; l < kLanes<float>; ++l) x[l] = widen(p[l]);
   return x;
 }
-MTLKERNELS_INLINE void narrow_vector(Floats x, Float16* p) {
-  for (int l = 0; l < kLanes<float>; ++l) p[l] = narrow(x[l], Float16{});
+MTLKERNELS_INLINE Halves narrow(Floats x, Float16) {
+  Halves bits;
+  for (int l = 0; l < kLanes<float>; ++l) bits[l] = narrow(x[l], Float16{}).bits;
+  return bits;
 }
 #endif
+
+template <class S>
+MTLKERNELS_INLINE void narrow_vector(Floats x, S* p) {
+  *reinterpret_cast<LoadedHalves*>(p) = narrow(x, S{});
+}
+
+// The same past the cache; `p` is aligned to half a vector.
+template <class S>
+MTLKERNELS_INLINE void stream_narrow(Floats x, S* p) {
+#if MTLKERNELS_X86_LEVEL == 512
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(narrow(x, S{})));
+#elif MTLKERNELS_X86_LEVEL == 2
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), reinterpret_cast<__m128i>(narrow(x, S{})));
+#else
+  narrow_vector(x, p);
+#endif
+}
 
 template <class S>
 MTLKERNELS_INLINE void widen_run(const S* from, int64_t n, float* to) {

@@ -41,7 +41,15 @@ class Split:
 
 
 def time_split(problem: Problem, model: MultiTask, method: GramMethod) -> Split:
-    """Medians over ten extra steps on copies, so that the run they follow stays as it was.
+    """Medians over ten extra steps on copies, so that the run they follow stays as it was."""
+    parts = time_parts(problem, model, method, REPEATS)
+    return Split(*(1e3 * median(part) for part in parts))
+
+
+def time_parts(
+    problem: Problem, model: MultiTask, method: GramMethod, steps: int
+) -> list[tuple[float, ...]]:
+    """Seconds of forward, backward, balancing and update in each of so many steps on copies.
 
     The device is waited for after each part, so the parts add up to more than a free-running step.
     """
@@ -50,7 +58,7 @@ def time_split(problem: Problem, model: MultiTask, method: GramMethod) -> Split:
     params = [*model.encoder.parameters(), *model.heads.parameters()]
     generator = torch.Generator().manual_seed(0)
     rows = []
-    for _ in range(WARMUP + REPEATS):
+    for _ in range(WARMUP + steps):
         batch = problem.sample(generator)
         optimizer.zero_grad()
         marks = [_now(batch.inputs.device)]
@@ -66,8 +74,8 @@ def time_split(problem: Problem, model: MultiTask, method: GramMethod) -> Split:
         marks.append(_now(batch.inputs.device))
         optimizer.step()
         marks.append(_now(batch.inputs.device))
-        rows.append([1e3 * (end - start) for start, end in pairwise(marks)])
-    return Split(*(median(part) for part in zip(*rows[WARMUP:], strict=True)))
+        rows.append([end - start for start, end in pairwise(marks)])
+    return list(zip(*rows[WARMUP:], strict=True))
 
 
 def _now(device: torch.device) -> float:

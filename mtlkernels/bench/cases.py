@@ -1,8 +1,12 @@
-"""Parameter shapes of real models, and gradients of those shapes."""
+"""Parameter shapes of real models, and gradients of those shapes.
+
+Shapes stand in the order of the parameters; totals are those of the published models.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -48,12 +52,43 @@ def resnet50() -> Shapes:
     return shapes
 
 
-def vit_b() -> Shapes:
-    """ViT-B/16 at 224 pixels without its classifier."""
-    d = 768
+def _perceptron(*widths: int) -> Shapes:
+    return [shape for i, o in itertools.pairwise(widths) for shape in ((o, i), (o,))]
+
+
+def pinn() -> Shapes:
+    """A physics-informed network, five hidden layers of 50: 12 tensors, 10 401 elements."""
+    return _perceptron(2, 50, 50, 50, 50, 50, 1)
+
+
+def qm9() -> Shapes:
+    """A message-passing network for molecules, 64 wide, as trained on QM9's eleven properties."""
+    d = 64
+    edges = [*_perceptron(5, 2 * d, d * d), (d, d), (d,)]
+    recurrent: Shapes = [(3 * d, d), (3 * d, d), (3 * d,), (3 * d,)]
+    readout: Shapes = [(4 * d, 2 * d), (4 * d, d), (4 * d,), (4 * d,)]
+    return [*_perceptron(11, d), *edges, *recurrent, *readout, *_perceptron(2 * d, d)]
+
+
+def mmoe() -> Shapes:
+    """Eight experts of a ranking model, 1024-1024-512 each: 32 tensors, 12 595 200 elements."""
+    return 8 * _perceptron(1024, 1024, 512)
+
+
+def _vit(d: int, layers: int) -> Shapes:
     layer: Shapes = [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,)]
     layer += [(d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
-    return [(1, 1, d), (1, 197, d), (d, 3, 16, 16), (d,), *(12 * layer), (d,), (d,)]
+    return [(1, 1, d), (1, 197, d), (d, 3, 16, 16), (d,), *(layers * layer), (d,), (d,)]
+
+
+def vit_b() -> Shapes:
+    """ViT-B/16 at 224 pixels without its classifier: 85 798 656 elements."""
+    return _vit(768, 12)
+
+
+def vit_l() -> Shapes:
+    """ViT-L/16 at 224 pixels without its classifier: 303 301 632 elements."""
+    return _vit(1024, 24)
 
 
 def segnet_mtan() -> Shapes:
@@ -83,14 +118,31 @@ def lora() -> Shapes:
     return 32 * layer
 
 
+def llama_1b() -> Shapes:
+    """Llama 3.2 with a billion parameters, tied embeddings: 1 235 814 400 elements."""
+    d, narrow, wide = 2048, 512, 8192
+    layer: Shapes = [(d, d), (narrow, d), (narrow, d), (d, d), (wide, d), (wide, d), (d, wide)]
+    return [(128256, d), *(16 * [*layer, (d,), (d,)]), (d,)]
+
+
 CASES = {
+    "pinn": pinn,
     "lenet": lenet,
+    "qm9": qm9,
     "resnet18": resnet18,
+    "mmoe": mmoe,
     "resnet50": resnet50,
-    "vit_b": vit_b,
     "segnet_mtan": segnet_mtan,
     "lora": lora,
+    "vit_b": vit_b,
+    "vit_l": vit_l,
+    "llama_1b": llama_1b,
 }
+
+
+def numel(shapes: Shapes) -> int:
+    """Elements of all parameters."""
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def gradients(shapes: Shapes, num_tasks: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:

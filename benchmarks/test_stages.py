@@ -1,0 +1,21 @@
+"""The stages of balancing one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from conftest import SETTINGS
+
+from mtlkernels.bench.compare import Setting
+from mtlkernels.bench.stages import STAGES, runs_of_stages
+
+
+@pytest.mark.parametrize("work", SETTINGS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage(benchmark, timed: Callable[..., None], stage: str, work: Setting) -> None:
+    tasks = work.tasks
+    benchmark.group = f"{stage}, {work.case}, T = {tasks}"
+    moved = {"gram": tasks, "combine": tasks + 1, "whole": 2 * tasks + 1}.get(stage, 0)
+    run = runs_of_stages(work.gradients(), tasks, work.method)[stage]
+    timed(work, run, moved * work.row_bytes)

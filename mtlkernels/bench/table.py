@@ -1,0 +1,130 @@
+"""Results as text for a terminal."""
+
+from __future__ import annotations
+
+from mtlkernels.bench.results import Results, Row
+
+Cells = list[str]
+
+
+def text(results: Results) -> str:
+    """Every table of every suite."""
+    parts = [_environment(results)]
+    for key, rows in results.of("providers").items():
+        parts.append(
+            _titled(key, rows, [_PROVIDER_HEAD, *map(_provider, rows, [rows] * len(rows))])
+        )
+    for key, rows in results.of("stages").items():
+        parts.append(_titled(key, rows, [_STAGE_HEAD, *map(_stage, rows)]))
+    for key, rows in results.of("step").items():
+        parts.append(_titled(key, rows, [_STEP_HEAD, *_step(rows)]))
+    scaling = [row for row in results.rows if row.suite == "scaling"]
+    if scaling:
+        lines = aligned([_SCALING_HEAD, *map(_scaling, scaling)])
+        parts.append("\n".join([f"ours as it grows, float32, {scaling[0].method}", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits, or microseconds to one behind the point."""
+    value = seconds * 1e3
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def ratio(value: float) -> str:
+    """Of two times."""
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+def aligned(lines: list[Cells]) -> list[str]:
+    """The first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+        for line in lines
+    ]
+
+
+def _environment(results: Results) -> str:
+    facts = results.environment
+    told = ("processor", "threads", "device", "gpu", "torch", "commit", "load_before", "load_after")
+    return ", ".join(f"{key} {facts[key]}" for key in told if facts.get(key) not in (None, ""))
+
+
+def _titled(key: tuple[str, str, int, str, str], rows: list[Row], lines: list[Cells]) -> str:
+    suite, case, tasks, dtype, method = key
+    first = rows[0]
+    size = f"{first.tensors} tensors, N = {first.numel:,}"
+    moved = f", {first.bytes / 1e6:.1f} MB moved" if suite == "providers" else ""
+    told = [f"  {row.name}: {row.told}" for row in rows if row.told]
+    title = f"{suite}: {case}, T = {tasks}, {dtype}, {method}: {size}{moved}"
+    return "\n".join([title, *aligned(lines), *told])
+
+
+_PROVIDER_HEAD = [
+    *("", "median ms", "quartiles", "turns", "GB/s", "x copy", "x ours"),
+    *("peak MB", "operators", "host reads", "error"),
+]
+
+
+def _provider(row: Row, rows: list[Row]) -> Cells:
+    if row.seconds is None:
+        return [row.name, "-", *[""] * (len(_PROVIDER_HEAD) - 2)]
+    low, median, high = row.seconds
+    mine = next((r.median for r in rows if r.name == "ours"), None)
+    return [
+        row.name,
+        milliseconds(median),
+        f"{milliseconds(low)} - {milliseconds(high)}",
+        str(row.turns),
+        f"{row.bytes / median / 1e9:.1f}",
+        "" if row.over_copy is None else ratio(row.over_copy),
+        "" if mine is None else ratio(median / mine),
+        "" if row.peak is None else f"{row.peak / 1e6:.2f}",
+        "" if row.operators is None else str(row.operators),
+        "" if row.reads is None else str(row.reads),
+        "" if row.error is None else f"{row.error:.0e}",
+    ]
+
+
+_STAGE_HEAD = ["", "median ms", "quartiles", "GB/s", "x copy", "peak MB", "operators", "host reads"]
+
+
+def _stage(row: Row) -> Cells:
+    assert row.seconds is not None
+    low, median, high = row.seconds
+    return [
+        row.name,
+        milliseconds(median),
+        f"{milliseconds(low)} - {milliseconds(high)}",
+        f"{row.bytes / median / 1e9:.1f}" if row.bytes else "",
+        "" if row.over_copy is None else ratio(row.over_copy),
+        f"{(row.peak or 0) / 1e6:.2f}",
+        str(row.operators),
+        str(row.reads),
+    ]
+
+
+_STEP_HEAD = ["", "median ms", "quartiles", "share"]
+
+
+def _step(rows: list[Row]) -> list[Cells]:
+    total = sum(row.median or 0 for row in rows)
+    lines = []
+    for row in rows:
+        assert row.seconds is not None
+        low, median, high = row.seconds
+        spread = f"{milliseconds(low)} - {milliseconds(high)}"
+        lines.append([row.name, milliseconds(median), spread, f"{100 * median / total:.1f} %"])
+    return lines
+
+
+_SCALING_HEAD = ["axis", "N", "T", "tensors", "threads", "median ms", "GB/s", "x copy"]
+
+
+def _scaling(row: Row) -> Cells:
+    sizes = [row.case, f"{row.numel:,}", str(row.tasks), f"{row.tensors:,}", str(row.threads)]
+    if row.median is None:
+        return [*sizes, row.told, "", ""]
+    rate = row.bytes / row.median / 1e9
+    return [*sizes, milliseconds(row.median), f"{rate:.1f}", ratio(row.over_copy or 0)]
