@@ -44,6 +44,7 @@ from mtlkernels import (
     NashMTL,
     PCGrad,
     PerPart,
+    Splitter,
     Status,
     TrimmedMean,
     UPGrad,
@@ -63,11 +64,13 @@ def _steps(method: Any, make: Any = Model, parts: bool = False, **options: Any) 
     follow(model, run, optimizer, expected, plain, batches())
 
 
+@only(1, 2, 4)
 def check_gram_methods() -> None:
     for method in (PCGrad(seed=3), CAGrad(), UPGrad(), NashMTL(), Mean()):
         _steps(method)
 
 
+@only(1, 2, 4)
 def check_options() -> None:
     _steps(PCGrad(), weight_heads=True)
     _steps(UPGrad(), max_norm=0.05)
@@ -324,12 +327,14 @@ def check_row_methods() -> None:
         _steps(method)
 
 
+@only(1, 2, 4)
 def check_kept_weights() -> None:
     model, expected = fresh(), fresh()
     run, optimizer = ddp(model, UPGrad(), every=3)
     follow(model, run, optimizer, expected, reference(expected, UPGrad(), every=3), batches(5))
 
 
+@only(1, 2, 4)
 def check_features() -> None:
     """The last batch with a task that only rank 0 has."""
     model, expected = fresh(), fresh()
@@ -504,6 +509,9 @@ def check_refusals() -> None:
         lambda: wrap(DistributedDataParallel(model, find_unused_parameters=True)),
     )
     told(ValueError, "say how ranks share them", lambda: wrap(model))
+    copies = Splitter(UPGrad(), 2)(model.features(own(batch)))
+    split = sum(copy.square().sum() for copy in copies)
+    told(NotImplementedError, "features of one rank", split.backward)
     run = DistributedDataParallel(model)
     told(ValueError, "of its own", lambda: wrap(run, process_group=dist.group.WORLD))
     told(ValueError, "below it", lambda: wrap(nn.Sequential(run)))

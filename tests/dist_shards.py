@@ -119,6 +119,7 @@ class Losses(nn.Module):
         return self.of(self.model, x)
 
 
+@only(1, 2, 4)
 def check_fsdp2_both_ways_of_resharding() -> None:
     for reshard in (True, False):
         for method in (UPGrad(), PCGrad(seed=2)):
@@ -577,6 +578,7 @@ def check_seeds_that_differ_are_told() -> None:
     assert all(param.grad is None for param in model.parameters())
 
 
+@only(1, 2, 4)
 def check_weights_are_the_same_everywhere() -> None:
     model = sharded()
     optimizer = MTLOptimizer(sgd(model), PCGrad(), module=model, check_ranks=True)

@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.dist
 
 STARTS = [
+    *(("dist_replicas", 1), ("dist_shards", 1)),
     *(("dist_replicas", 2), ("dist_replicas", 4), ("dist_shards", 2), ("dist_shards", 4)),
     *(("dist_traffic", 2), ("dist_traffic", 4)),
 ]

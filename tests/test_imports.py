@@ -38,7 +38,7 @@ PYTHON: dict[str, set[str] | None] = {
     "arguments": {"aggregation", "graph"},
     "weighted": {"arguments", "aggregation", "collect", "cut", "layout", "ops"},
     "backprop": {"arguments", "collect", "rows", "weighted", "aggregation", "layout", "report"},
-    "splitter": {"aggregation", "backprop", "report", "weighted"},
+    "splitter": {"aggregation", "arguments", "backprop", "report", "weighted"},
     "distributed": {
         *("aggregation", "arguments", "backprop", "collect", "cut", "layout", "ops", "report"),
         *("rows", "weighted", "distributed"),
