@@ -51,12 +51,15 @@ def contestants(grads: list[Tensor], T: int) -> dict[str, tuple[Callable[[], obj
     reads, both = moved(sum(g.numel() for g in grads[:count]), T, size)
     weights = torch.ones(T, dtype=torch.float64, device="cuda")
     out = ops.combine(grads, weights)
+    seed, draw = torch.zeros(2, dtype=torch.int64, device="cuda")
+    leak = torch.zeros(T, dtype=torch.float64, device="cuda")
     source = torch.ones((reads + both) // 2 // size, dtype=grads[0].dtype, device="cuda")
     target = torch.empty_like(source)
     return {
         "copy of the step's bytes": (lambda: target.copy_(source), reads + both),
         "gram": (lambda: ops.gram(grads, T), reads),
         "combine": (lambda: ops.combine_out(grads, weights, out), both),
+        "graddrop": (lambda: ops.graddrop(grads, T, seed, draw, leak), both),
     }
 
 

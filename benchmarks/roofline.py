@@ -3,9 +3,11 @@
     python benchmarks/roofline.py [--dtype float32]
 
 gram reads T N elements, combine reads T N and writes N. A multiply-add is one instruction: gram has
-T (T + 1) / 2 of them a column of T elements, combine has T. Expected microseconds are the bytes
-over the memory bandwidth of the data sheet plus one launch of 3 us a kernel; gradients that stay in
-a cache take less, so small cases are launches and little else. No number here was measured.
+T (T + 1) / 2 of them a column of T elements, combine has T. GradDrop is one kernel that moves what
+combine does, draws a number an element by some twenty integer instructions, which run at half the
+rate of multiply-adds, and has four instructions an element read. Expected microseconds are the
+bytes over the memory bandwidth of the data sheet plus one launch of 3 us a kernel; gradients that
+stay in a cache take less, so small cases are launches and little else. No number here was measured.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from cases import CASES, Shapes
 GPUS = {"H200": (4.8e12, 33.5e12), "A100-80GB": (2.04e12, 9.75e12), "RTX 4090": (1.01e12, 41.3e12)}
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LAUNCH = 3e-6
-LAUNCHES = 4  # gram, its last sum, the method's weights, combine
+DRAW, DROP = 40, 4  # GradDrop's instructions an element written, and an element read
+LAUNCHES = 3  # gram, the method's weights, combine
 
 
 def numel(shapes: Shapes) -> int:
@@ -44,6 +47,12 @@ def expected_seconds(n: int, tasks: int, size: int, gpu: str) -> float:
     return sum(max(b / bandwidth, f / rate) for b, f in kernels) + LAUNCHES * LAUNCH
 
 
+def graddrop_seconds(n: int, tasks: int, size: int, gpu: str) -> float:
+    """The longer of memory and arithmetic, and one launch."""
+    bandwidth, rate = GPUS[gpu]
+    return max(moved(n, tasks, size)[1] / bandwidth, (DRAW + DROP * tasks) * n / rate) + LAUNCH
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dtype", default="float32", choices=SIZES)
@@ -51,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     size = SIZES[options.dtype]
     head = ["case", "tensors", "N", "T", "gram MB", "combine MB", "gram fma/element read"]
-    head += [f"{gpu}, us" for gpu in GPUS] + ["measured"]
+    head += [f"{gpu}, us" for gpu in GPUS] + [f"GradDrop {gpu}, us" for gpu in GPUS] + ["measured"]
     print(f"{options.dtype}; expected microseconds from gradients to direction, on paper\n")
     print("| " + " | ".join(head) + " |")
     print("|" + "---|" * len(head))
@@ -63,6 +72,7 @@ def main() -> None:
             row = [name, f"{len(shapes)}", f"{n:,}", f"{tasks}"]
             row += [f"{first / 1e6:.1f}", f"{second / 1e6:.1f}", f"{(tasks + 1) / 2:.1f}"]
             row += [f"{expected_seconds(n, tasks, size, gpu) * 1e6:.0f}" for gpu in GPUS]
+            row += [f"{graddrop_seconds(n, tasks, size, gpu) * 1e6:.0f}" for gpu in GPUS]
             print("| " + " | ".join([*row, "no run committed yet"]) + " |")
 
 

@@ -63,14 +63,17 @@ from mtlkernels.methods import (
     UPGrad,
     get_method,
 )
+from mtlkernels.monitor import Monitor
 from mtlkernels.optimizer import MTLOptimizer
 from mtlkernels.report import Report, Status
+from mtlkernels.sinks import CSV, JSONL
 from mtlkernels.splitter import Splitter
 
 __version__ = _version("mtlkernels")
 
 __all__ = [
     "CRMOGM",
+    "CSV",
     "DBMTL",
     "DWA",
     "FAMO",
@@ -78,6 +81,7 @@ __all__ = [
     "IGB",
     "IMTLG",
     "IMTLL",
+    "JSONL",
     "MGDA",
     "NTKMTL",
     "PIVRG",
@@ -109,6 +113,7 @@ __all__ = [
     "Mean",
     "MoCo",
     "MoDo",
+    "Monitor",
     "NGDiff",
     "NashMTL",
     "Normalized",

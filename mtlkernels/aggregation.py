@@ -28,7 +28,8 @@ class Weighting(Protocol):
 class KeptWeighting(Weighting, Protocol):
     """What a Gram method is that may know its weights before anything is measured."""
 
-    def kept_weights(self, num_tasks: int, read: bool = False) -> Tensor | None: ...
+    def kept_weights(self, tasks: tuple[str, ...], read: bool = False) -> Tensor | None: ...
+    def count(self, tasks: tuple[str, ...]) -> None: ...
 
 
 class LossWeighting(Protocol):

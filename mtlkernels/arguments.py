@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from mtlkernels.aggregation import keeps_weights, takes_rows, weighs_losses
-from mtlkernels.graph import entries_of_one_join, outputs_of_one_compiled_function
+from mtlkernels.graph import (
+    entries_of_one_join,
+    outputs_of_one_compiled_function,
+    reentrant_checkpoint,
+)
 
 Losses = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
 
@@ -129,6 +133,47 @@ def trainable(
             f"{option}= names a parameter that is not among the parameters that require grad"
         )
     return kept
+
+
+def refuse_reentrant_checkpoints(losses: Sequence[Tensor], reached: Sequence[int]) -> None:
+    """Raises where parameters that no loss seems to reach may stand inside one.
+
+    reached: P numbers, how many of the losses reach each parameter.
+    """
+    if 0 in reached and not torch.compiler.is_compiling() and reentrant_checkpoint(losses):
+        raise ValueError(
+            "a loss goes through torch.utils.checkpoint with use_reentrant=True, whose parameters "
+            "per-task backwards do not reach: set use_reentrant=False"
+        )
+
+
+def shared_positions(
+    reached: Sequence[int], tasks: int, params: Sequence[Tensor], shared: Sequence[Tensor] | None
+) -> set[int]:
+    """Positions of the parameters to balance: those named, or those that two losses reach.
+
+    Args:
+        reached: P numbers, how many of the losses reach each parameter, counted up to 2 at least.
+        tasks: T; of one loss, all that it reaches is to be balanced.
+        params: P parameters.
+        shared: those that were named, if any.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if shared is None:
+        found = {p for p, count in enumerate(reached) if count >= min(2, tasks)}
+        if not found:
+            raise ValueError(
+                "no parameter is shared: no two losses reach the same one, so there is nothing to "
+                "balance. Use sum(losses).backward(), or name the parameters with shared="
+            )
+        return found
+    place = {id(param): p for p, param in enumerate(params)}
+    found = {place[id(param)] for param in trainable(shared, params)}
+    if not any(reached[p] for p in found):
+        raise ValueError("no loss reaches any of the parameters that shared= names")
+    return found
 
 
 def several_ranks() -> bool:

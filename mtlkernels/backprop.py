@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlkernels.aggregation import (
+    Balanced,
     LossWeighting,
     RowWeighting,
     Weighting,
@@ -26,10 +27,13 @@ from mtlkernels.arguments import (
     check_params,
     named_losses,
     refuse_hidden_reach,
+    refuse_reentrant_checkpoints,
     refuse_several_ranks,
+    shared_positions,
     trainable,
 )
 from mtlkernels.collect import weighted_gradient
+from mtlkernels.compiled import backwards_are_lost, untraced
 from mtlkernels.layout import TaskGrads, check_lengths, group_gradients
 from mtlkernels.report import Report, Status
 from mtlkernels.rows import Rows, collect_rows
@@ -65,7 +69,6 @@ class Engine(Protocol):
     def combine_rows(
         self,
         rows: Rows,
-        params: Sequence[Tensor],
         method: Weighting | RowWeighting,
         options: Options,
     ) -> Report: ...
@@ -99,14 +102,15 @@ def backward(
     Shared parameters, those that at least two losses reach, get the method's direction. The others,
     the heads, get the plain sum of the gradients that reach them, which for one loss is its own. A
     parameter that no loss reaches keeps its .grad, None included. Like any use of
-    `torch.autograd.grad`, the backwards run a parameter's own tensor hooks once a task, run no
-    post-accumulate-grad hooks, and do not reach into reentrant checkpoints. The .grad of a dtype
-    and device are views of one vector.
+    `torch.autograd.grad`, the backwards run a parameter's own tensor hooks once a task and run no
+    post-accumulate-grad hooks. The .grad of a dtype
+    and device are views of one vector, but for those that one weighted backward makes (see below).
 
     Most of a step is the T backwards. `measure=`, `features=` and `apply="backward"` take one
     backward of the weighted sum through what is shared, and get the weights from less; heads cost
     no more than in one backward of the sum. Their report's Gram matrix is that of what was
-    measured.
+    measured. The weighted backward is an ordinary one: it adds to the .grad of what is shared as
+    `loss.backward()` does, without a copy, and runs post-accumulate-grad hooks there.
 
     A loss method makes one loss of the T, and one backward of it is all: every parameter, the heads
     too, gets sum_t w_t g_t with w_t = d scalar / d L_t, and the method's own parameters get their
@@ -134,8 +138,9 @@ def backward(
             one batched backward that keeps none, N numbers of memory in place of T N, and then
             takes one more backward.
         collect: "loop", a backward a loss; "batched", one backward of T gradients below the heads
-            (`is_grads_batched`), which saves time where matrix products dominate and torch can
-            batch what the model does; "auto" decides by the graph, and `report.collected` says how.
+            (`is_grads_batched`), which saves time where starting operations takes more than
+            running them: many losses of a small model, a GPU; "auto" decides by the graph, and
+            `report.collected` says how.
         rows_dtype: what the rows of float32 parameters are kept in, torch.bfloat16 or
             torch.float16; sums over them are float32 and .grad too.
         max_norm: the direction of the shared parameters is shortened to that length where it is
@@ -181,45 +186,60 @@ def step(
     retain_graph: bool = False,
 ) -> Report:
     """`backward` with its options in one object."""
+    if backwards_are_lost():
+        return untraced(step, losses, params, method, options, features, scaler, retain_graph)
     if torch.compiler.is_compiling():
         _refuse_without_graph(losses, method, options, features is not None, scaler)
     refuse_several_ranks()
     tasks, values = named_losses(losses)
-    params = check_step(values, params, method, options, features is not None)
+    given = [features] if isinstance(features, Tensor) else features
+    params = check_step(values, params, method, options, given is not None)
     scale = scale_of(scaler, values[0].device)
-    stacked = stack(values)
     if weighs_losses(method):
         return _backward_once(tasks, values, params, method, scale, retain_graph)
-    weights = None
-    if keeps_weights(method):
-        weights = method.kept_weights(len(values), read=scaler is not None)
-    if weights is None and features is None and not options.weighted:
+    kept = method.kept_weights(tasks, scaler is not None) if keeps_weights(method) else None
+    if kept is not None or given is not None or options.weighted:
+        report = _backward_weighted(
+            tasks, values, params, method, options, given, kept, scale, retain_graph
+        )
+    else:
         rows, collected = collect_rows(
             values, params, options.collect, options.rows_dtype, scale, retain_graph
         )
-        found = Rows(tasks, stacked, rows, scale, collected)
-        return combine_rows(found, params, cast("Weighting | RowWeighting", method), options)
-    given = [features] if isinstance(features, Tensor) else features
-    heads = run_heads(values, params, options, given, scale, retain_graph)
-    if weights is not None:
-        status = torch.where(stacked.isfinite(), 0, Status.NON_FINITE.value)
-        collected = "one weighted backward, with kept weights"
-        write_weighted(heads, params, weights, retain_graph)
-        return Report(tasks, None, weights, stacked, status, collected)
-    told = measured_weights(
-        heads, params, cast(Weighting, method), stacked, options, given is not None, scale
-    )
-    assert told.weights is not None
-    write_weighted(heads, params, told.weights, retain_graph)
-    where = (
-        "the features"
-        if given is not None
-        else "given parameters"
-        if options.measure
-        else "all rows"
-    )
-    collected = f"one weighted backward, measured on {where}"
-    return Report(tasks, told.gram, told.weights, stacked, told.status, collected)
+        refuse_reentrant_checkpoints(values, reach(rows))
+        found = Rows(tasks, stack(values), params, rows, scale, collected)
+        report = combine_rows(found, cast("Weighting | RowWeighting", method), options)
+    if keeps_weights(method):
+        method.count(tasks)
+    return report
+
+
+def _backward_weighted(
+    tasks: tuple[str, ...],
+    values: Sequence[Tensor],
+    params: Sequence[Tensor],
+    method: AnyMethod,
+    options: Options,
+    features: Sequence[Tensor] | None,
+    kept: Tensor | None,
+    scale: Tensor | None,
+    retain_graph: bool,
+) -> Report:
+    """One weighted backward, with kept weights or with those of what is measured."""
+    losses = stack(values)
+    heads = run_heads(values, params, options, features, scale, retain_graph)
+    if kept is not None:
+        where = "with kept weights"
+        found = Balanced(None, kept, torch.where(losses.isfinite(), 0, Status.NON_FINITE.value))
+    else:
+        named = "all rows" if options.measure is None else "given parameters"
+        where = f"measured on {named if features is None else 'features'}"
+        weigh, on_features = cast(Weighting, method), features is not None
+        found = measured_weights(heads, params, weigh, losses, options, on_features, scale)
+    assert found.weights is not None
+    write_weighted(heads, params, found.weights, retain_graph)
+    collected = f"one weighted backward, {where}"
+    return Report(tasks, found.gram, found.weights, losses, found.status, collected)
 
 
 def collect_step(
@@ -235,6 +255,10 @@ def collect_step(
     Raises:
         ValueError: as `backward`; or the method or an option keeps no rows that could be added.
     """
+    if backwards_are_lost():
+        return untraced(collect_step, losses, params, method, options, scaler, retain_graph)
+    if torch.compiler.is_compiling():
+        _refuse_without_graph(losses, method, options, False, scaler)
     refuse_several_ranks()
     check_keeps_rows(method, options)
     tasks, values = named_losses(losses)
@@ -243,16 +267,22 @@ def collect_step(
     rows, collected = collect_rows(
         values, params, options.collect, options.rows_dtype, scale, retain_graph
     )
-    return Rows(tasks, stack(values), rows, scale, collected)
+    refuse_reentrant_checkpoints(values, reach(rows))
+    return Rows(tasks, stack(values), params, rows, scale, collected)
 
 
 def check_keeps_rows(method: AnyMethod, options: Options) -> None:
     """Raises ValueError where there would be no rows to accumulate."""
-    if weighs_losses(method) or options.weighted:
-        who = type(method).__name__ if weighs_losses(method) else "measure= or apply="
+    if weighs_losses(method) or options.weighted or keeps_weights(method):
+        who = "measure= or apply=" if options.weighted else type(method).__name__
         raise ValueError(
             f"accumulate=True adds up the tasks' gradients, and {who} keeps none: call backward "
             "for each micro-batch without it, which weighs each on its own"
+        )
+    if options.rows_dtype is not None:
+        raise ValueError(
+            "accumulate=True adds up rows, which 16 bits would round each time: leave out "
+            "rows_dtype="
         )
 
 
@@ -316,9 +346,18 @@ def refuse_tracing(sentence: str) -> NoReturn:
 
 def scale_of(scaler: Scaler | Tensor | None, device: torch.device) -> Tensor | None:
     """A scaler's factor, on the device; it is not read."""
-    if scaler is None or isinstance(scaler, Tensor):
-        return scaler
-    return scaler.scale(torch.ones((), device=device))
+    if scaler is None:
+        return None
+    if not isinstance(scaler, Tensor):
+        if not hasattr(scaler, "scale"):
+            raise TypeError(
+                f"scaler is a {type(scaler).__name__}: give a torch.amp.GradScaler, or its scale "
+                "as a tensor of one number"
+            )
+        scaler = scaler.scale(torch.ones((), device=device))
+    if scaler.numel() != 1:
+        raise ValueError(f"the scale has shape {tuple(scaler.shape)}: it is one number")
+    return scaler.reshape(())
 
 
 def _backward_once(
@@ -394,15 +433,10 @@ def stack(values: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def combine_rows(
-    rows: Rows,
-    params: Sequence[Tensor],
-    method: Weighting | RowWeighting,
-    options: Options,
-) -> Report:
+def combine_rows(rows: Rows, method: Weighting | RowWeighting, options: Options) -> Report:
     """The part of `backward` after the backwards: T lists of P gradients in, .grad out."""
     options.check(method)
-    grads, parts = rows.grads, options.parts
+    grads, params, parts = rows.grads, rows.params, options.parts
     check_lengths(grads, params)
     balanced, heads = split(grads, params, options.shared)
     sections = [balanced] if parts is None else sections_of(parts, params, balanced)
@@ -420,25 +454,17 @@ def combine_rows(
     return Report(rows.tasks, found.gram, found.weights, rows.losses, found.status, rows.collected)
 
 
+def reach(task_grads: TaskGrads) -> list[int]:
+    """P numbers, how many of the tasks have a gradient for the parameter."""
+    return [sum(grad is not None for grad in column) for column in zip(*task_grads, strict=True)]
+
+
 def split(
     task_grads: TaskGrads, params: Sequence[Tensor], shared: Sequence[Tensor] | None
 ) -> tuple[list[int], list[int]]:
     """Positions of the parameters to balance and of the other ones that some loss reaches."""
-    tasks = len(task_grads)
-    reached = [sum(row[p] is not None for row in task_grads) for p in range(len(params))]
-    if shared is None:
-        chosen = {p for p, count in enumerate(reached) if count >= min(2, tasks)}
-        if not chosen & {p for p, count in enumerate(reached) if count}:
-            raise ValueError(
-                "no parameter is shared: no two losses reach the same one, so there is nothing to "
-                "balance. Use sum(losses).backward(), or name the parameters with shared=. "
-                "(Parameters inside a reentrant checkpoint are not reached: use_reentrant=False)"
-            )
-    else:
-        place = {id(param): p for p, param in enumerate(params)}
-        chosen = {place[id(param)] for param in trainable(shared, params)}
-        if not any(reached[p] for p in chosen):
-            raise ValueError("no loss reaches any of the parameters that shared= names")
+    reached = reach(task_grads)
+    chosen = shared_positions(reached, len(task_grads), params, shared)
     balanced = [p for p, count in enumerate(reached) if count and p in chosen]
     return balanced, [p for p, count in enumerate(reached) if count and p not in chosen]
 

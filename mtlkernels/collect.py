@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from mtlkernels.cut import Cut, stopping_at
+from mtlkernels.cut import Cut, stopped_at
 from mtlkernels.graph import root
 
 Row = list[Tensor | None]
+
+
+class CannotBatchError(RuntimeError):
+    """Something in a model has no backward for a batch of gradients."""
 
 
 @dataclass(frozen=True)
@@ -112,22 +116,24 @@ def gradients_above(
     The graph above goes with them, but where a later one needs it.
     """
     above = Above([], [])
+    number = {(edge.node, edge.output_nr): e for e, edge in enumerate(cut.edges)}
     last = len(starts.edges) - 1
-    with stopping_at(cut):
+    with stopped_at(cut) as passed:
         for t, (edge, seed) in enumerate(zip(starts.edges, starts.seeds, strict=True)):
             own, crossed = cut.above[t], cut.crossed[t]
             retain = retain_graph or cut.nested or (cut.entangled and t < last)
             wanted: list[Tensor | GradientEdge] = [params[p] for p in own]
             wanted += [cut.edges[e] for e in crossed]
+            passed.clear()
             found = _grad([edge], wanted, [seed], retain) if wanted else ()
             row: Row = [None] * len(params)
-            cotangents: Row = [None] * len(cut.edges)
             for p, grad in zip(own, found, strict=False):
                 row[p] = grad
-            for e, grad in zip(crossed, found[len(own) :], strict=True):
-                cotangents[e] = grad
+            start = number.get((edge.node, edge.output_nr))
+            if start is not None:  # the loss itself is what another one reaches
+                passed[start] = seed
             above.rows.append(row)
-            above.cotangents.append(cotangents)
+            above.cotangents.append([passed.get(e) for e in range(len(cut.edges))])
     return above
 
 
@@ -143,6 +149,23 @@ def gradients_below(
         return [None] * len(params)
     edges, seeds = zip(*passed, strict=True)
     return list(_grad(edges, params, seeds, retain_graph))
+
+
+def add_below(
+    cut: Cut,
+    cotangents: Sequence[Tensor | None],
+    params: Sequence[Tensor],
+    retain_graph: bool = False,
+) -> None:
+    """One backward from the cut's edges that adds to .grad, as `loss.backward()` does.
+
+    So it takes no memory beside .grad, and no copy.
+    """
+    passed = [(edge, c) for edge, c in zip(cut.edges, cotangents, strict=True) if c is not None]
+    if passed and params:
+        edges, seeds = zip(*passed, strict=True)
+        with _explained(False):
+            torch.autograd.backward(edges, seeds, retain_graph=retain_graph, inputs=list(params))
 
 
 def rows_below(
@@ -241,9 +264,10 @@ def _explained(batched: bool) -> Iterator[None]:
                 "a forward, and several losses take more. Set "
                 "torch._functorch.config.donated_buffer = False before the model first runs"
             ) from error
-        if batched and not isinstance(error, torch.OutOfMemoryError):
-            raise RuntimeError(
-                "torch cannot batch this model's backward (the error above says where): use "
-                'collect="loop"'
+        told_apart = isinstance(error, torch.OutOfMemoryError) or "second time" in str(error)
+        if batched and not told_apart:
+            raise CannotBatchError(
+                "torch cannot batch this model's backward (the error above says where): leave out "
+                'collect="batched", or give measure= with apply="backward"'
             ) from error
         raise

@@ -11,7 +11,7 @@ import torch
 Result = TypeVar("Result")
 
 
-def compile_step(fn: Callable[..., Result], **options: Any) -> Callable[..., Result]:
+def compile_step(fn: Callable[..., Result] | None = None, **options: Any) -> Any:
     """torch.compile, in one graph, of a function that runs a model and backward(losses).
 
         @mtlkernels.compile_step
@@ -21,22 +21,27 @@ def compile_step(fn: Callable[..., Result], **options: Any) -> Callable[..., Res
 
     Forward, T backwards, Gram matrix, weights, combination and the writing of .grad are one graph;
     `zero_grad` and `optimizer.step`, which torch does not trace into one, stay outside, and
-    `torch.compile(optimizer.step)` makes a graph of its own. Losses go in as a list or a mapping,
-    each computed for itself: a compiled graph does not tell what a loss reaches through
-    `torch.stack` or `torch.cat`. A method that makes its state in its first step is compiled again
-    for the second.
+    `torch.compile(optimizer.step)` makes a graph of its own. A method that makes its state in its
+    first step is compiled again for the second. Plain `torch.compile` of such a function breaks the
+    graph at `backward`, which then runs as it does outside.
+
+    What autograd's graph would tell is not there. So each loss has to be computed for itself:
+    entries of one `torch.stack` or `torch.cat` would make heads pass for shared, without an error.
+    `measure=`, `features=`, `apply=`, `every=` and `collect=` are refused. Hooks on activations
+    run, those on parameters do not.
 
     Args:
         fn: takes tensors, calls `mtlkernels.backward` or an MTLOptimizer's `backward`. Everything
-            from the parameters to the losses has to be computed inside. Gram and row methods
-            on rows over all shared parameters; `measure=`, `features=`, `apply=`, `every=` and
-            `collect=` look at autograd's graph, which is not there.
-        options: for torch.compile, for example dynamic=True or mode="reduce-overhead".
+            from the parameters to the losses has to be computed inside.
+        options: for torch.compile, for example dynamic=True or mode="reduce-overhead". Given
+            alone, `@compile_step(dynamic=True)`, they make a decorator.
 
     Raises:
         NotImplementedError: this torch cannot trace backwards inside a compiled function.
         ValueError: options say fullgraph=False.
     """
+    if fn is None:
+        return functools.partial(compile_step, **options)
     # Not at the top: importing torch._dynamo takes longer than importing torch.
     from torch._dynamo import config
 
@@ -55,3 +60,24 @@ def compile_step(fn: Callable[..., Result], **options: Any) -> Callable[..., Res
             return compiled(*args, **kwargs)
 
     return step
+
+
+def backwards_are_lost() -> bool:
+    """Whether torch.compile traces, but not through torch.autograd.grad as `compile_step` has it.
+
+    Then it leaves the graph there and goes on with losses whose graph it does not show.
+    """
+    compiling = torch.compiler.is_compiling()
+    return compiling and not getattr(torch._dynamo.config, "trace_autograd_ops", False)
+
+
+def untraced(fn: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """Calls a function, and all that it calls, outside of what torch.compile traces."""
+    return torch.compiler.disable(fn)(*args, **kwargs)
+
+
+# So that nothing looks inside; torch.compiler.disable as a decorator would import torch._dynamo.
+untraced._torchdynamo_disable = True  # type: ignore[attr-defined]
+untraced._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+    "several backwards do not go into this graph: use mtlkernels.compile_step"
+)

@@ -1,15 +1,17 @@
 """The graph of several losses cut in two: what belongs to the tasks above, one backward below.
 
 With c_te the gradient of task t at edge e of the cut, any weighted sum of the tasks' gradients
-below is one backward of sum_t w_t c_te, and a task's own gradient there one of c_te. Where no task
-passes through what another one's gradient needs, both parts together cost what the backward of a
-summed loss costs.
+below is one backward of sum_t w_t c_te, and a task's own gradient there one of c_te. Cut at the
+heads, each node of the graph runs once: together as often as in the backward of a summed loss.
+
+What a loss reaches is what its graph says: a function whose backward returns None is passed.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,8 +33,10 @@ class Cut:
         above: T lists of the parameters, by position, that a task's gradient reaches above.
         below: the parameters, by position, that are reached below; they may be above as well.
         entangled: whether tasks share a part of the graph above.
+        reached: P numbers, how many tasks reach the parameter, counted up to 2.
         nested: whether an edge, or a parameter above, is reached below another edge too, as where
             heads read several stages of a trunk.
+        gates: the nodes above that hand gradients to edges: which of their inputs to which edge.
     """
 
     edges: list[GradientEdge]
@@ -40,7 +44,9 @@ class Cut:
     above: list[list[int]]
     below: list[int]
     entangled: bool
+    reached: list[int]
     nested: bool
+    gates: dict[Node, list[tuple[int, int]]]
 
 
 def cut_at_heads(starts: Sequence[GradientEdge], params: Sequence[Tensor]) -> Cut:
@@ -67,8 +73,14 @@ def cut_at_heads(starts: Sequence[GradientEdge], params: Sequence[Tensor]) -> Cu
     shared: list[Node] = []
     for node, t in owner.items():
         (shared if t == _SEVERAL else nodes[t]).append(node)
-    above = [_leaves(own, position) for own in nodes]
-    return _cut(crossed, above, _leaves(shared, position), entangled=False)
+    above, below = [_leaves(own, position) for own in nodes], _leaves(shared, position)
+    reached = [0] * len(params)
+    for p in (p for own in above for p in own):
+        reached[p] = 1
+    for p in below:
+        reached[p] = 2
+    gates = [node for own in nodes for node in own]
+    return _cut(crossed, above, below, reached, gates, entangled=False)
 
 
 def cut_at_features(
@@ -82,31 +94,48 @@ def cut_at_features(
         params: P leaves.
 
     Raises:
-        ValueError: a feature has no graph, or no loss is computed from any of them.
+        TypeError, ValueError: a feature is no tensor or has no graph, or a loss is computed from
+            none of them.
     """
+    if not isinstance(features, Sequence):
+        kind = type(features).__name__
+        raise TypeError(f"features is a {kind}: give what the trunk returned, a tensor or several")
     given: dict[Place, None] = {}
     for i, feature in enumerate(features):
-        if not isinstance(feature, Tensor) or not feature.requires_grad:
+        if not isinstance(feature, Tensor):
+            raise TypeError(f"feature {i} is a {type(feature).__name__}, not a tensor")
+        if not feature.requires_grad:
             raise ValueError(
                 f"feature {i} has no graph: give tensors that the trunk returned and that the "
                 "losses were computed from"
             )
         edge = get_gradient_edge(feature)
         given[edge.node, edge.output_nr] = None
-    crossed: list[dict[Place, None]] = []
-    reached: list[dict[Node, None]] = []
-    for start in starts:
-        passed: dict[Place, None] = {}
-        reached.append(_reach([(start.node, start.output_nr)], given, passed))
-        crossed.append(passed)
-    if not any(crossed):
-        raise ValueError("no loss is computed from the features: give what the heads read")
     position = {id(param): p for p, param in enumerate(params)}
-    below = _reach([place for passed in crossed for place in passed])
-    union = {node for nodes in reached for node in nodes}
-    entangled = len(union) < sum(map(len, reached))
-    above = [_leaves(nodes, position) for nodes in reached]
-    return _cut(crossed, above, _leaves(below, position), entangled)
+    crossed: list[dict[Place, None]] = []
+    nodes: list[dict[Node, None]] = []
+    for t, start in enumerate(starts):
+        passed: dict[Place, None] = {}
+        nodes.append(_reach([(start.node, start.output_nr)], given, passed))
+        crossed.append(passed)
+        if not passed and _leaves(nodes[t], position):
+            raise ValueError(
+                f"loss {t} is not computed from the features, so they do not tell how it moves the "
+                "trunk: give all that the heads read, as the heads read it"
+            )
+    union = {node: None for own in nodes for node in own}
+    entangled = len(union) < sum(map(len, nodes))
+    above = [_leaves(own, position) for own in nodes]
+    under: dict[frozenset[Place], list[int]] = {}  # tasks that cross alike reach alike below
+    for passed in crossed:
+        if frozenset(passed) not in under:
+            under[frozenset(passed)] = _leaves(_reach(list(passed)), position)
+    reached = [0] * len(params)
+    for own, passed in zip(above, crossed, strict=True):
+        for p in {*own, *under[frozenset(passed)]}:
+            reached[p] = min(2, reached[p] + 1)
+    below = sorted({p for leaves in under.values() for p in leaves})
+    return _cut(crossed, above, below, reached, union, entangled)
 
 
 def reached_by(starts: Sequence[GradientEdge], params: Sequence[Tensor]) -> list[list[int]]:
@@ -125,15 +154,39 @@ def reached_by(starts: Sequence[GradientEdge], params: Sequence[Tensor]) -> list
 
 
 @contextmanager
-def stopping_at(cut: Cut) -> Iterator[None]:
-    """Gradients that reach an edge go no further, so a lower one gets none through it.
+def stopped_at(cut: Cut) -> Iterator[dict[int, Tensor]]:
+    """What backwards in here hand to the edges, by edge; the caller empties it between them.
 
-    Undefined ones go on instead, for which autograd's formulas compute nothing.
+    It is taken from the nodes above, before tensor hooks that stand at an edge: those belong to the
+    backward below. Where edges are nested, a gradient that reaches one goes no further, so that a
+    lower one gets none through it: undefined ones go on instead, for which autograd's formulas
+    compute nothing.
     """
-    nodes = {edge.node: None for edge in cut.edges} if cut.nested else {}
-    handles = [node.register_prehook(lambda grads: (None,) * len(grads)) for node in nodes]
+    passed: dict[int, Tensor] = {}
+
+    def collect(hits: list[tuple[int, int]], grads: tuple[Tensor | None, ...]) -> None:
+        for i, e in hits:
+            grad = grads[i]
+            if grad is not None:
+                passed[e] = passed[e] + grad if e in passed else grad
+
+    handles = [
+        node.register_hook(lambda grads, _, hits=hits: collect(hits, grads))
+        for node, hits in cut.gates.items()
+    ]
+    outputs: dict[Node, set[int]] = {}
+    for edge in cut.edges if cut.nested else ():
+        outputs.setdefault(edge.node, set()).add(edge.output_nr)
+    for node, ends in outputs.items():
+        handles.append(
+            node.register_prehook(
+                lambda grads, ends=ends: tuple(
+                    None if i in ends else grad for i, grad in enumerate(grads)
+                )
+            )
+        )
     try:
-        yield
+        yield passed
     finally:
         for handle in handles:
             handle.remove()
@@ -145,23 +198,37 @@ def kinds_below(cut: Cut) -> set[str]:
     return {re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2]) for node in nodes}
 
 
+def numbers_at(cut: Cut) -> int:
+    """How many numbers a gradient at the edges holds."""
+    return sum(math.prod(edge.node._input_metadata[edge.output_nr].shape) for edge in cut.edges)
+
+
 def _cut(
     crossed: Sequence[dict[Place, None]],
     above: list[list[int]],
     below: list[int],
+    reached: list[int],
+    nodes: Iterable[Node],
     entangled: bool,
 ) -> Cut:
     places = {place: None for passed in crossed for place in passed}
     number = {place: e for e, place in enumerate(places)}
     beneath = _reach([place for node, _ in places for place in _sources(node)])
+    gates: dict[Node, list[tuple[int, int]]] = {}
+    for node in nodes:
+        hits = [(i, number[at]) for i, at in enumerate(node.next_functions) if at in number]
+        if hits:
+            gates[node] = hits
     return Cut(
         [GradientEdge(node, output) for node, output in places],
         [[number[place] for place in passed] for passed in crossed],
         above,
         below,
         entangled,
+        reached,
         nested=any(node in beneath for node, _ in places)
         or any(p in own for own in map(set, above) for p in below),
+        gates=gates,
     )
 
 

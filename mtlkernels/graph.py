@@ -143,3 +143,10 @@ def _edges(loss: Tensor) -> Iterator[tuple[Node, int]]:
             if source is not None and (source, output) not in seen:
                 seen.add((source, output))
                 todo.append((source, output))
+
+
+def reentrant_checkpoint(losses: Sequence[Tensor]) -> bool:
+    """Whether a loss goes through checkpoint(use_reentrant=True), which hides its parameters."""
+    return any(
+        node.name() == "CheckpointFunctionBackward" for loss in losses for node, _ in _edges(loss)
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, cast, overload
 
 import torch
@@ -154,8 +154,9 @@ class MTLOptimizer(torch.optim.Optimizer):
             features: what the trunk returned and the heads read, to weigh the gradients there.
             scaler: a GradScaler, given the losses as they are; .grad comes out scaled.
             accumulate: add the tasks' gradients to those of the micro-batches before, and write
-                nothing; `combine` writes. The sum is what one batch of all of them would give where
-                its losses are the sums of theirs: divide means by the number of micro-batches.
+                nothing; `combine` writes, `zero_grad` drops them. The sum is what one batch of all
+                of them would give where its losses are the sums of theirs: divide means by the
+                number of micro-batches.
             retain_graph: keep the graph, for another backward through it.
 
         Returns:
@@ -183,7 +184,7 @@ class MTLOptimizer(torch.optim.Optimizer):
             losses, params, mtl.method, mtl.options, scaler, retain_graph
         )
         if mtl.pending is None:
-            mtl.pending = rows
+            mtl.pending = rows.keep()
         else:
             mtl.pending.add(rows)
         return None
@@ -202,11 +203,15 @@ class MTLOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 "nothing was accumulated: call backward(losses, accumulate=True) first"
             )
-        params = [param for param in _params(self) if param.requires_grad]
         method = cast("GramMethod | RowMethod", self._mtl.method)
-        report = self._mtl.engine.combine_rows(rows, params, method, self._mtl.options)
+        report = self._mtl.engine.combine_rows(rows, method, self._mtl.options)
         self._mtl.pending = None
         return report
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """The base's own; what `accumulate=True` has added up is dropped too."""
+        self._mtl.pending = None
+        super().zero_grad(set_to_none)
 
     pc_backward = backward
     """The name the PCGrad ports use."""
@@ -236,6 +241,7 @@ class MTLOptimizer(torch.optim.Optimizer):
         if groups:
             method_state.check(groups, self._mtl.method)
         super().load_state_dict(state_dict)
+        self._mtl.pending = None
         method_state.take(self.param_groups, self._mtl.method)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -276,6 +282,9 @@ def _wrap(
             f"method is {given} {name}: give a Gram, row or loss method, for "
             'example mtlkernels.PCGrad(), or its name, "pcgrad"'
         )
+    unknown = sorted(set(options) - {field.name for field in fields(Options)})
+    if unknown:
+        raise TypeError(f"MTLOptimizer takes no {unknown[0]}=: see its docstring for its options")
     if every != 1:
         method = Reused(cast(GramMethod, method), every)
     _refuse_hiding(base)

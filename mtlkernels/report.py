@@ -85,12 +85,62 @@ class Report:
         assert self.weights is not None  # a Gram matrix is that of weighted rows
         return direction_norm(self.weights, gram)
 
+    def norm_ratio(self) -> Tensor:
+        """Largest over smallest norm of a task's gradient; infinite where one is zero."""
+        norms = self.norms()
+        return norms.max() / norms.min()
+
+    def projections(self) -> Tensor:
+        """(T) <g_t, d> / ||d||: how fast a step along the direction lowers each loss, a unit."""
+        length = self.direction_norm()
+        return self._over_parts(self._descents()) / torch.where(length > 0, length, torch.inf)
+
+    def shares(self) -> Tensor:
+        """(T) w_t <g_t, d> / ||d||^2: each task's part in the direction; they add up to 1."""
+        assert self.weights is not None
+        parts = self._over_parts(self.weights * self._descents())
+        total = parts.sum()
+        return parts / torch.where(total > 0, total, torch.inf)
+
+    def magnitude_similarity(self) -> Tensor:
+        """(T, T) 2 |g_i| |g_j| / (|g_i|^2 + |g_j|^2), 1 for equal lengths (arXiv 2001.06782)."""
+        norms = self.norms()
+        squares = norms.square()[:, None] + norms.square()
+        return 2 * norms[:, None] * norms / torch.where(squares > 0, squares, torch.inf)
+
+    def curvature_bound(self) -> Tensor:
+        """(T, T) (1 - cos^2) |g_i - g_j|^2 / |g_i + g_j|^2, of arXiv 2001.06782.
+
+        Where a pair's conflict is worth removing, the loss's curvature along them exceeds it.
+        """
+        K = self._measured()
+        squares = K.diagonal()[:, None] + K.diagonal()
+        apart, along = (squares - 2 * K).clamp_min(0), (squares + 2 * K).clamp_min(0)
+        return (1 - self.cosines().square()) * apart / torch.where(along > 0, along, torch.inf)
+
+    def condition_number(self) -> Tensor:
+        """Largest over smallest singular value of the T gradients (arXiv 2305.19000).
+
+        Beyond about 1000 it is rounding of the Gram matrix. On a GPU this waits for the device.
+        """
+        values = torch.linalg.eigvalsh(self._measured()).clamp_min(0)
+        return (values[-1] / values[0]).sqrt()
+
     def warnings(self) -> list[str]:
         """What the status says, a sentence a flag. Reads the status from the device."""
         told = []
         for name, flags in zip(self.tasks, self.status.tolist(), strict=True):
             told += [f"{name}: {flag.name}" for flag in Status if flags & flag]
         return told
+
+    def _descents(self) -> Tensor:
+        """(T) or by part (B, T): <g_t, d>."""
+        gram = self._given()
+        assert self.weights is not None  # a Gram matrix is that of weighted rows
+        return (gram @ self.weights[..., None])[..., 0]
+
+    def _over_parts(self, numbers: Tensor) -> Tensor:
+        return numbers.reshape(-1, len(self.tasks)).sum(dim=0)
 
     def _measured(self) -> Tensor:
         """(T, T) over all parts: Gram matrices add up."""
@@ -100,9 +150,9 @@ class Report:
     def _given(self) -> Tensor:
         if self.gram is None:
             raise ValueError(
-                "this step has no Gram matrix: a loss method takes one backward, in which no "
-                "task's own gradient appears, and a row method may need none. Use a Gram method, "
-                "for example Sum(), to measure"
+                f"this step has no Gram matrix ({self.collected}): a loss method takes one "
+                "backward, in which no task's own gradient appears, reused weights need none, nor "
+                "may a row method. Use a Gram method in this step, for example Sum(), to measure"
             )
         return self.gram
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlkernels.aggregation import Weighting, check_method, takes_rows, weighs_losses
+from mtlkernels.aggregation import Weighting, check_method, keeps_weights, takes_rows, weighs_losses
 from mtlkernels.arguments import several_ranks
 from mtlkernels.backprop import Scaler, scale_of
 from mtlkernels.report import Report
@@ -25,7 +25,8 @@ class Splitter(nn.Module):
     The trunk gets the gradient of sum_t w_t L_t with weights from the Gram matrix of the losses'
     gradients at the features, as `backward(losses, features=...)` gives it; heads get their own.
     Each task's loss must reach the features through its own copy alone, and stand in the sum with
-    factor 1: a factor counts as a larger loss.
+    factor 1: a factor counts as a larger loss. The copies share memory, so heads must not change
+    theirs in place (`nn.ReLU(inplace=True)` as a first layer).
 
     Args:
         method: a Gram method that needs no losses, which do not come by here.
@@ -50,7 +51,12 @@ class Splitter(nn.Module):
                 f"{type(method).__name__} does not weigh gradients by their products, which is all "
                 "that comes by here: give a Gram method, for example PCGrad()"
             )
-        if not (isinstance(num_tasks, int) and num_tasks >= 1):
+        if keeps_weights(method):
+            raise ValueError(
+                f"{type(method).__name__} saves the backwards of other steps, and here there is "
+                "one backward anyway: give the method alone"
+            )
+        if isinstance(num_tasks, bool) or not (isinstance(num_tasks, int) and num_tasks >= 1):
             raise ValueError(f"num_tasks={num_tasks}: it must be a whole number, at least 1")
         self.method = method
         self.num_tasks = num_tasks
@@ -62,7 +68,13 @@ class Splitter(nn.Module):
 
         Args:
             features: what the trunk returned, one tensor or several stages of it.
+
+        Raises:
+            TypeError: something else than tensors.
         """
+        for z in features:
+            if not isinstance(z, Tensor):
+                raise TypeError(f"features hold a {type(z).__name__}: give tensors, splitter(*z)")
         copies = _Split.apply(self, *features)
         count = len(features)
         if count == 1:
@@ -76,7 +88,9 @@ class Splitter(nn.Module):
                 "a Splitter sees the features of one rank, whose weights are not those of all: "
                 "use MTLOptimizer(base, method, module=...) and its backward(losses, features=z)"
             )
-        present = next(c for row in cotangents for c in row if c is not None)
+        present = next((c for row in cotangents for c in row if c is not None), None)
+        if present is None:
+            return [None] * len(cotangents[0])
         scale = scale_of(self.scaler, present.device)
         found = balance_features(cotangents, self.method, None, scale)
         assert found.weights is not None

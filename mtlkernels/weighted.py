@@ -23,10 +23,16 @@ from mtlkernels.aggregation import (
     total_gram,
     weighted_sum,
 )
-from mtlkernels.arguments import Options, trainable
+from mtlkernels.arguments import (
+    Options,
+    refuse_reentrant_checkpoints,
+    shared_positions,
+    trainable,
+)
 from mtlkernels.collect import (
     Above,
     Row,
+    add_below,
     gradients_above,
     gradients_below,
     starts,
@@ -38,13 +44,19 @@ from mtlkernels.layout import group_gradients
 
 @dataclass(frozen=True)
 class Heads:
-    """A step's graph, and its backwards down to the cut."""
+    """A step's graph, and its backwards down to the cut.
+
+    Attributes:
+        cut: where the graph is cut.
+        above: what the T backwards gave down to there.
+        balanced: the parameters, by position, that the method balances, and K is of.
+        weighted: those whose gradients get the weights, with weight_heads= all of them.
+    """
 
     cut: Cut
     above: Above
-    weighted_above: list[int]
-    weighted_below: list[int]
-    plain_below: list[int]
+    balanced: set[int]
+    weighted: set[int]
 
 
 def run_heads(
@@ -54,11 +66,11 @@ def run_heads(
     features: Sequence[Tensor] | None = None,
     scale: Tensor | None = None,
     retain_graph: bool = False,
-    decide: Callable[[Cut], set[int]] | None = None,
+    decide: Callable[[], set[int]] | None = None,
 ) -> Heads:
     """The tasks' backwards down to the cut.
 
-    decide: given the cut, which parameters, by position, the weights are for; else the options say.
+    decide: which parameters, by position, are to be balanced; without it this graph says.
 
     Raises:
         ValueError: no parameter is shared, or features are none.
@@ -68,34 +80,13 @@ def run_heads(
         cut = cut_at_heads(begun.edges, params)
     else:
         cut = cut_at_features(begun.edges, features, params)
-    weighted = _weighted_params(cut, params, options) if decide is None else decide(cut)
-    above = gradients_above(begun, cut, params, retain_graph)
-    return Heads(
-        cut,
-        above,
-        sorted({p for own in cut.above for p in own} & weighted),
-        [p for p in cut.below if p in weighted],
-        [p for p in cut.below if p not in weighted],
-    )
-
-
-def _weighted_params(cut: Cut, params: Sequence[Tensor], options: Options) -> set[int]:
-    """Positions of the parameters that the weights are for."""
-    reached = [sum(p in own for own in map(set, cut.above)) for p in range(len(params))]
-    if options.shared is None:
-        needed = min(2, len(cut.above))
-        weighted = {p for p, count in enumerate(reached) if count >= needed} | set(cut.below)
-        if not weighted:
-            raise ValueError(
-                "no parameter is shared: no two losses reach the same one, so there is nothing to "
-                "balance. Use sum(losses).backward(), or name the parameters with shared="
-            )
+    refuse_reentrant_checkpoints(losses, cut.reached)
+    if decide is None:
+        balanced = shared_positions(cut.reached, len(losses), params, options.shared)
     else:
-        place = {id(param): p for p, param in enumerate(params)}
-        weighted = {place[id(param)] for param in trainable(options.shared, params)}
-        if not any(reached[p] or p in cut.below for p in weighted):
-            raise ValueError("no loss reaches any of the parameters that shared= names")
-    return set(range(len(params))) if options.weight_heads else weighted
+        balanced = decide()
+    weighted = set(range(len(params))) if options.weight_heads else balanced
+    return Heads(cut, gradients_above(begun, cut, params, retain_graph), balanced, weighted)
 
 
 def measured_weights(
@@ -135,12 +126,16 @@ def gradients_of(heads: Heads, params: Sequence[Tensor], members: Sequence[Tenso
 def _gram_of_all_rows(heads: Heads, params: Sequence[Tensor], device: torch.device) -> Tensor:
     tasks = len(heads.above.rows)
     gram = torch.zeros(tasks, tasks, dtype=torch.float64, device=device)
-    above: dict[int, list[Tensor | None]] = {
-        p: [row[p] for row in heads.above.rows] for p in heads.weighted_above
+    columns = dict(enumerate(zip(*heads.above.rows, strict=True)))
+    above = {
+        p: list(column)
+        for p, column in columns.items()
+        if p in heads.balanced and any(grad is not None for grad in column)
     }
+    members = [p for p in heads.cut.below if p in heads.balanced]
 
     def visit(at: int, rows: Tensor) -> None:
-        p = heads.weighted_below[at]
+        p = members[at]
         column: list[Tensor | None] = list(rows.unbind())
         if p in above:
             column = [_sum(a, b) for a, b in zip(column, above.pop(p), strict=True)]
@@ -151,7 +146,7 @@ def _gram_of_all_rows(heads: Heads, params: Sequence[Tensor], device: torch.devi
         for group in group_gradients([[grad] for grad in column], [params[p]]):
             gram = gram + ops.gram(group.grads, tasks).to(device)
 
-    below = [params[p] for p in heads.weighted_below]
+    below = [params[p] for p in members]
     visit_rows_below(heads.cut, heads.above.cotangents, below, visit)
     for p, column in above.items():
         add(p, column)
@@ -173,22 +168,30 @@ def write_weighted(
     written = params if into is None else into
     cut, above = heads.cut, heads.above
     ones = torch.ones_like(weights)
-    below: Row = [None] * len(params)
-    parts = [(heads.plain_below, ones), (heads.weighted_below, weights)]
-    parts = [(members, own) for members, own in parts if members]
+    plain = set(range(len(params))) - heads.weighted
+    sums = []  # before anything is written: a gradient that no .grad can hold is refused here
+    for places, own in ((heads.weighted, weights), (plain, ones)):
+        rows = [[grad if p in places else None for p, grad in enumerate(r)] for r in above.rows]
+        sums.append((group_gradients(rows, params), own))
+    parts = [
+        (members, own)
+        for places, own in ((plain, ones), (heads.weighted, weights))
+        if (members := [p for p in cut.below if p in places])
+    ]
     for i, (members, own) in enumerate(parts):
         retain = retain_graph or i < len(parts) - 1
         seeds = combine_features(above.cotangents, own)
-        found = gradients_below(cut, seeds, [params[p] for p in members], retain)
-        for p, grad in zip(members, found, strict=True):
+        given = [params[p] for p in members]
+        if into is None:
+            add_below(cut, seeds, given, retain)
+            continue
+        below: Row = [None] * len(params)
+        for p, grad in zip(members, gradients_below(cut, seeds, given, retain), strict=True):
             below[p] = grad
+        sums.append((group_gradients([below], params), ones[:1]))
     with torch.no_grad():
-        add_weighted_sum(group_gradients([below], params), ones[:1], written)
-        weighted = set(heads.weighted_above)
-        plain = set(range(len(params))) - weighted
-        for places, own in ((weighted, weights), (plain, ones)):
-            rows = [[grad if p in places else None for p, grad in enumerate(r)] for r in above.rows]
-            add_weighted_sum(group_gradients(rows, params), own, written)
+        for groups, own in sums:
+            add_weighted_sum(groups, own, written)
 
 
 def balance_features(

@@ -133,6 +133,33 @@ def heads_on_several_stages(detach: bool = False) -> Problem:
     return Problem([a, b, c, *heads], losses, [first, second, third])
 
 
+def hooks_at_the_cut() -> Problem:
+    """Gradient reversal and scaling, on features, on a parameter of several heads, on a loss."""
+    a, b, h, g = _weights((5, 4), (4, 4), (4, 2), (4, 2))
+    z = torch.tanh(_inputs() @ a)
+    z.register_hook(lambda grad: -grad)
+    b.register_hook(lambda grad: 0.5 * grad)
+    first = ((z @ b) @ h).square().mean()
+    first.register_hook(lambda grad: 3 * grad)
+    return Problem([a, b, h, g], [first, ((z @ b.T) @ g).square().mean() + first.exp()], [z])
+
+
+def one_output_of_two() -> Problem:
+    """Features are one half of a tensor of which a head reads the other half as well."""
+    a, h, g = _weights((5, 8), (4, 2), (4, 2))
+    z, rest = (_inputs() @ a).chunk(2, dim=1)
+    losses = [(z @ h).square().mean(), (z @ g).square().mean() + (z * rest).mean()]
+    return Problem([a, h, g], losses, [z])
+
+
+def a_layer_of_one_task_below_the_features() -> Problem:
+    a, private, h, g = _weights((5, 4), (4, 3), (4, 2), (3, 2))
+    z = torch.tanh(_inputs() @ a)
+    y = torch.tanh(z @ private)
+    losses = [(z @ h).square().mean(), (y @ g).square().mean()]
+    return Problem([a, private, h, g], losses, [z, y])
+
+
 GRAPHS: list[Callable[[], Problem]] = [
     trunk_and_heads,
     one_loss,
@@ -147,6 +174,9 @@ GRAPHS: list[Callable[[], Problem]] = [
     parameter_as_a_loss,
     stacked_losses,
     heads_on_several_stages,
+    hooks_at_the_cut,
+    one_output_of_two,
+    a_layer_of_one_task_below_the_features,
 ]
 
 

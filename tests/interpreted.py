@@ -6,13 +6,14 @@ import pytest
 import torch
 from hard_grams import KINDS, hard_gram
 from inputs import DTYPES, sample
+from test_cagrad import cagrad_certificate
 from torch import Tensor
 
 import mtlkernels
 from mtlkernels import ops, reference
 from mtlkernels.triton_kernels import OPS, launch, launchers
 
-SERVED = ["gram", "combine", "combine_out", "pcgrad"]
+SERVED = ["gram", "combine", "combine_out", "pcgrad", "cagrad"]
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -20,7 +21,7 @@ def test_triton_serves(name: str) -> None:
     assert mtlkernels.backends()["cpu"][name]["serves"] == "triton"
 
 
-@pytest.mark.parametrize("name", ["cagrad", "avgnorm"])
+@pytest.mark.parametrize("name", ["mgda", "avgnorm"])
 def test_who_serves_the_others_is_told(name: str) -> None:
     told = mtlkernels.backends()["cpu"][name]
     assert told["serves"] == "reference"
@@ -88,6 +89,30 @@ def test_pcgrad_flags_what_is_no_gram_matrix() -> None:
 def test_pcgrad_takes_no_more_tasks_than_fit() -> None:
     with pytest.raises(RuntimeError, match="gram has 65 tasks"):
         launchers.pcgrad(torch.eye(65).double(), torch.zeros(65, 64).long(), False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T", [1, 2, 5, 11])
+def test_cagrad(kind: str, T: int) -> None:
+    """Weights differ along what K does not see, so lengths are compared, and optimality."""
+    K = hard_gram(kind, T, 3)
+    if T > 2:
+        K[1] = K[:, 1] = 0
+    weights, status = ops.cagrad(K, 0.4, ops.Rescale.NONE)
+    expected, expected_status = reference.cagrad(K, 0.4, 0, False)
+    assert torch.equal(status, expected_status)
+    there = K.diagonal() > 0
+    assert weights[~there].tolist() == [0.0] * int((~there).sum())
+    K, weights, expected = K[there][:, there], weights[there], expected[there]
+    assert cagrad_certificate(K, weights, 0.4) <= 1e-9
+    gap = weights - expected
+    assert (gap @ K @ gap).clamp_min(0).sqrt() <= 1e-9 * (expected @ K @ expected).sqrt()
+
+
+@pytest.mark.parametrize("c", [-0.1, torch.inf, torch.nan])
+def test_cagrad_refuses_a_radius_that_is_none(c: float) -> None:
+    with pytest.raises(RuntimeError, match="c must be finite and at least 0"):
+        ops.cagrad(torch.eye(2).double(), c)
 
 
 @pytest.mark.parametrize("count", [1, 32, 33, 70])

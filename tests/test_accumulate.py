@@ -111,3 +111,82 @@ def test_what_keeps_no_rows_is_refused(method, options) -> None:
     losses = {name: loss + 1 for name, loss in model(torch.randn(4, 5).double()).items()}
     with pytest.raises(ValueError, match="accumulate=True adds up the tasks' gradients"):
         optimizer.backward(losses, accumulate=True)
+
+
+def test_zero_grad_and_a_loaded_state_drop_what_was_added() -> None:
+    x = torch.randn(4, 5, dtype=torch.float64)
+    model, optimizer = pair(PCGrad())
+    for drop in (optimizer.zero_grad, lambda: optimizer.load_state_dict(optimizer.state_dict())):
+        optimizer.backward({k: 1000 * v for k, v in model(x).items()}, accumulate=True)
+        drop()
+        optimizer.backward(model(x), accumulate=True)
+        report = optimizer.combine()
+        torch.testing.assert_close(report.losses, torch.stack(list(model(x).values())).detach())
+        optimizer.zero_grad()
+
+
+def test_rows_belong_to_their_parameters() -> None:
+    a, b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    b.requires_grad_(False)
+    base = torch.optim.SGD([*a.parameters(), *b.parameters()], lr=0.1)
+    optimizer = MTLOptimizer(base, mtlkernels.Sum())
+
+    def losses() -> list[Tensor]:
+        y = b(a(torch.ones(1, 3)))
+        return [y.sum(), y.square().sum()]
+
+    optimizer.backward(losses(), accumulate=True)
+    a.requires_grad_(False)
+    b.requires_grad_(True)
+    with pytest.raises(ValueError, match="other parameters require grad"):
+        optimizer.backward(losses(), accumulate=True)
+    optimizer.combine()
+    assert b.weight.grad is None
+    assert a.weight.grad is not None
+
+
+def test_micro_batches_under_different_scales_count_alike() -> None:
+    x = torch.randn(6, 5, dtype=torch.float64)
+    model, optimizer = pair(mtlkernels.NashMTL())
+    large, whole = pair(mtlkernels.NashMTL())
+    for part, scale in zip(x.chunk(3), (1024.0, 1.0, 64.0), strict=True):
+        scaler = torch.tensor(scale, dtype=torch.float64)
+        optimizer.backward(model(part), accumulate=True, scaler=scaler)
+        whole.backward(large(part), accumulate=True)
+    report, expected = optimizer.combine(), whole.combine()
+    torch.testing.assert_close(report.gram, expected.gram)
+    for param, other in zip(model.parameters(), large.parameters(), strict=True):
+        torch.testing.assert_close(param.grad, 64 * other.grad)
+    optimizer.backward(model(x), accumulate=True)
+    with pytest.raises(ValueError, match="with every micro-batch or with none"):
+        optimizer.backward(model(x), accumulate=True, scaler=torch.tensor(2.0))
+
+
+class Reusing(torch.autograd.Function):
+    """Hands out a buffer as gradient that it fills again the next time."""
+
+    buffer = torch.zeros(3)
+
+    @staticmethod
+    def forward(ctx, x: Tensor, fill: float) -> Tensor:
+        ctx.fill = fill
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return Reusing.buffer.fill_(ctx.fill), None
+
+
+def test_what_autograd_hands_out_may_be_used_again() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = MTLOptimizer(torch.optim.SGD([weight], lr=0.1), mtlkernels.Sum())
+    for fill in (1.0, 2.0):
+        optimizer.backward([Reusing.apply(weight, fill).sum()], accumulate=True)
+    optimizer.combine()
+    assert weight.grad.tolist() == [3.0, 3.0, 3.0]
+
+
+def test_reused_weights_and_micro_batches_do_not_go_together() -> None:
+    model, optimizer = pair(PCGrad(), every=2)
+    with pytest.raises(ValueError, match="accumulate=True adds up"):
+        optimizer.backward(model(torch.randn(4, 5).double()), accumulate=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from contract import Net, batches
+from test_compile import has_cpp_compiler
 from torch import Tensor, nn
 
 from mtlkernels import MTLOptimizer
@@ -82,3 +83,90 @@ def test_donated_buffers_are_explained() -> None:
         optimizer.zero_grad()
         optimizer.backward(model(x))
     assert net.trunk.weight.grad is not None
+
+
+def compiled_trunk(backend: str = "aot_eager") -> tuple[Net, Callable[[Tensor], Tensor]]:
+    torch._dynamo.reset()
+    net = Net()
+    return net, torch.compile(net.trunk, backend=backend, fullgraph=True)
+
+
+@pytest.mark.parametrize("way", ["features", "measure", "every", "auto"])
+def test_cheaper_steps_through_a_compiled_trunk(way: str) -> None:
+    """The trunk is one node of the graph: the cut lies above it."""
+    net, trunk = compiled_trunk()
+    twin = Net()
+    options = {"measure": {"measure": [net.trunk.weight]}, "every": {"every": 2}}
+    options["auto"] = {"collect": "auto"}
+    optimizer = MTLOptimizer(
+        torch.optim.SGD(net.parameters(), lr=0.05), "cagrad", **options.get(way, {})
+    )
+    given = {} if way != "measure" else {"measure": [twin.trunk.weight]}
+    other = MTLOptimizer(torch.optim.SGD(twin.parameters(), lr=0.05), "cagrad", **given)
+    for step, x in enumerate(batches(3)):
+        z, y = torch.tanh(trunk(x)), torch.tanh(twin.trunk(x))
+        losses = [(head(z) - t - 1).square().mean() for t, head in enumerate(net.heads)]
+        expected = [(head(y) - t - 1).square().mean() for t, head in enumerate(twin.heads)]
+        optimizer.zero_grad()
+        other.zero_grad()
+        report = optimizer.backward(losses, features=z if way == "features" else None)
+        told = other.backward(expected, features=y if way == "features" else None)
+        if way == "auto":
+            assert "torch does not batch CompiledFunction" in report.collected
+        if way == "every" and step == 1:
+            break  # the twin has no kept weights
+        torch.testing.assert_close(report.weights, told.weights)
+        for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+        optimizer.step()
+        other.step()
+
+
+@pytest.mark.skipif(not has_cpp_compiler(), reason="inductor finds no C++ compiler")
+@pytest.mark.filterwarnings("ignore:.torch.:DeprecationWarning", "ignore:.torch.:FutureWarning")
+@pytest.mark.parametrize("options", [{"collect": "batched"}, {"apply": "backward"}], ids=str)
+def test_what_a_compiled_trunk_cannot_do_is_told(options) -> None:
+    """Inductor's kernels take no batch of gradients."""
+    net, trunk = compiled_trunk("inductor")
+    optimizer = MTLOptimizer(torch.optim.SGD(net.parameters(), lr=0.05), "cagrad", **options)
+    z = torch.tanh(trunk(next(iter(batches(1)))))
+    losses = [(head(z) - t - 1).square().mean() for t, head in enumerate(net.heads)]
+    with pytest.raises(RuntimeError, match="cannot batch this model's backward"):
+        optimizer.backward(losses)
+    assert all(param.grad is None for param in net.parameters())
+
+
+# torch's own: where a graph breaks, it looks at the .grad of what it hands over.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("named", [False, True])
+def test_torch_compile_around_backward_leaves_it_as_it_is(named: bool) -> None:
+    """Without compile_step the graph breaks there, and its forward tells no heads from a trunk."""
+    torch._dynamo.reset()
+    net, twin = Net(), Net()
+    optimizer, other = (
+        MTLOptimizer(
+            torch.optim.SGD(n.parameters(), lr=0.05),
+            "cagrad",
+            shared=[n.trunk.weight] if named else None,
+        )
+        for n in (net, twin)
+    )
+
+    def step(x: Tensor) -> Tensor:
+        z = torch.tanh(net.trunk(x))
+        losses = [(head(z) - t - 1).square().mean() for t, head in enumerate(net.heads)]
+        return optimizer.backward(losses).weights
+
+    x = next(iter(batches(1)))
+    if not named:
+        with pytest.raises(ValueError, match=r"torch.compile'd function.*shared="):
+            torch.compile(step, backend="aot_eager")(x)
+        assert all(param.grad is None for param in net.parameters())
+        return
+    weights = torch.compile(step, backend="aot_eager")(x)
+    torch.testing.assert_close(weights, other.backward(twin(x)).weights)
+    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="compile_step"):
+        torch.compile(step, backend="aot_eager", fullgraph=True)(x)

@@ -22,10 +22,11 @@ SANITIZERS = {
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-@pytest.mark.parametrize("program", ["lists", "rows", "solvers"])
+@pytest.mark.parametrize("program", ["lists", "rows", "states", "solvers", "blocks"])
 def test_program(program: str, sanitizer: str) -> None:
     source = FOLDER / f"{program}.cpp"
-    flags = [*FLAGS, *WARNINGS, *SANITIZERS[sanitizer]]
+    at_once = ["-DBLOCKS_AT_ONCE"] if program == "blocks" else []
+    flags = [*FLAGS, *at_once, *WARNINGS, *SANITIZERS[sanitizer]]
     binary, _ = compiled(f"{program}_{sanitizer}", [compiler(), *flags, str(source)])
     done = subprocess.run([binary], capture_output=True, text=True, timeout=300, check=False)
     told = (done.stdout + done.stderr)[-6000:]

@@ -14,19 +14,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from hard_grams import KINDS, hard_gram
 from inputs import (
     FEW,
     SAMPLES,
     check_combine,
     check_gram,
+    expected_combine,
     expected_gram,
     sample,
     sample_weights,
 )
+from test_cagrad import cagrad_certificate
+from test_wide_weights import hostile
 from torch import Tensor
 
 import mtlkernels
-from mtlkernels import PCGrad, Status, ops
+from mtlkernels import CAGrad, GradDrop, PCGrad, Status, ops, reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -80,6 +84,33 @@ def test_combine_out(name: str, beta: float, float_dtype: torch.dtype) -> None:
     check_combine(out.cpu(), [grad.cpu() for grad in grads], weights, old, beta)
 
 
+@pytest.mark.parametrize("beta", [0.0, -0.5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [*FEW, "numel_1025", "tasks_17"])
+def test_combine_out_into_float32(name: str, beta: float, dtype: torch.dtype) -> None:
+    grads, num_tasks = cuda_sample(name, dtype)
+    weights = sample_weights(num_tasks)
+    out = torch.ones_like(ops.combine(grads, weights.cuda()), dtype=torch.float32)
+    old = out.cpu()
+    ops.combine_out(grads, weights.cuda(), out, beta)
+    host = [grad.cpu() for grad in grads]
+    check_combine(out.cpu(), host, weights, old, beta, torch.float32)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, -1e-50, 1e39])
+@pytest.mark.parametrize("T", [1, 2, 9, 17])
+def test_weights_outside_float32(T: int, beta: float, float_dtype: torch.dtype) -> None:
+    host, weights = hostile(float_dtype, T)
+    old = (1e-38 if beta > 1 else 1.0) * torch.ones(len(reference.combine(host, weights)))
+    old = old.to(float_dtype)
+    expected, scale = expected_combine(host, weights, old, beta)
+    out = old.cuda()
+    ops.combine_out([grad.cuda() for grad in host], weights.cuda(), out, beta)
+    info = torch.finfo(float_dtype)
+    bound = info.eps * expected.abs().clamp_min(info.smallest_normal) + 1e-15 * T * scale
+    assert ((out.cpu().double() - expected).abs() <= bound).all()
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e-19, 1e19, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["ordinary", "tasks_13"])
@@ -120,9 +151,61 @@ def rows(num_tasks: int = 3, scale: float = 1.0) -> list[list[Tensor]]:
     ]
 
 
-def answers(task_grads: list[list[Tensor]], method: PCGrad) -> list[Tensor]:
+def answers(task_grads: list[list[Tensor]], method: torch.nn.Module) -> list[Tensor]:
     direction, report = mtlkernels.aggregate(task_grads, method)
-    return [report.gram, report.weights, *direction]
+    return [x for x in (report.gram, report.weights) if x is not None] + direction
+
+
+@pytest.mark.parametrize("name", [*FEW, "numel_1025", "tasks_17"])
+@pytest.mark.parametrize("leak", [0.0, 0.25])
+def test_graddrop(name: str, leak: float, float_dtype: torch.dtype) -> None:
+    grads, num_tasks = cuda_sample(name, float_dtype)
+    numbers = (torch.tensor(-(10**12) - 7), torch.tensor((3 << 40) + 5))
+    numbers = (*numbers, torch.full((num_tasks,), leak, dtype=torch.float64))
+    found = ops.graddrop(grads, num_tasks, *(x.cuda() for x in numbers)).cpu()
+    expected = reference.graddrop([grad.cpu() for grad in grads], num_tasks, *numbers)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", [*FEW, "numel_1025", "tasks_17"])
+def test_other_row_ops(name: str, float_dtype: torch.dtype) -> None:
+    grads, T = cuda_sample(name, float_dtype)
+    host = [grad.cpu() for grad in grads]
+    trim = (T - 1) // 2
+    found, expected = ops.trimmed_mean(grads, T, trim), reference.trimmed_mean(host, T, trim)
+    torch.testing.assert_close(found.cpu(), expected)
+    wide = torch.promote_types(float_dtype, torch.float32)
+    scale, rate = torch.linspace(0.5, 2, T).double(), torch.tensor(0.3).double()
+    states = torch.zeros(2, T, len(expected), dtype=wide)
+    tracked, grown = states.clone().cuda()
+    K = ops.track_gram(grads, T, scale.cuda(), rate.cuda(), tracked)
+    torch.testing.assert_close(K.cpu(), reference.track_gram(host, T, scale, rate, states[0]),
+                               rtol=1e-5, atol=1e-5)  # fmt: skip
+    e = ops.excess(grads, T, 1e-7, grown)
+    torch.testing.assert_close(e.cpu(), reference.excess(host, T, 1e-7, states[1]),
+                               rtol=1e-5, atol=1e-5)  # fmt: skip
+    torch.testing.assert_close(torch.stack([tracked, grown]).cpu(), states)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_state_keeps_what_is_finite(bad: float) -> None:
+    grads = [torch.ones(5000, device="cuda") for _ in range(3)]
+    grads[1][700] = bad
+    states = torch.ones(2, 3, ops.flat_offsets([5000])[-1], device="cuda")
+    ones = torch.ones(3, dtype=torch.float64, device="cuda")
+    K = ops.track_gram(grads, 3, ones, 0.5 * ones[0], states[0])
+    assert K.isnan().tolist() == [[i == 1 or j == 1 for j in range(3)] for i in range(3)]
+    assert ops.excess(grads, 3, 1e-7, states[1]).isnan().tolist() == [False, True, False]
+    assert states.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T", [1, 2, 5, 19, 64])
+def test_cagrad(kind: str, T: int) -> None:
+    K = hard_gram(kind, T, 3)
+    weights, status = ops.cagrad(K.cuda(), 0.4)
+    assert status.tolist() == reference.cagrad(K, 0.4, 0, False)[1].tolist()
+    assert cagrad_certificate(K, weights.cpu(), 0.4) <= 1e-9
 
 
 def test_repeats_bitwise() -> None:
@@ -152,8 +235,11 @@ def errors_on_sync() -> Iterator[Callable[[], None]]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_step_does_not_synchronise(errors_on_sync: Callable[[], None]) -> None:
-    task_grads, method = rows(), PCGrad().cuda()
+@pytest.mark.parametrize("method", [PCGrad(), CAGrad(), GradDrop()], ids=repr)
+def test_a_step_does_not_synchronise(
+    method: torch.nn.Module, errors_on_sync: Callable[[], None]
+) -> None:
+    task_grads, method = rows(), method.cuda()
     answers(task_grads, method)
     torch.cuda.synchronize()
     errors_on_sync()
@@ -196,6 +282,44 @@ def test_graph_replays_with_changed_gradients() -> None:
         expected = step()
         assert torch.equal(K, expected[0])
         assert torch.equal(out, expected[1])
+
+
+def test_a_graph_beside_calls_on_other_streams() -> None:
+    """Each counts its own blocks: none takes another's for its own."""
+    grads = [torch.randn(1 << 20, device="cuda") for _ in range(3)]
+    expected = ops.gram(grads, 3)
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = ops.gram(grads, 3)
+    found = []
+    for _ in range(50):
+        with torch.cuda.stream(streams[0]):
+            graph.replay()
+        for stream in streams[1:]:
+            with torch.cuda.stream(stream):
+                found.append(ops.gram(grads, 3))
+    torch.cuda.synchronize()
+    assert all(torch.equal(K, expected) for K in (replayed, *found))
+
+
+def test_a_step_is_three_launches() -> None:
+    if served() != "native":
+        pytest.skip("Triton adds the segments up in a launch of its own")
+    grads = [grad for row in rows() for grad in row]
+    method = PCGrad().cuda()
+
+    def step() -> Tensor:
+        return ops.combine(grads, method(ops.gram(grads, 3)))
+
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    on_device = torch.autograd.DeviceType.CUDA
+    names = [event.name for event in profile.events() if event.device_type == on_device]
+    assert len(names) == 3, names
 
 
 def test_more_than_two_to_the_31_elements() -> None:

@@ -171,3 +171,32 @@ def test_a_disabled_scaler_changes_nothing() -> None:
     other.backward(plain(x))
     for param, twin in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(param.grad, twin.grad)
+
+
+def test_what_a_method_learns_is_scaled_and_added_up() -> None:
+    """As the model's own gradients are: the scaler unscales both."""
+    torch.manual_seed(0)
+    model = Model()
+    twin = copy.deepcopy(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    learnt = []
+    for net, given in ((model, scaler), (twin, None)):
+        method = mtlkernels.UW(3)
+        params = [*net.parameters(), *method.parameters()]
+        optimizer = MTLOptimizer(torch.optim.SGD(params, lr=0.1), method)
+        x = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
+        for _ in range(2):
+            optimizer.backward(net(x), scaler=given)
+        learnt.append([param.grad for param in method.parameters()])
+    for scaled, plain in zip(*learnt, strict=True):
+        assert (plain != 0).all()
+        torch.testing.assert_close(scaled, SCALE * plain)
+
+
+@pytest.mark.parametrize("scaler", [2.0, "auto"])
+def test_what_is_no_scaler_is_told(scaler) -> None:
+    model, optimizer = wrapped(PCGrad())
+    with pytest.raises(TypeError, match="GradScaler"):
+        optimizer.backward(model(torch.randn(4, 5)), scaler=scaler)
+    with pytest.raises(ValueError, match="it is one number"):
+        optimizer.backward(model(torch.randn(4, 5)), scaler=torch.ones(2))

@@ -117,7 +117,7 @@ def test_with_a_scaler_weights_that_are_not_finite_are_not_reused() -> None:
 
 
 def test_wrong_use_is_told() -> None:
-    for every in (0, -1, 1.5):
+    for every in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="whole number"):
             Reused(PCGrad(), every)
     for method in (SI(), GradDrop()):
@@ -130,3 +130,23 @@ def test_wrong_use_is_told() -> None:
     optimizer.backward(model(inputs()))
     with pytest.raises(ValueError, match="use a fresh one"):
         optimizer.backward(list(model(inputs()).values())[:2])
+    swapped = dict(reversed(model(inputs()).items()))
+    with pytest.raises(ValueError, match="same tasks in the same order"):
+        optimizer.backward(swapped)
+    with pytest.raises(ValueError, match="to be reused"):
+        Reused(Reused(PCGrad(), 2), 2)
+
+
+def test_a_step_that_fails_is_not_counted() -> None:
+    method = Counting()
+    model, optimizer = wrapped(method, every=3)
+    optimizer.backward(model(inputs()))
+    losses = model(inputs())
+    sum(losses.values()).backward()  # the graph is gone
+    with pytest.raises(RuntimeError, match="second time"):
+        optimizer.backward(losses)
+    optimizer.backward(model(inputs()))
+    optimizer.backward(model(inputs()))
+    assert method.asked == 1
+    optimizer.backward(model(inputs()))
+    assert method.asked == 2

@@ -65,10 +65,10 @@ def test_what_is_kept_is_in_that_dtype(dtype, monkeypatch) -> None:
     optimizer = MTLOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.1), PCGrad(), rows_dtype=dtype
     )
-    for part in torch.randn(6, 5).chunk(2):
-        optimizer.backward(model(part), accumulate=True)
-    optimizer.combine()
+    optimizer.backward(model(torch.randn(6, 5)))
     assert set(seen) == {dtype}
+    with pytest.raises(ValueError, match="16 bits would round each time"):
+        optimizer.backward(model(torch.randn(6, 5)), accumulate=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8, "bfloat16"])

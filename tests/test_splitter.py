@@ -89,6 +89,10 @@ def test_wrong_use_is_told() -> None:
     losses, _ = net.losses(torch.randn(6, 5, dtype=torch.float64), split=True)
     with pytest.raises(ValueError, match="needs the tasks' losses"):
         sum(losses).backward()
+    with pytest.raises(TypeError, match=r"splitter\(\*z\)"):
+        net.splitter((torch.ones(2), torch.ones(2)))
+    with pytest.raises(ValueError, match="give the method alone"):
+        Splitter(mtlkernels.Reused(PCGrad(), 2), 3)
     for method in (mtlkernels.SI(), mtlkernels.GradDrop()):
         with pytest.raises(ValueError, match="Gram method"):
             Splitter(method, 3)
@@ -100,3 +104,23 @@ def test_state_is_the_model_s() -> None:
     sum(losses).backward()
     fresh.load_state_dict(net.state_dict())
     assert fresh.splitter.method.step == net.splitter.method.step == 1
+
+
+class Stop(torch.autograd.Function):
+    """A function that gives no gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> None:
+        return None
+
+
+def test_copies_that_get_no_gradient_give_none() -> None:
+    trunk, splitter = nn.Linear(3, 3), Splitter(PCGrad(), 2)
+    a, b = splitter(trunk(torch.ones(1, 3)))
+    (Stop.apply(a).sum() + Stop.apply(b).sum()).backward()
+    assert trunk.weight.grad is None
+    assert splitter.report is None

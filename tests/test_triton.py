@@ -45,7 +45,58 @@ INTERPRETED = [
     "test_ops.py::test_diagonal_names_the_task_with_nan[float32-15-3--inf]",
     "test_ops.py::test_lists_that_do_not_fit",
     "test_ops.py::test_combine_out_with_beta_zero_does_not_read",
+    *[
+        f"test_ops.py::test_combine_out_into_float32[{dtype}-{name}-{beta}]"
+        for dtype, name, beta in (
+            ("dtype0", "ordinary", "0.0"),
+            ("dtype0", "numel_1025", "-0.5"),
+            ("dtype1", "tasks_9", "1.0"),
+        )
+    ],
+    "test_ops.py::test_float32_keeps_what_16_bits_lose",
+    "test_ops.py::test_out_of_a_dtype_that_is_not_written",
+    *[
+        f"test_wide_weights.py::test_products_count[{dtype}-{case}-ops]"
+        for dtype, case in (
+            ("float32", "1-0.0"),
+            ("float32", "9-0.0"),
+            ("float32", "2-1.0"),
+            ("float32", "9-1e+39"),
+            ("float32", "1--1e-50"),
+            ("float64", "2-1.0"),
+            ("float16", "2-0.0"),
+        )
+    ],
+    "test_wide_weights.py::test_each_weight_alone",
+    "test_wide_weights.py::test_ordinary_weights_are_added_up_in_float32",
+    "test_wide_weights.py::test_weights_that_are_not_finite_show[float32-1e+39-2-nan-ops]",
+    "test_wide_weights.py::test_weights_that_are_not_finite_show[float32-1.0-2-inf-ops]",
     "test_opcheck.py::test_opcheck[combine_out]",
+    *[
+        f"test_every_gram_method.py::test_{case}{method}]"
+        for method in ("CAGrad", "CAGrad-0.9-square", "CAGrad-1.5-sum")
+        for case in (
+            "one_task[",
+            "identical_gradients[",
+            "opposite_gradients_cancel[",
+            "a_zero_gradient_takes_no_part[1-",
+            "all_gradients_zero[",
+            "a_gradient_that_is_not_finite_is_named_and_poisons_the_direction[nan-",
+            "scale_of_all_gradients[-12-",
+            "scale_of_all_gradients[12-",
+        )
+    ],
+    *[
+        f"test_every_gram_method.py::test_hard_grams_are_solved[CAGrad-{kind}]"
+        for kind in ("nearly-parallel", "conflicting-scaled")
+    ],
+    *[
+        f"test_cagrad.py::test_cagrad_at_a_stationary_point_takes_the_nearest_direction_without_conflict[{T}]"
+        for T in (3, 6)
+    ],
+    "test_cagrad.py::test_cagrad_says_where_it_hangs_on_rounding",
+    "test_cagrad.py::test_cagrad_conventions",
+    "test_opcheck.py::test_opcheck[cagrad]",
     "test_compile.py::test_equals_eager_and_compiles_once[PCGrad-ordinary]",
 ]
 
@@ -95,7 +146,7 @@ TYPES = {
     **dict.fromkeys(["table", "blocks", "seed", "step", "order", "status"], "*i64"),
     **dict.fromkeys(["partial", "K", "leak", "weights"], "*fp64"),
     **dict.fromkeys([*INTS, "weight_stride", "leak_stride", "beta_high", "beta_low"], "i32"),
-    **dict.fromkeys(["num_segments", "tasks", "first", "count"], "i32"),
+    **dict.fromkeys(["num_segments", "tasks", "first", "count", "c_high", "c_low"], "i32"),
     **{f"a{i}": "i64" for i in range(32)},
 }
 ARCHITECTURES = [80, 90, 100]
@@ -120,7 +171,10 @@ def build(kernel: Any, arch: int, warps: int = 4, dtype: str = "float32", **cons
     if "DTYPE" in kernel.arg_names:
         constants["DTYPE"] = getattr(tl, dtype)
         constants["WIDE"] = tl.float64 if dtype == "float64" else tl.float32
-    types = {**TYPES, "out": f"*{KINDS[dtype]}"}
+    out = "float32" if constants.get("OUT") == "float32" else dtype
+    if "OUT" in kernel.arg_names:
+        constants["OUT"] = getattr(tl, out)
+    types = {**TYPES, "out": f"*{KINDS[out]}"}
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else types[n] for n in names}
     attributes = {
@@ -193,6 +247,18 @@ def test_combine_compiles(arch: int, tasks: int) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("size", [2, 8, 32, 64])
+def test_cagrad_compiles(arch: int, size: int) -> None:
+    from mtlkernels.triton_kernels import launchers
+    from mtlkernels.triton_kernels.cagrad import cagrad_kernel
+
+    warps = launchers.solver_warps(size)
+    built = build(cagrad_kernel, arch, warps, RESCALE=1, SUM=True, SIZE=size)
+    # Two tiles of 64 x 64 and what is made of them are more than the registers of one program.
+    assert local_bytes(built) <= (64 if size < 64 else 1024)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_other_kernels_compile(arch: int) -> None:
     from mtlkernels.triton_kernels import launchers
     from mtlkernels.triton_kernels.combine import combine_kernel
@@ -211,6 +277,12 @@ def test_other_kernels_compile(arch: int) -> None:
         build(graddrop_kernel, arch, 8, "bfloat16", **piece),
         build(combine_kernel, arch, 8, UNROLLED=3, ACCUMULATE=False, **unaligned),
         build(combine_kernel, arch, 8, "float64", UNROLLED=3, ACCUMULATE=False, **piece),
+        build(
+            combine_kernel, arch, 8, "bfloat16", UNROLLED=3, ACCUMULATE=True, OUT="float32", **piece
+        ),
+        build(
+            combine_kernel, arch, 8, "float16", UNROLLED=0, ACCUMULATE=False, OUT="float32", **piece
+        ),
         build(
             gram_kernel,
             arch,

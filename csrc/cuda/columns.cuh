@@ -15,9 +15,18 @@ struct Access {
   bool rows_aligned, out_aligned;
 };
 
+// Zeros what pads the chunk's parameter, where this is its last chunk.
+template <class O, int kWords>
+__device__ void clear_padding(const Walk<kWords>& walk, O* out) {
+  const int64_t numel = walk.table->numel(walk.param);
+  if (walk.begin + walk.length() != numel) return;
+  for (int64_t k = numel + lane_of_thread(); k < align_up(numel); k += kWarp) out[walk.table->offset(walk.param) + k] = O{};
+}
+
 // Calls chunk(walk, access) for every chunk of the segment that is this warp's, and zeros what pads a parameter.
-template <class S, int kWords, class Chunk>
-__device__ void for_each_chunk(const Table<kWords>& table, const Portion& portion, int64_t segment, S* out,
+// S: of the rows, O: of `out`.
+template <class S, class O, int kWords, class Chunk>
+__device__ void for_each_chunk(const Table<kWords>& table, const Portion& portion, int64_t segment, O* out,
                                const Chunk& chunk) {
   const bool out_aligned = is_aligned(out);
   Walk<kWords> walk(table, portion, segment);
@@ -29,9 +38,7 @@ __device__ void for_each_chunk(const Table<kWords>& table, const Portion& portio
     } else {
       chunk(walk, Access<false>{aligned, out_aligned});
     }
-    const int64_t numel = table.numel(walk.param);
-    if (walk.begin + walk.length() == numel)
-      for (int64_t k = numel + lane_of_thread(); k < align_up(numel); k += kWarp) out[table.offset(walk.param) + k] = S{};
+    clear_padding(walk, out);
   }
 }
 
@@ -58,6 +65,18 @@ __device__ void read_rows(Pack<S> (&pack)[kRows], const Walk<kWords>& walk, int 
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
     if (const S* row = row_of_chunk<S>(walk, first + r)) pack[r] = read_row(row, at, length, access);
+}
+
+// Stores a thread's elements at, at + 1, ... of a run of `length`. They are one pack of rows and may be several of `out`.
+template <class O, class A, int kCount>
+__device__ void write_sums(const A (&sum)[kCount], O* run, int at, int length, bool aligned) {
+#pragma unroll
+  for (int first = 0; first < kCount; first += Pack<O>::kCount) {
+    Pack<O> answer;
+#pragma unroll
+    for (int e = 0; e < Pack<O>::kCount; ++e) answer.element[e] = narrow(sum[first + e], O{});
+    write_pack(answer, run, at + first, length, aligned);
+  }
 }
 
 // Calls body<kRows, kMany>() with the rows that a thread holds at a time; kMany: there are more tasks than those.

@@ -10,7 +10,8 @@
 namespace mtlkernels::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kWarps = 4;  // a block
+constexpr int kWarps = 4;   // a block
+constexpr int kGroup = 32;  // segments whose partial results are added up together: one a lane
 
 // 8-byte words of a table of pointers and sizes that a kernel takes by value. Parameters may take 32764 bytes since CUDA
 // 12.1, 4 KB before; 256 bytes are left for the others. Few tensors use the small one: less to copy at a launch.

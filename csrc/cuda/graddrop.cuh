@@ -93,10 +93,7 @@ __device__ void graddrop_chunk(const Walk<kWords>& walk, const Access<kWhole>& a
       for (int r = 0; r < kHeld; ++r)
         if (row_of_chunk<S>(walk, first + r)) signs.add_kept(pack[r], leak[first + r], kept);
     }
-    Pack<S> answer;
-#pragma unroll
-    for (int e = 0; e < kCount; ++e) answer.element[e] = narrow(kept[e], S{});
-    write_pack(answer, out + walk.flat(), at, length, access.out_aligned);
+    write_sums(kept, out + walk.flat(), at, length, access.out_aligned);
   }
 }
 
@@ -111,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const A* const leaks = leak;
   const auto seed = static_cast<uint64_t>(*drawing.seed), step = static_cast<uint64_t>(*drawing.step);
   const int64_t segment = portion.first + static_cast<int64_t>(blockIdx.x);
-  for_each_chunk(table, portion, segment, out, [&](const auto& walk, const auto& access) {
+  for_each_chunk<S>(table, portion, segment, out, [&](const auto& walk, const auto& access) {
     graddrop_chunk<kMany, kRows>(walk, access, seed, step, leaks, out);
   });
 }

@@ -2,37 +2,16 @@
 //
 // Bytes: every element once for T <= 8; beyond, rows are taken eight at a time (two tiles of four) and read once for
 // each pair of tiles, mostly from the second-level cache. Order: a lane's products in a chain, lanes in a tree, runs of
-// a warp, warps, then segments one after another in float64. All of it follows from the sizes and the tables' capacity,
-// nothing from the machine, the alignment or the timing: repeated calls give the same bits.
+// a warp, warps, then segments and groups of segments in trees, in float64. All of it follows from the sizes and the
+// tables' capacity, nothing from the machine, the alignment or the timing: repeated calls give the same bits.
+// One launch where the list fits one table: the segments are added up by the last block to end (gram_sums.cuh).
 #pragma once
 
-#include "table.cuh"
+#include "gram_sums.cuh"
 
 namespace mtlkernels::cuda {
 
-constexpr int kTileRows = 4;
 constexpr int kFlush = 4;  // chunks a warp sums in the accumulator's type: 4096 products, 128 a lane on a GPU
-
-struct GramPartials {
-  double* slot;      // (pairs, segments)
-  int64_t segments;  // of the whole plan
-};
-
-// Up to eight tasks: tile `low` then tile `high`, low < high. For T <= 8 these are the tasks themselves.
-struct TilePair {
-  int low, high;
-
-  __device__ explicit TilePair(int index) : low(index), high(1) {
-    while (low >= high) low -= high++;
-  }
-  __device__ int task(int row) const { return row < kTileRows ? kTileRows * low + row : kTileRows * (high - 1) + row; }
-  // Each pair of tasks is written by one pair of tiles.
-  __device__ bool writes(int i, int j) const {
-    if (j >= kTileRows) return low == 0;
-    if (i < kTileRows) return high == 1;
-    return true;
-  }
-};
 
 // sum[pair] += products of one chunk. kPlain: all rows present, whole and on 16-byte boundaries.
 // An absent row has no part in any pair: not even 0 * inf.
@@ -210,49 +189,41 @@ __global__ void __launch_bounds__(kThreads, gram_blocks<S>(kRows))
   __syncthreads();
 
   for (int p = static_cast<int>(threadIdx.x); p < kPairs; p += kThreads) {
-    int i = 0;
-    while (pair_index(i + 1, 0) <= p) ++i;
-    const int j = p - static_cast<int>(pair_index(i, 0));
-    if (!tiles.writes(i, j) || tiles.task(i) >= table.tasks) continue;
-    double* slot = partials.slot + pair_index(tiles.task(i), tiles.task(j)) * partials.segments + segment;
+    const Pair pair(p);
+    if (!tiles.writes(pair.i, pair.j) || tiles.task(pair.i) >= table.tasks) continue;
+    double* slot = partials.slot + pair_index(tiles.task(pair.i), tiles.task(pair.j)) * partials.segments + segment;
     double all = portion.continued && segment == portion.first ? *slot : 0.0;
     for (int w = 0; w < kWarps; ++w) all += totals[w][p];
     *slot = all;
   }
-}
-
-// K from the segments' partial matrices, a warp a pair: a lane's segments in order, then the lanes in a tree.
-__global__ void __launch_bounds__(kThreads) gram_finish_kernel(const GramPartials partials, int tasks, double* K) {
-  const int64_t pair = static_cast<int64_t>(blockIdx.x) * kWarps + warp_of_thread();
-  int64_t i = 0;
-  while (pair_index(i + 1, 0) <= pair) ++i;
-  const int64_t j = pair - pair_index(i, 0);
-  if (i >= tasks) return;
-  double total = 0;
-  for (int64_t s = lane_of_thread(); s < partials.segments; s += kWarp) total += partials.slot[pair * partials.segments + s];
-  total = warp_sum(total);
-  if (lane_of_thread() == 0) K[i * tasks + j] = K[j * tasks + i] = total;
+  if (partials.ticket >= 0) finish_in_last_block<kRows>(tiles, partials, table.tasks);
 }
 
 // Doubles of workspace that gram needs.
 inline int64_t gram_workspace(const Plan& plan, int64_t tasks) { return plan.segments * num_pairs(tasks); }
 
+// Counters that gram needs to be one launch, or 0 where it is not: the list does not fit one table, or there is none.
+inline int64_t gram_tickets(const Plan& plan, int64_t tasks) {
+  if (plan.segments == 0 || !fits_one_table(plan, tasks)) return 0;
+  return gram_tile_pairs(tasks) * (1 + (plan.segments + kGroup - 1) / kGroup);
+}
+
 template <class S, int kRows>
 void gram_rows(const Plan& plan, const std::vector<const void*>& rows, int64_t tasks, const GramPartials& partials,
                Stream stream) {
-  const int64_t tiles = (tasks + kTileRows - 1) / kTileRows;
-  const auto pairs_of_tiles = static_cast<unsigned>(std::max<int64_t>(1, tiles * (tiles - 1) / 2));
+  const auto pairs_of_tiles = static_cast<unsigned>(gram_tile_pairs(tasks));
   for_each_table(plan, rows, tasks, [&]<int kWords>(const Table<kWords>& table, const Portion& portion) {
     const dim3 grid(static_cast<unsigned>(portion.last - portion.first), pairs_of_tiles);
     launch(gram_kernel<S, kRows, kWords>, grid, kThreads, stream, table, portion, partials);
   });
 }
 
-// K: (tasks, tasks) float64. rows: tasks * P task-major, null where absent. workspace: gram_workspace doubles.
+// K: (tasks, tasks) float64. rows: tasks * P task-major, null where absent. workspace: gram_workspace doubles. ticket: the
+// first of gram_tickets counters that no launch at the same time uses, or -1. The bits do not depend on it.
 template <class S>
-void gram(const Plan& plan, const std::vector<const void*>& rows, int64_t tasks, double* K, double* workspace,
+void gram(const Plan& plan, const std::vector<const void*>& rows, int64_t tasks, double* K, double* workspace, int ticket,
           Stream stream) {
-  const GramPartials partials{workspace, plan.segments};
+  const GramPartials partials{workspace, plan.segments, K, ticket};
   switch (tasks) {
     case 1: gram_rows<S, 1>(plan, rows, tasks, partials, stream); break;
     case 2: gram_rows<S, 2>(plan, rows, tasks, partials, stream); break;
@@ -263,8 +234,9 @@ void gram(const Plan& plan, const std::vector<const void*>& rows, int64_t tasks,
     case 7: gram_rows<S, 7>(plan, rows, tasks, partials, stream); break;
     default: gram_rows<S, 8>(plan, rows, tasks, partials, stream);
   }
+  if (ticket >= 0) return;
   const dim3 grid(static_cast<unsigned>((num_pairs(tasks) + kWarps - 1) / kWarps));
-  launch(gram_finish_kernel, grid, kThreads, stream, partials, static_cast<int>(tasks), K);
+  launch(gram_finish_kernel, grid, kThreads, stream, partials, static_cast<int>(tasks));
 }
 
 }  // namespace mtlkernels::cuda

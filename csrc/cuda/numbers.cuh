@@ -54,6 +54,12 @@ __device__ Pack<S> read_whole(const S* p) {
   return bits_as<Pack<S>>(__ldg(reinterpret_cast<const uint4*>(p)));
 }
 
+// Of memory that this launch writes, too: not through that path.
+template <class S>
+__device__ Pack<S> read_own(const S* p) {
+  return bits_as<Pack<S>>(*reinterpret_cast<const uint4*>(p));
+}
+
 // Elements at, at + 1, ... of a run of `length`; beyond it zeros. The pack holds the same elements however it is read.
 template <class S>
 __device__ Pack<S> read_pack(const S* run, int at, int length, bool aligned) {

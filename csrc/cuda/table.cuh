@@ -41,6 +41,11 @@ struct Portion {
 
 constexpr int64_t table_capacity(int64_t words, int64_t tasks) { return words / (tasks + 2); }
 
+inline bool fits_one_table(const Plan& plan, int64_t tasks) {
+  const int64_t present = std::count_if(plan.numel.begin(), plan.numel.end(), [](int64_t n) { return n > 0; });
+  return present <= table_capacity(kLargeTable, tasks);
+}
+
 // Calls body(table, portion) for every launch that a plan takes, in flat order. rows: T * P task-major.
 template <class Body>
 void for_each_table(const Plan& plan, const std::vector<const void*>& rows, int64_t tasks, const Body& body) {

@@ -32,7 +32,8 @@ inline cuda::Stream current_stream(int32_t device) {
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& tensor)
-      : guard_(tensor.get_device_index()), stream_(current_stream(tensor.get_device_index())) {}
+      : index_(tensor.get_device_index()), guard_(index_), stream_(current_stream(index_)) {}
+  int32_t index() const { return index_; }
   cuda::Stream stream() const { return stream_; }
   void check_launches(const char* op) const {
     const cudaError_t error = cudaGetLastError();
@@ -40,6 +41,7 @@ class OnDevice {
   }
 
  private:
+  int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
   cuda::Stream stream_;
 };

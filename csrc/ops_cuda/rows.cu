@@ -1,6 +1,6 @@
-// Registration of the CUDA kernel of GradDrop. Schemas are defined in mtlkernels/ops/rows.py. The
-// others of that file, trimmed_mean, track_gram and excess, have none: they are plain torch on CUDA.
+// Registration of the CUDA kernels of GradDrop and the trimmed mean. Schemas are defined in mtlkernels/ops/rows.py.
 #include "../cuda/graddrop.cuh"
+#include "../cuda/trimmed.cuh"
 #include "lists.cuh"
 
 namespace mtlkernels::ops_cuda {
@@ -21,11 +21,26 @@ Tensor graddrop(std::vector<Tensor> grads, int64_t num_tasks, Tensor seed, Tenso
   return out;
 }
 
+Tensor trimmed_mean(std::vector<Tensor> grads, int64_t num_tasks, int64_t trim) {
+  const GradientList list(grads, num_tasks);
+  check_tasks(num_tasks);
+  check_trim(trim, num_tasks);
+  const OnDevice device(grads[0]);
+  const Plan plan = list.plan();
+  Tensor out = flat_direction(grads[0], plan);
+  with_element(list.dtype, [&]<class S>(S) {
+    cuda::trimmed_mean<S>(plan, list.rows, num_tasks, trim, out.mutable_data_ptr(), device.stream());
+  });
+  device.check_launches("trimmed_mean");
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(mtlkernels, CUDA, m) {
   if (another_backend_is_forced()) return;
   m.impl("graddrop", TORCH_BOX(&graddrop));
+  m.impl("trimmed_mean", TORCH_BOX(&trimmed_mean));
 }
 
 }  // namespace mtlkernels::ops_cuda

@@ -47,7 +47,7 @@ def time_split(problem: Problem, model: MultiTask, method: GramMethod) -> Split:
     """
     model, method = copy.deepcopy(model), copy.deepcopy(method)
     optimizer = torch.optim.AdamW(model.parameters(), lr=problem.rate)
-    shared, heads = list(model.encoder.parameters()), list(model.heads.parameters())
+    params = [*model.encoder.parameters(), *model.heads.parameters()]
     generator = torch.Generator().manual_seed(0)
     rows = []
     for _ in range(WARMUP + REPEATS):
@@ -57,11 +57,12 @@ def time_split(problem: Problem, model: MultiTask, method: GramMethod) -> Split:
         predictions = model(batch.inputs)
         losses = [t.loss(predictions[t.name], batch.targets[t.name]) for t in problem.tasks]
         marks.append(_now(batch.inputs.device))
-        gradients, told = collect_rows(losses, shared + heads, "loop")
+        gradients, told = collect_rows(losses, params, "loop")
         marks.append(_now(batch.inputs.device))
         names = tuple(task.name for task in problem.tasks)
-        collected = Rows(names, torch.stack(losses).detach(), gradients, None, told)
-        combine_rows(collected, shared + heads, method, Options())
+        values = torch.stack(losses).detach()
+        collected = Rows(names, values, params, gradients, None, told)
+        combine_rows(collected, method, Options())
         marks.append(_now(batch.inputs.device))
         optimizer.step()
         marks.append(_now(batch.inputs.device))

@@ -11,7 +11,7 @@ from mtlkernels.aggregation import LossWeighting, Weighting, total_gram
 from mtlkernels.arguments import Options, trainable
 from mtlkernels.backprop import weigh_losses
 from mtlkernels.collect import Row, starts, weighted_gradient
-from mtlkernels.cut import Cut, reached_by
+from mtlkernels.cut import reached_by
 from mtlkernels.distributed.meeting import Meeting, Step
 from mtlkernels.distributed.segments import mean_rows
 from mtlkernels.layout import group_gradients
@@ -45,14 +45,9 @@ def weighted_step(
     given = [features] if isinstance(features, Tensor) else features
     reach = reached_by(starts(now.values).edges, now.params)
 
-    def decide(cut: Cut) -> set[int]:
-        extra = [] if given is None else [cut.below]
-        meeting.settle(now, [*reach, *extra], method, options)
-        if options.weight_heads:
-            return set(range(len(now.params)))
-        below = set().union(*meeting.agreement.reach[len(now.tasks) :])
-        balanced = set(meeting.split(now, options)[0])
-        return balanced if options.shared is not None else balanced | below
+    def decide() -> set[int]:
+        meeting.settle(now, reach, method, options)
+        return set(meeting.split(now, options)[0])
 
     heads = run_heads(now.values, now.params, options, given, now.scale, retain_graph, decide)
     totals = meeting.totals(now.held)

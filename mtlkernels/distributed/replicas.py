@@ -59,11 +59,15 @@ class Replicas(Meeting):
             return loss_step(self, now, method, options, retain_graph)
         weights = None
         if keeps_weights(method):
-            weights = method.kept_weights(len(now.values), read=scaler is not None)
+            weights = method.kept_weights(now.tasks, scaler is not None)
         if weights is not None or features is not None or options.weighted:
             gram_method = cast(Weighting, method)
-            return weighted_step(self, now, gram_method, options, features, weights, retain_graph)
-        return self._by_rows(now, cast(Weighting, method), options, retain_graph)
+            report = weighted_step(self, now, gram_method, options, features, weights, retain_graph)
+        else:
+            report = self._by_rows(now, cast(Weighting, method), options, retain_graph)
+        if keeps_weights(method):
+            method.count(now.tasks)
+        return report
 
     def collect_step(
         self,
@@ -80,15 +84,14 @@ class Replicas(Meeting):
         how, dtype = options.collect, options.rows_dtype
         rows, told = collect_rows(now.values, now.params, how, dtype, now.scale, retain_graph)
         rows = [now.held.row(row) for row in rows]
-        return Rows(now.tasks, now.losses, rows, now.scale, told)
+        return Rows(now.tasks, now.losses, now.params, rows, now.scale, told)
 
     @torch.no_grad()
-    def combine_rows(
-        self, rows: Rows, params: Sequence[Tensor], method: Any, options: Options
-    ) -> Report:
+    def combine_rows(self, rows: Rows, method: Any, options: Options) -> Report:
         """`collect_step`'s rows over all ranks to .grad."""
         options.check(method)
-        now = Step(rows.tasks, [], rows.losses, list(params), Held(params), rows.scale)
+        held = Held(rows.params)
+        now = Step(rows.tasks, [], rows.losses, list(rows.params), held, rows.scale)
         reach = [[p for p, grad in enumerate(row) if grad is not None] for row in rows.grads]
         self.settle(now, reach, method, options)
         if takes_rows(method):
@@ -210,8 +213,9 @@ class Replicas(Meeting):
         ]
         means = mean_rows(filled, now.held.tensors, self.group)
         losses = self.totals(now.held).losses(now.losses, now.scale)
-        found = Rows(now.tasks, losses, means, now.scale, f"{collected}, rows on every rank")
-        return combine_rows(found, now.params, method, options)
+        told = f"{collected}, rows on every rank"
+        found = Rows(now.tasks, losses, now.params, means, now.scale, told)
+        return combine_rows(found, method, options)
 
 
 class _Sender:

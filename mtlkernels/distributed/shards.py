@@ -77,8 +77,7 @@ class Shards(OfRanks):
         """`mtlkernels.backward` over the ranks."""
         if features is None and not weighs_losses(method):
             rows = self.collect_step(losses, params, method, options, scaler, retain_graph)
-            kept = [param for param in params if param.requires_grad]
-            return self.combine_rows(rows, kept, cast(Any, method), options)
+            return self.combine_rows(rows, cast(Any, method), options)
         tasks, values, kept = self._begin(losses, params, method, options, features is not None)
         held = Held(kept)
         scale = scale_of(scaler, values[0].device)
@@ -119,14 +118,13 @@ class Shards(OfRanks):
             held = Held(kept)
             rows = task_gradients(values, kept, retain_graph, scale, held.row)
             told = "a backward a loss, of DTensors"
-        return Rows(tasks, stack(values), rows, scale, told)
+        return Rows(tasks, stack(values), kept, rows, scale, told)
 
     @torch.no_grad()
-    def combine_rows(
-        self, rows: Rows, params: Sequence[Tensor], method: Any, options: Options
-    ) -> Report:
+    def combine_rows(self, rows: Rows, method: Any, options: Options) -> Report:
         """Pieces of T rows to Gram matrix, weights and .grad."""
         options.check(method)
+        params = rows.params
         held = Held(params)
         grads, num_tasks = rows.grads, len(rows.tasks)
         balanced, heads = split(grads, params, options.shared)

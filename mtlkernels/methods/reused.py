@@ -29,19 +29,19 @@ class Reused(GramMethod):
     paper = "arXiv 2202.01017"
     cost = "T backwards every k-th step, else 1"
     keeps = "T weights, the method's own state"
-    growing = ("weights",)
 
     weights: Tensor
 
     def __init__(self, method: GramMethod, every: int) -> None:
         super().__init__()
-        if not isinstance(method, GramMethod):
-            raise ValueError(f"method is a {type(method).__name__}, not a Gram method")
-        if not (isinstance(every, int) and every >= 1):
+        if not isinstance(method, GramMethod) or isinstance(method, Reused):
+            raise ValueError(f"method is a {type(method).__name__}, not a Gram method to be reused")
+        if isinstance(every, bool) or not (isinstance(every, int) and every >= 1):
             raise ValueError(f"every={every}: it must be a whole number, at least 1")
         self.method = method
         self.every = every
         self.used = 0  # steps that the weights have served; a number on the host, so never a wait
+        self.tasks: tuple[str, ...] | None = None  # whose they are, where that is known
         self.register_lazy("weights")
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
@@ -49,26 +49,35 @@ class Reused(GramMethod):
         weights = self.method(gram, losses)
         self.status = self.method.status
         self.weights = weights.detach().clone()
-        self.used = 1
+        self.used, self.tasks = 0, None
         return weights
 
-    def kept_weights(self, num_tasks: int, read: bool = False) -> Tensor | None:
+    def kept_weights(self, tasks: tuple[str, ...], read: bool = False) -> Tensor | None:
         """The weights of the coming step, (T) float64, or None where the method is to be asked.
 
         Args:
-            num_tasks: T.
+            tasks: T names.
             read: whether the weights may be read from the device, to see that they are finite.
 
         Raises:
-            ValueError: they are for another T.
+            ValueError: they are for other tasks.
         """
         if not 0 < self.used < self.every:
             return None
-        self._check(num_tasks)
+        self._check(len(tasks))
+        if self.tasks not in (None, tasks):
+            raise ValueError(
+                f"this Reused keeps weights of {', '.join(self.tasks or ())} and got losses of "
+                f"{', '.join(tasks)}: give the same tasks in the same order, or use a fresh one"
+            )
         if read and not torch.isfinite(self.weights).all():
             return None
-        self.used += 1
         return self.weights
+
+    def count(self, tasks: tuple[str, ...]) -> None:
+        """Counts a step that the weights have served, the first one too."""
+        self.used += 1
+        self.tasks = tasks
 
     def _check(self, num_tasks: int) -> None:
         if len(self.weights) not in (0, num_tasks):

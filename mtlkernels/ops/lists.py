@@ -68,9 +68,8 @@ def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:
     """The weighted sum of T gradients as one flat vector, d = sum_t w_t g_t.
 
     Reads every gradient once and writes the direction once. Accumulates in float32 (float64 for
-    float64 input) in the order of the tasks, and rounds once. On the CPU a weight that is not zero
-    and whose size lies outside 1e-30 .. 1e30 makes that float64; GPU kernels round it to float32.
-    Differentiable, in reverse mode only.
+    float64 input) in the order of the tasks, and rounds once. A weight that is not zero and whose
+    size lies outside 1e-30 .. 1e30 makes that float64. Differentiable, in reverse mode only.
 
     Args:
         grads: gradient list of T * P tensors.

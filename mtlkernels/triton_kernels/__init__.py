@@ -9,7 +9,7 @@ from mtlkernels.triton_kernels import launchers
 
 OPS = {
     name: getattr(launchers, name)
-    for name in ("gram", "combine", "combine_out", "pcgrad", "graddrop")
+    for name in ("gram", "combine", "combine_out", "pcgrad", "cagrad", "graddrop")
 }
 
 __all__ = ["OPS"]

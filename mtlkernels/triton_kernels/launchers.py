@@ -9,10 +9,17 @@ import torch
 import triton
 from torch import Tensor
 
+from mtlkernels.triton_kernels.cagrad import cagrad_kernel
 from mtlkernels.triton_kernels.combine import combine_kernel
 from mtlkernels.triton_kernels.graddrop import graddrop_kernel
 from mtlkernels.triton_kernels.gram import GROUP, SLOTS, finish_kernel, gram_kernel
-from mtlkernels.triton_kernels.launch import BLOCK, GradientList, gradient_list, on_device
+from mtlkernels.triton_kernels.launch import (
+    BLOCK,
+    DTYPES,
+    GradientList,
+    gradient_list,
+    on_device,
+)
 from mtlkernels.triton_kernels.pcgrad import pcgrad_kernel
 
 MAX_TRIANGLE = 8  # tasks whose pairs all fit the registers of one program
@@ -20,7 +27,7 @@ MAX_UNROLLED = 8  # tasks whose loads are under way at once
 MAX_PROGRAMS = 4096  # of a Gram matrix, where there is as much work
 PIECE = 1024  # elements of a program of combine and graddrop
 FUSED = True  # multiply-add, whatever Triton's default is
-MAX_PCGRAD_TASKS = 64
+MAX_SOLVER_TASKS = 64
 
 
 def gram(grads: Sequence[Tensor], num_tasks: int) -> Tensor:
@@ -75,8 +82,12 @@ def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: flo
     """out <- beta * out + sum_t w_t g_t."""
     _check_weights(weights)
     work = gradient_list(grads, weights.numel())
-    if out.dtype != grads[0].dtype or out.device != grads[0].device:
-        raise RuntimeError("out must have the gradients' dtype and device")
+    widened = out.dtype == torch.float32 and grads[0].dtype.itemsize == 2
+    if out.device != grads[0].device or not (widened or out.dtype == grads[0].dtype):
+        raise RuntimeError(
+            "out must have the gradients' device and dtype, or float32 for bfloat16 or float16 "
+            "gradients"
+        )
     if out.shape != (work.blocks.length,) or not out.is_contiguous():
         raise RuntimeError(
             f"out must be a contiguous vector of {work.blocks.length} elements, as combine "
@@ -88,7 +99,7 @@ def combine_out(grads: Sequence[Tensor], weights: Tensor, out: Tensor, beta: flo
 def _combine(work: GradientList, weights: Tensor, out: Tensor, beta: float) -> None:
     if work.blocks.count == 0:
         return
-    high, low = struct.unpack("<ii", struct.pack("<d", beta))[::-1]
+    high, low = _halves(beta)
     with on_device(out):
         combine_kernel[(work.blocks.count * (BLOCK // PIECE),)](
             *(work.table, work.blocks.table, weights, weights.stride(0), out, high, low),
@@ -96,6 +107,7 @@ def _combine(work: GradientList, weights: Tensor, out: Tensor, beta: float) -> N
             UNROLLED=work.num_tasks if work.num_tasks <= MAX_UNROLLED else 0,
             ACCUMULATE=beta != 0,
             **_types(work),
+            OUT=DTYPES[out.dtype],
             LANES=PIECE,
             num_warps=8,
             enable_fp_fusion=FUSED,
@@ -129,13 +141,7 @@ def graddrop(
 
 def pcgrad(gram: Tensor, order: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
     """PCGrad's weights (T) float64 and status (T) int64 from K; see pcgrad.py."""
-    if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] < 1:
-        raise RuntimeError("gram must be a square matrix")
-    if gram.dtype != torch.float64:
-        raise RuntimeError("gram must be float64, as ops.gram returns it")
-    T = gram.shape[0]
-    if T > MAX_PCGRAD_TASKS:
-        raise RuntimeError(f"gram has {T} tasks: this kernel takes at most {MAX_PCGRAD_TASKS}")
+    T = _checked_tasks(gram)
     if order.shape != (T, T - 1) or order.dtype != torch.int64 or order.device != gram.device:
         raise RuntimeError("order must be a contiguous int64 matrix (T, T - 1) on gram's device")
     if order.device.type == "cpu" and not ((order >= 0) & (order < T)).all():
@@ -152,6 +158,51 @@ def pcgrad(gram: Tensor, order: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
             enable_fp_fusion=FUSED,
         )
     return weights, status
+
+
+def cagrad(gram: Tensor, c: float, rescale: int, sum: bool) -> tuple[Tensor, Tensor]:
+    """CAGrad's weights (T) float64 and status (T) int64 from K; see cagrad.py."""
+    T = _checked_tasks(gram)
+    if not (0 <= c < float("inf")):
+        raise RuntimeError("c must be finite and at least 0")
+    if rescale not in (0, 1, 2):
+        raise RuntimeError("rescale must be 0, 1 or 2")
+    weights = gram.new_empty(T)
+    status = gram.new_empty(T, dtype=torch.int64)
+    size = max(2, triton.next_power_of_2(T))
+    with on_device(gram):
+        cagrad_kernel[(1,)](
+            *(gram.contiguous(), weights, status, *_halves(c), T),
+            RESCALE=rescale,
+            SUM=sum,
+            SIZE=size,
+            num_warps=solver_warps(size),
+            enable_fp_fusion=False,  # as the interpreter adds, in which this is tested
+        )
+    return weights, status
+
+
+def solver_warps(size: int) -> int:
+    """Warps of a program whose tiles are size x size: what leaves two of them in registers."""
+    return 1 if size <= 8 else size // 4
+
+
+def _checked_tasks(gram: Tensor) -> int:
+    if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] < 1:
+        raise RuntimeError("gram must be a square matrix")
+    if gram.dtype != torch.float64:
+        raise RuntimeError("gram must be float64, as ops.gram returns it")
+    if gram.shape[0] > MAX_SOLVER_TASKS:
+        raise RuntimeError(
+            f"gram has {gram.shape[0]} tasks: this kernel takes at most {MAX_SOLVER_TASKS}"
+        )
+    return gram.shape[0]
+
+
+def _halves(x: float) -> tuple[int, int]:
+    """The high and the low half of a float64: as an argument, a float would be float32."""
+    low, high = struct.unpack("<ii", struct.pack("<d", x))
+    return high, low
 
 
 def _types(work: GradientList) -> dict[str, object]:

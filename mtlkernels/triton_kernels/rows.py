@@ -49,4 +49,12 @@ def load_piece(
         places = tl.multiple_of(places, 16)  # begin is a multiple of 16 elements
     present = address + tl.zeros_like(lanes) != ABSENT  # one a lane, all the same
     mask = present if WHOLE else (lanes < left) & present
-    return tl.load(places, mask=mask, other=0.0).to(WIDE)
+    return widen(tl.load(places, mask=mask, other=0.0), DTYPE, WIDE)
+
+
+@triton.jit
+def widen(x, DTYPE: tl.constexpr, WIDE: tl.constexpr):
+    """Elements as WIDE, exactly; 16 bits by way of float32, which every conversion knows."""
+    if tl.float64 != DTYPE:
+        x = x.to(tl.float32)
+    return x.to(WIDE)

@@ -1,10 +1,12 @@
 // The part of CUDA that the kernels use, on a CPU, so that the same sources run under sanitizers: a block is a group of
 // threads, one a CUDA thread, with barriers for its synchronisation; the blocks of a grid run one after another.
-// Warps are short and tables small here: few elements then reach every path.
+// Warps are short and tables small here: few elements then reach every path. With BLOCKS_AT_ONCE a block is one thread and
+// all blocks of a grid run at the same time: what blocks tell each other is then in the sanitizer's sight.
 #pragma once
 
 #include <pthread.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -20,7 +22,11 @@
 #define __device__
 #define __host__
 #define __noinline__ __attribute__((noinline))
+#if defined(BLOCKS_AT_ONCE)
+#define __shared__ static thread_local
+#else
 #define __shared__ static  // blocks run in turn
+#endif
 #define __grid_constant__
 #define __launch_bounds__(...)
 
@@ -38,8 +44,14 @@ inline dim3 gridDim, blockDim;
 
 namespace mtlkernels::cuda {
 
+#if defined(BLOCKS_AT_ONCE)
+constexpr int kWarp = 1;
+constexpr int kWarps = 1;
+#else
 constexpr int kWarp = 4;
 constexpr int kWarps = 2;
+#endif
+constexpr int kGroup = 4;
 constexpr int kSmallTable = 100;  // words
 constexpr int kLargeTable = 200;
 
@@ -66,7 +78,7 @@ struct Block {
   std::vector<std::unique_ptr<Barrier>> warp;
   double slot[kWarps * kWarp] = {};  // what a shuffle exchanges
 };
-inline Block* block = nullptr;
+inline thread_local Block* block = nullptr;
 
 inline void warp_wait() { block->warp[threadIdx.x / kWarp]->wait(); }
 
@@ -76,13 +88,24 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, Stream, const
     std::fprintf(stderr, "a launch of %u x %u blocks of %d threads is not valid\n", grid.x, grid.y, threads);
     std::abort();
   }
-  Block group(threads);
-  block = &group;
   gridDim = grid;
   blockDim = dim3(static_cast<unsigned>(threads));
   std::vector<std::thread> running;
+#if defined(BLOCKS_AT_ONCE)
+  for (unsigned b = 0; b < grid.x * grid.y; ++b) {
+    running.emplace_back([&, b] {
+      Block group(1);
+      block = &group;
+      threadIdx = dim3(0, 0, 0);
+      blockIdx = dim3(b % grid.x, b / grid.x, 0);
+      kernel(arguments...);
+    });
+  }
+#else
+  Block group(threads);
   for (int t = 0; t < threads; ++t) {
     running.emplace_back([&, t] {
+      block = &group;
       threadIdx = dim3(static_cast<unsigned>(t), 0, 0);
       for (unsigned y = 0; y < grid.y; ++y) {
         for (unsigned x = 0; x < grid.x; ++x) {
@@ -93,6 +116,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, Stream, const
       }
     });
   }
+#endif
   for (std::thread& thread : running) thread.join();
 }
 
@@ -135,7 +159,34 @@ T __ldg(const T* p) {
   return value;
 }
 
+template <class T>
+T __ldcg(const T* p) {
+  return *p;
+}
+
+// What a thread has written before a fence is seen after the fence of a thread that comes to its own later.
+inline std::atomic<unsigned> fences = 0;
+inline void __threadfence() { fences.fetch_add(1, std::memory_order_acq_rel); }
+
+// Orders nothing but itself, as on a GPU.
+inline unsigned atomicInc(unsigned* word, unsigned limit) {
+  const std::atomic_ref<unsigned> shared(*word);
+  unsigned old = shared.load(std::memory_order_relaxed);
+  while (!shared.compare_exchange_weak(old, old >= limit ? 0 : old + 1, std::memory_order_relaxed)) {
+  }
+  return old;
+}
+
 inline void __syncthreads() { mtlkernels::cuda::block->all.wait(); }
+inline int __syncthreads_or(int predicate) {
+  using namespace mtlkernels::cuda;
+  block->slot[threadIdx.x] = predicate ? 1.0 : 0.0;
+  __syncthreads();
+  double found = 0;
+  for (unsigned t = 0; t < blockDim.x; ++t) found += block->slot[t];
+  __syncthreads();
+  return found > 0;
+}
 inline void __syncwarp() { mtlkernels::cuda::warp_wait(); }
 
 template <class T>

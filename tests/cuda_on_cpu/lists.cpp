@@ -11,7 +11,15 @@ template <class S>
 std::vector<double> gram_of(const Data<S>& data) {
   const int64_t T = data.made.tasks;
   std::vector<double> K(T * T, NAN), workspace(gram_workspace(data.plan, T), NAN);
-  gram<S>(data.plan, data.rows, T, K.data(), workspace.data(), nullptr);
+  gram<S>(data.plan, data.rows, T, K.data(), workspace.data(), -1, nullptr);
+  const int64_t counters = gram_tickets(data.plan, T);
+  expect(counters <= kTickets, "%s: %ld counters", data.made.name.c_str(), static_cast<long>(counters));
+  if (counters) {
+    std::vector<double> once(T * T, NAN), clean(workspace.size(), NAN);
+    gram<S>(data.plan, data.rows, T, once.data(), clean.data(), 5, nullptr);
+    expect(std::memcmp(once.data(), K.data(), T * T * sizeof(double)) == 0, "%s: one launch gives other bits",
+           data.made.name.c_str());
+  }
   return K;
 }
 
@@ -42,24 +50,30 @@ void check_gram(const Data<S>& data) {
   }
 }
 
-// offset: elements that `out` lies off a 16-byte boundary. Strided float32 weights where wide is false.
-template <class S>
-void check_combine(const Data<S>& data, double beta, int64_t offset, bool wide) {
+using Weight = double (*)(int64_t);
+double ordinary(int64_t t) { return static_cast<float>(std::cos(1.0 + static_cast<double>(t))); }
+// Beside them gradients of about 1e-38, 1 and 1e30 have ordinary products.
+double extreme(int64_t t) { return t % 3 == 0 ? -0x1p126 : t % 3 == 1 ? 0.5 : 0x1p-110; }
+
+// O: of `out`. offset: elements that it lies off a 16-byte boundary. Strided float32 weights where wide is false.
+template <class O, class S>
+void check_combine(const Data<S>& data, double beta, int64_t offset, bool wide, Weight weight = ordinary) {
   const Case& c = data.made;
   const int64_t T = c.tasks, length = data.plan.flat_length();
   std::vector<double> weights;
   std::vector<float> strided;
   for (int64_t t = 0; t < T; ++t) {
-    weights.push_back(static_cast<float>(std::cos(1.0 + static_cast<double>(t))));
+    weights.push_back(weight(t));
     strided.insert(strided.end(), {static_cast<float>(weights.back()), NAN});
   }
-  const std::unique_ptr<S[]> memory(new S[offset + length]);
-  S* out = memory.get() + offset;
+  const std::unique_ptr<O[]> memory(new O[offset + length]);
+  O* out = memory.get() + offset;
+  const double size_before = outside_float(beta) ? 1 / beta : 1;
   for (int64_t k = 0; k < length; ++k)
-    out[k] = narrow(static_cast<accumulator_t<S>>(beta == 0 ? NAN : std::sin(static_cast<double>(k))), S{});
-  const std::vector<S> before(out, out + length);
+    out[k] = narrow(static_cast<accumulator_t<O>>(beta == 0 ? NAN : size_before * std::sin(static_cast<double>(k))), O{});
+  const std::vector<O> before(out, out + length);
   const WeightVector vector = wide ? WeightVector{weights.data(), 1, true} : WeightVector{strided.data(), 2, false};
-  combine<S>(data.plan, data.rows, T, vector, out, beta, nullptr);
+  combine<S, O>(data.plan, data.rows, T, vector, out, beta, nullptr);
   for (size_t p = 0; p < c.numel.size(); ++p) {
     for (int64_t k = data.plan.offset[p]; k < data.plan.offset[p + 1]; ++k) {
       const int64_t at = k - data.plan.offset[p];
@@ -75,8 +89,9 @@ void check_combine(const Data<S>& data, double beta, int64_t offset, bool wide) 
         sum += term;
         size += std::fabs(term);
       }
-      const double rounding = std::is_same_v<S, double> ? 0x1p-52 : 0x1p-23;
-      const double last = 0.5 * kEpsilon<S> * std::fmax(std::fabs(actual), kSmallestNormal<S>);
+      const bool in_double = std::is_same_v<S, double> || weight == extreme || outside_float(beta);
+      const double rounding = in_double ? 0x1p-52 : 0x1p-23;
+      const double last = 0.5001 * kEpsilon<O> * std::fmax(std::fabs(actual), kSmallestNormal<O>);
       const double bound = last + rounding * static_cast<double>(T + 1) * size;
       expect(std::fabs(actual - sum) <= bound, "%s: out[%ld] = %g, expected %g", c.name.c_str(), static_cast<long>(k), actual,
              sum);
@@ -88,8 +103,22 @@ template <class S>
 void check_case(const Case& c) {
   const Data<S> data(c);
   check_gram(data);
-  check_combine(data, 0.0, 0, true);
-  check_combine(data, 0.5, 0, false);
+  check_combine<S>(data, 0.0, 0, true);
+  check_combine<S>(data, 0.5, 0, false);
+  if constexpr (sizeof(S) == 2) check_combine<float>(data, c.tasks % 2 ? 0.0 : -0.5, 0, true);
+}
+
+// Factors that float32 cannot hold, or can but not their products.
+template <class S>
+void check_wide(Case c) {
+  c.name += " of very different sizes";
+  c.value = [](int64_t t, int64_t, double x) { return t % 3 == 0 ? x * 1e-38 : t % 3 == 1 ? x : x * 1e30; };
+  const Data<S> data(c);
+  for (const bool wide : {true, false}) check_combine<S>(data, 0.0, 1, wide, extreme);
+  check_combine<S>(data, 0.5, 0, true, extreme);
+  check_combine<float>(data, 0.5, 0, true, extreme);
+  c.value = [](int64_t, int64_t, double x) { return x; };
+  for (const double beta : {1e37, 1e-31, -1e38}) check_combine<float>(Data<S>(c), beta, 0, true);
 }
 
 // The same elements give the same bits wherever they lie, and again.
@@ -102,8 +131,9 @@ void check_alignment(Case c) {
   c.name += " misaligned";
   const Data<S> misaligned(c);
   expect(gram_of(misaligned) == K, "%s: other bits", c.name.c_str());
-  check_combine(misaligned, 0.0, 0, true);
-  check_combine(aligned, 0.5, 1, true);
+  check_combine<S>(misaligned, 0.0, 0, true);
+  check_combine<S>(aligned, 0.5, 1, true);
+  if constexpr (sizeof(S) == 2) check_combine<float>(misaligned, 0.0, 1, true);
 }
 
 template <class S>
@@ -140,6 +170,10 @@ void check_all() {
   check_case<S>({"zero sizes first, middle and last", 2, {0, 5, 0, 7, 0}});
   check_alignment<S>({"three tensors", 3, {16, 1029, 4096}});
   if (!std::is_same_v<S, Float16>) check_range<S>();
+  if constexpr (std::is_same_v<S, float> || std::is_same_v<S, BFloat16>) {
+    check_wide<S>({"tensors", 4, {5, 1030, 16}});
+    check_wide<S>({"tensors, more than a thread holds", 10, {5, 30, 1}});
+  }
   if (kQuick) return;
   check_case<S>({"a table's edge inside a segment of several blocks", 9, std::vector<int64_t>(40, 700), 3});
   for (const int64_t n : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 1023, 1024, 1025, 4095, 4096, 4097, 9000})
@@ -149,6 +183,7 @@ void check_all() {
 }  // namespace
 
 int main() {
+  expect(gram_tickets(make_plan(std::vector<int64_t>(130, 19), 2), 2) == 0, "one launch for two tables");
   check_all<float>();
   check_all<BFloat16>();
   if constexpr (!kQuick) {

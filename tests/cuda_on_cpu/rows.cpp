@@ -1,5 +1,6 @@
 // The CUDA kernels of the row methods on the CPU, bit for bit against the rule written an element at a time.
 #include "../../csrc/cuda/graddrop.cuh"
+#include "../../csrc/cuda/trimmed.cuh"
 #include "cases.h"
 
 namespace {
@@ -61,15 +62,42 @@ void check_graddrop(const Data<S>& data, bool leaking, int64_t offset) {
       [&](int64_t p, int64_t at, int64_t flat) { return graddrop_rule(data, leaks, p, at, flat); });
 }
 
+// The mean of one column: the tasks in the order of their values, the outer ones left out, the rest in their own order.
+template <class S>
+S trimmed_rule(const Data<S>& data, int64_t trim, int64_t param, int64_t at) {
+  using A = accumulator_t<S>;
+  const int64_t T = data.made.tasks;
+  std::vector<std::pair<A, int64_t>> column;
+  for (int64_t t = 0; t < T; ++t) {
+    column.emplace_back(data.row(t, param) ? widen(data.row(t, param)[at]) : A(0), t);
+    if (std::isnan(column.back().first)) return narrow(A(NAN), S{});
+  }
+  std::stable_sort(column.begin(), column.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  column = {column.begin() + trim, column.end() - trim};
+  std::sort(column.begin(), column.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  A total = 0;
+  for (const auto& [value, task] : column) total += value;
+  return narrow(total / static_cast<A>(T - 2 * trim), S{});
+}
+
+template <class S>
+void check_trimmed(const Data<S>& data, int64_t trim, int64_t offset) {
+  check_direction(
+      data, offset, [&](S* out) { trimmed_mean<S>(data.plan, data.rows, data.made.tasks, trim, out, nullptr); },
+      [&](int64_t p, int64_t at, int64_t) { return trimmed_rule(data, trim, p, at); });
+}
+
 // Every alignment of the rows and of the direction.
 template <class S>
 void check_case(Case c) {
   const Data<S> aligned(c);
   check_graddrop(aligned, false, 0);
   check_graddrop(aligned, true, 1);
+  for (const int64_t trim : {int64_t{0}, (c.tasks - 1) / 2}) check_trimmed(aligned, trim, trim ? 1 : 0);
   c.offset = 1;
   c.name += ", misaligned";
   check_graddrop(Data<S>(c), false, 0);
+  check_trimmed(Data<S>(c), (c.tasks - 1) / 3, 0);
 }
 
 template <class S>
