@@ -29,6 +29,7 @@ from dist_models import (
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import mtlkernels
 from mtlkernels import (
@@ -509,10 +510,19 @@ def check_refusals() -> None:
         lambda: wrap(DistributedDataParallel(model, find_unused_parameters=True)),
     )
     told(ValueError, "say how ranks share them", lambda: wrap(model))
+    run = DistributedDataParallel(model)
+    model.features = lambda x: checkpoint(model.trunk, x, use_reentrant=True)
+    for options in ({}, {"accumulate": True}):
+        reached = model(own(batch).requires_grad_())
+        told(
+            ValueError,
+            "use_reentrant=False",
+            lambda reached=reached, options=options: wrap(run).backward(reached, **options),
+        )
+    del model.features
     copies = Splitter(UPGrad(), 2)(model.features(own(batch)))
     split = sum(copy.square().sum() for copy in copies)
     told(NotImplementedError, "features of one rank", split.backward)
-    run = DistributedDataParallel(model)
     told(ValueError, "of its own", lambda: wrap(run, process_group=dist.group.WORLD))
     told(ValueError, "below it", lambda: wrap(nn.Sequential(run)))
     told(NotImplementedError, "keeps no rows", lambda: wrap(run, apply="backward"))

@@ -113,6 +113,36 @@ def test_an_example_trains_to_the_numbers_of_one_process(name: str) -> None:
     assert losses[-1].sum() < losses[0].sum()
 
 
+def test_the_benchmark_counts_what_the_page_says() -> None:
+    script = HERE.parent / "benchmarks" / "distributed.py"
+    small = ["--ranks", "2", "--tasks", "3", "--width", "96", "--seconds", "0.1"]
+    env = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), *small],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^(\S.*?)  +[\d.]+ +([\d.]+)", done.stdout, re.M)
+    traffic = {name: float(times) for name, times in rows}
+    expected = {
+        "DDP, sum of losses": 1,
+        "all-reduce T rows": 3,
+        "rows (default)": 2,
+        "rows in bfloat16": 1.25,
+        "unbiased": 2,
+        "features": 1,
+        "every=10": 1.1,
+        "a loss method": 1,
+        "FSDP2, sum of losses": 1.5,
+        "FSDP2, rows": 2.5,
+    }
+    assert traffic == pytest.approx(expected, rel=0.04)
+
+
 @pytest.mark.parametrize("new", [True, False])
 def test_collectives_of_new_and_old_names(new: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch 2.13 renamed two: where the new names are there, the old ones are not touched."""

@@ -22,13 +22,14 @@ from mtlkernels.aggregation import (
     takes_rows,
     weighs_losses,
 )
-from mtlkernels.arguments import Losses, Options
+from mtlkernels.arguments import Losses, Options, refuse_reentrant_checkpoints
 from mtlkernels.backprop import (
     AnyMethod,
     Scaler,
     check_keeps_rows,
     check_step,
     columns,
+    reach,
     scale_of,
     sections_of,
     split,
@@ -117,6 +118,7 @@ class Shards(OfRanks):
         else:
             held = Held(kept)
             rows = task_gradients(values, kept, retain_graph, scale, held.row)
+            refuse_reentrant_checkpoints(values, reach(rows))
             told = "a backward a loss, of DTensors"
         return Rows(tasks, stack(values), kept, rows, scale, told)
 
