@@ -196,6 +196,27 @@ def check_loss_methods() -> None:
         torch.testing.assert_close(mine, wanted)
 
 
+@only(2)
+def check_kept_weights() -> None:
+    """One backward in two steps of three, with a scale that the weights do not see."""
+    model, expected = sharded(), fresh(Heads)
+    options = {"every": 3, "weight_heads": True}
+    optimizer, plain = pair(UPGrad(), model, expected, **options)
+    run = Losses(expected, losses)
+    follow(model, lambda x: losses(model, x), optimizer, run, plain, batches(5))
+    (batch,) = batches(1)
+    optimizer.backward(losses(model, own(batch)), scaler=torch.tensor(4.0))
+    with alone():
+        plain.backward(losses(expected, batch), scaler=torch.tensor(4.0))
+    same_params(model, expected)
+    mesh = init_device_mesh(DEVICE, (dist.get_world_size(),))
+    model, expected = cut(fresh(Wide), mesh), fresh(Wide)
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
+    optimizer = MTLOptimizer(base, UPGrad(), module=model, **options)
+    plain, run = reference(expected, UPGrad(), **options), Losses(expected, losses)
+    follow(model, lambda x: losses(model, x), optimizer, run, plain, batches(), _same)
+
+
 class WithFeatures(Heads):
     """Returns the features beside what heads gave."""
 
@@ -352,7 +373,8 @@ def check_refusals() -> None:
 
     told(NotImplementedError, "whole gradients", lambda: wrap(GradDrop()))
     told(NotImplementedError, "each rank's own gradients", lambda: wrap(gram="unbiased"))
-    for options in ({"every": 2}, {"collect": "batched"}, {"apply": "backward"}):
+    told(NotImplementedError, "say weight_heads=True", lambda: wrap(every=2))
+    for options in ({"collect": "batched"}, {"apply": "backward"}):
         told(NotImplementedError, "plain tensors", lambda options=options: wrap(**options))
     told(NotImplementedError, "MixedPrecisionPolicy", lambda: wrap(rows_dtype=torch.bfloat16))
     told(ValueError, "HSDP", lambda: wrap(process_group=dist.group.WORLD))

@@ -176,6 +176,12 @@ def check_fsdp2() -> None:
     for _ in range(2):
         traffic = _counted(lambda: optimizer.backward(model(_batch())))
     kinds = ("reduce-scatter", "all-gather")
+    model = sharded()
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    reused = MTLOptimizer(base, UPGrad(), module=model, every=2, weight_heads=True)
+    for _ in range(2):
+        kept = _counted(lambda: reused.backward(model(_batch())))
+    assert kept.calls == plain.calls
     one, all_tasks = ({k: t.calls[k] + t.small[k] for k in kinds} for t in (plain, traffic))
     shared, heads = 2, TASKS
     assert one["reduce-scatter"] == shared + heads
