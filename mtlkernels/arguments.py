@@ -176,14 +176,19 @@ def shared_positions(
     return found
 
 
-def refuse_several_ranks() -> None:
-    """Per-task gradients pass DistributedDataParallel's hooks by: ranks would drift apart."""
+def several_ranks() -> bool:
+    """Whether torch.distributed runs more than one."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    if distributed.get_world_size() > 1:
+        return False
+    return distributed.get_world_size() > 1
+
+
+def refuse_several_ranks() -> None:
+    """Per-task gradients pass DistributedDataParallel's hooks by: ranks would drift apart."""
+    if several_ranks():
         raise NotImplementedError(
-            f"{distributed.get_world_size()} ranks, and per-task gradients pass their usual "
+            f"{torch.distributed.get_world_size()} ranks, and per-task gradients pass their usual "
             f"reduction by, so the ranks would drift apart: {_SAY_IT}"
         )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlkernels.aggregation import Weighting, check_method, keeps_weights, takes_rows, weighs_losses
+from mtlkernels.arguments import several_ranks
 from mtlkernels.backprop import Scaler, scale_of
 from mtlkernels.report import Report
 from mtlkernels.weighted import balance_features, combine_features
@@ -37,6 +38,7 @@ class Splitter(nn.Module):
 
     Raises:
         TypeError, ValueError: method is no Gram method, or num_tasks no positive whole number.
+        NotImplementedError: in the backward, where torch.distributed runs more than one rank.
     """
 
     def __init__(
@@ -81,6 +83,11 @@ class Splitter(nn.Module):
 
     @torch.no_grad()
     def _balance(self, cotangents: list[list[Tensor | None]]) -> list[Tensor | None]:
+        if several_ranks():
+            raise NotImplementedError(
+                "a Splitter sees the features of one rank, whose weights are not those of all: "
+                "use MTLOptimizer(base, method, module=...) and its backward(losses, features=z)"
+            )
         present = next((c for row in cotangents for c in row if c is not None), None)
         if present is None:
             return [None] * len(cotangents[0])

@@ -29,6 +29,7 @@ from dist_models import (
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import mtlkernels
 from mtlkernels import (
@@ -44,6 +45,7 @@ from mtlkernels import (
     NashMTL,
     PCGrad,
     PerPart,
+    Splitter,
     Status,
     TrimmedMean,
     UPGrad,
@@ -63,11 +65,13 @@ def _steps(method: Any, make: Any = Model, parts: bool = False, **options: Any) 
     follow(model, run, optimizer, expected, plain, batches())
 
 
+@only(1, 2, 4)
 def check_gram_methods() -> None:
     for method in (PCGrad(seed=3), CAGrad(), UPGrad(), NashMTL(), Mean()):
         _steps(method)
 
 
+@only(1, 2, 4)
 def check_options() -> None:
     _steps(PCGrad(), weight_heads=True)
     _steps(UPGrad(), max_norm=0.05)
@@ -88,6 +92,7 @@ def check_fewer_numbers_than_ranks() -> None:
     _steps(CAGrad(), Scalar)
 
 
+@only(2)
 def check_float32_to_its_rounding() -> None:
     model, expected = fresh(dtype=torch.float32), fresh(dtype=torch.float32)
     run, optimizer = ddp(model, UPGrad())
@@ -96,6 +101,7 @@ def check_float32_to_its_rounding() -> None:
     follow(model, run, optimizer, expected, plain, data, rtol=1e-6, atol=1e-6)
 
 
+@only(2)
 def check_rows_in_16_bits() -> None:
     model, expected = fresh(dtype=torch.float32), fresh(dtype=torch.float32)
     run, optimizer = ddp(model, Mean(), rows_dtype=torch.bfloat16)
@@ -104,6 +110,7 @@ def check_rows_in_16_bits() -> None:
     assert all(param.dtype == torch.float32 for param in model.parameters())
 
 
+@only(2)
 def check_sums_of_float16_rows_do_not_overflow() -> None:
     """Each rank's gradient is 40 000; the greatest float16 is 65 504."""
     w = nn.Parameter(torch.ones(3))
@@ -120,6 +127,7 @@ def check_a_group_in_place_of_ddp() -> None:
     follow(model, model, optimizer, expected, reference(expected, CAGrad()), batches())
 
 
+@only(2)
 def check_mixed_dtypes_and_strides() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
@@ -152,6 +160,7 @@ def check_mixed_dtypes_and_strides() -> None:
     )
 
 
+@only(2)
 def check_grads_add_up() -> None:
     model, expected = fresh(), fresh()
     run, optimizer = ddp(model, UPGrad())
@@ -164,6 +173,7 @@ def check_grads_add_up() -> None:
     assert model.trunk[0].weight.grad._mtl_flat is model.trunk[2].weight.grad._mtl_flat
 
 
+@only(2)
 def check_losses_as_one_tensor() -> None:
     model, expected = fresh(), fresh()
     run, optimizer = ddp(model, UPGrad())
@@ -271,6 +281,7 @@ def check_scaler_skips_everywhere() -> None:
         assert report.losses.isfinite().all() == (step == 1)
 
 
+@only(2)
 def check_scales_that_differ() -> None:
     model = fresh()
     run, optimizer = ddp(model, UPGrad())
@@ -280,6 +291,7 @@ def check_scales_that_differ() -> None:
     assert all(param.grad.isnan().all() for param in model.trunk.parameters())
 
 
+@only(2)
 def check_a_scale_is_not_seen() -> None:
     model, expected = fresh(), fresh()
     run, optimizer = ddp(model, NashMTL())
@@ -291,6 +303,7 @@ def check_a_scale_is_not_seen() -> None:
     same_params(model, expected)
 
 
+@only(2)
 def check_loss_methods() -> None:
     for method in (SI(), FAMO()):
         _steps(method)
@@ -309,17 +322,20 @@ def check_loss_methods() -> None:
         assert not torch.equal(mine.detach(), torch.zeros_like(mine))
 
 
+@only(2)
 def check_row_methods() -> None:
     for method in (GradDrop(seed=5), TrimmedMean(), MoCo(), ExcessMTL()):
         _steps(method)
 
 
+@only(1, 2, 4)
 def check_kept_weights() -> None:
     model, expected = fresh(), fresh()
     run, optimizer = ddp(model, UPGrad(), every=3)
     follow(model, run, optimizer, expected, reference(expected, UPGrad(), every=3), batches(5))
 
 
+@only(1, 2, 4)
 def check_features() -> None:
     """The last batch with a task that only rank 0 has."""
     model, expected = fresh(), fresh()
@@ -352,6 +368,7 @@ def check_measured_on_some_parameters() -> None:
     follow(model, run, optimizer, expected, plain, batches())
 
 
+@only(2)
 def check_micro_batches() -> None:
     for method, options in (
         (UPGrad(), {}),
@@ -454,6 +471,7 @@ def check_what_differs_at_the_first_step_is_told() -> None:
     assert all(param.grad is None for param in model.parameters())
 
 
+@only(2)
 def check_draws_are_the_same_everywhere() -> None:
     model = fresh()
     run, optimizer = ddp(model, mtlkernels.RandomWeights(seed=4))
@@ -463,6 +481,7 @@ def check_draws_are_the_same_everywhere() -> None:
         optimizer.zero_grad()
 
 
+@only(2)
 def check_refusals() -> None:
     model = fresh()
     (batch,) = batches(1)
@@ -492,6 +511,18 @@ def check_refusals() -> None:
     )
     told(ValueError, "say how ranks share them", lambda: wrap(model))
     run = DistributedDataParallel(model)
+    model.features = lambda x: checkpoint(model.trunk, x, use_reentrant=True)
+    for options in ({}, {"accumulate": True}):
+        reached = model(own(batch).requires_grad_())
+        told(
+            ValueError,
+            "use_reentrant=False",
+            lambda reached=reached, options=options: wrap(run).backward(reached, **options),
+        )
+    del model.features
+    copies = Splitter(UPGrad(), 2)(model.features(own(batch)))
+    split = sum(copy.square().sum() for copy in copies)
+    told(NotImplementedError, "features of one rank", split.backward)
     told(ValueError, "of its own", lambda: wrap(run, process_group=dist.group.WORLD))
     told(ValueError, "below it", lambda: wrap(nn.Sequential(run)))
     told(NotImplementedError, "keeps no rows", lambda: wrap(run, apply="backward"))
@@ -520,6 +551,7 @@ def check_fsdp1_is_refused() -> None:
     )
 
 
+@only(2)
 def check_what_came_before_is_kept_in_a_copy() -> None:
     model = fresh()
     run, optimizer = ddp(model, UPGrad())

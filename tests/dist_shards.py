@@ -119,12 +119,14 @@ class Losses(nn.Module):
         return self.of(self.model, x)
 
 
+@only(1, 2, 4)
 def check_fsdp2_both_ways_of_resharding() -> None:
     for reshard in (True, False):
         for method in (UPGrad(), PCGrad(seed=2)):
             steps(sharded(reshard_after_forward=reshard), method)
 
 
+@only(2)
 def check_options() -> None:
     steps(sharded(), UPGrad(), weight_heads=True)
     steps(sharded(), NashMTL(), max_norm=0.05)
@@ -143,6 +145,7 @@ def check_options() -> None:
     follow(model, lambda x: losses(model, x), optimizer, Losses(expected, losses), plain, data)
 
 
+@only(2)
 def check_gradients_are_dtensors() -> None:
     model = sharded()
     optimizer = MTLOptimizer(sgd(model), UPGrad(), module=model)
@@ -154,6 +157,7 @@ def check_gradients_are_dtensors() -> None:
         assert param.grad.to_local().shape == param.to_local().shape
 
 
+@only(2)
 def check_gradients_add_up() -> None:
     model, expected = sharded(), fresh(Heads)
     optimizer, plain = pair(UPGrad(), model, expected)
@@ -175,6 +179,7 @@ def check_fewer_numbers_than_ranks() -> None:
     steps(sharded(Scaled), CAGrad(), of=scalar, make=Scaled)
 
 
+@only(2)
 def check_loss_methods() -> None:
     steps(sharded(), SI())
     model, expected = sharded(), fresh(Heads)
@@ -191,6 +196,27 @@ def check_loss_methods() -> None:
         torch.testing.assert_close(mine, wanted)
 
 
+@only(2)
+def check_kept_weights() -> None:
+    """One backward in two steps of three, with a scale that the weights do not see."""
+    model, expected = sharded(), fresh(Heads)
+    options = {"every": 3, "weight_heads": True}
+    optimizer, plain = pair(UPGrad(), model, expected, **options)
+    run = Losses(expected, losses)
+    follow(model, lambda x: losses(model, x), optimizer, run, plain, batches(5))
+    (batch,) = batches(1)
+    optimizer.backward(losses(model, own(batch)), scaler=torch.tensor(4.0))
+    with alone():
+        plain.backward(losses(expected, batch), scaler=torch.tensor(4.0))
+    same_params(model, expected)
+    mesh = init_device_mesh(DEVICE, (dist.get_world_size(),))
+    model, expected = cut(fresh(Wide), mesh), fresh(Wide)
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
+    optimizer = MTLOptimizer(base, UPGrad(), module=model, **options)
+    plain, run = reference(expected, UPGrad(), **options), Losses(expected, losses)
+    follow(model, lambda x: losses(model, x), optimizer, run, plain, batches(), _same)
+
+
 class WithFeatures(Heads):
     """Returns the features beside what heads gave."""
 
@@ -199,6 +225,7 @@ class WithFeatures(Heads):
         return z, [head(z) for head in self.heads]
 
 
+@only(2)
 def check_features() -> None:
     def run(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         z, answers = model(x)
@@ -225,6 +252,7 @@ def check_features() -> None:
     told(ValueError, "what the heads read", lambda: optimizer.backward(mine, features=unused))
 
 
+@only(2)
 def check_micro_batches() -> None:
     model, expected = sharded(), fresh(Heads)
     optimizer, plain = pair(UPGrad(), model, expected)
@@ -237,6 +265,7 @@ def check_micro_batches() -> None:
     same_params(model, expected)
 
 
+@only(2)
 def check_scaler_skips_everywhere() -> None:
     model = sharded()
     optimizer = MTLOptimizer(sgd(model), UPGrad(), module=model)
@@ -257,6 +286,7 @@ def check_scaler_skips_everywhere() -> None:
         assert (report.status.tolist() == [0, 0, 0]) == (step == 1)
 
 
+@only(2)
 def check_nan_on_one_rank_and_task() -> None:
     model = sharded()
     optimizer = MTLOptimizer(sgd(model), UPGrad(), module=model)
@@ -268,6 +298,7 @@ def check_nan_on_one_rank_and_task() -> None:
     assert all(whole(param.grad).isnan().all() for param in model.trunk.parameters())
 
 
+@only(2)
 def check_mixed_precision_policy() -> None:
     """Against the rows that one backward each of the same model leaves."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -295,6 +326,7 @@ def check_mixed_precision_policy() -> None:
     )
 
 
+@only(2)
 def check_the_next_forward_sees_the_step() -> None:
     """And an error in the middle leaves a model that works."""
     for reshard in (True, False):
@@ -326,6 +358,7 @@ def _raise(grad: Tensor) -> Tensor:
     raise ArithmeticError("on purpose")
 
 
+@only(2)
 def check_refusals() -> None:
     model = sharded()
     mine = losses(model, own(batches(1)[0]))
@@ -340,7 +373,8 @@ def check_refusals() -> None:
 
     told(NotImplementedError, "whole gradients", lambda: wrap(GradDrop()))
     told(NotImplementedError, "each rank's own gradients", lambda: wrap(gram="unbiased"))
-    for options in ({"every": 2}, {"collect": "batched"}, {"apply": "backward"}):
+    told(NotImplementedError, "say weight_heads=True", lambda: wrap(every=2))
+    for options in ({"collect": "batched"}, {"apply": "backward"}):
         told(NotImplementedError, "plain tensors", lambda options=options: wrap(**options))
     told(NotImplementedError, "MixedPrecisionPolicy", lambda: wrap(rows_dtype=torch.bfloat16))
     told(ValueError, "HSDP", lambda: wrap(process_group=dist.group.WORLD))
@@ -373,6 +407,7 @@ def cut(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return parallelize_module(model, mesh, plan)
 
 
+@only(2)
 def check_tensor_parallel() -> None:
     """With a bias that is replicated, and heads and a LayerNorm that are no DTensors at all."""
     mesh = init_device_mesh(DEVICE, (dist.get_world_size(),), mesh_dim_names=("tp",))
@@ -410,6 +445,7 @@ class Matrix(nn.Module):
         return [(y - 1).square().mean(), (y + 2).square().mean(), y.square().sum()]
 
 
+@only(2)
 def check_pending_sums_are_reduced_first() -> None:
     """Gradients that are Partial, of losses that are DTensors."""
     mesh = init_device_mesh(DEVICE, (dist.get_world_size(),))
@@ -420,9 +456,19 @@ def check_pending_sums_are_reduced_first() -> None:
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     optimizer = MTLOptimizer(base, UPGrad(), module=model)
     plain = reference(expected, UPGrad())
-    follow(
-        model, lambda x: model(_cut_batch(x, mesh)), optimizer, expected, plain, batches(), _same
-    )
+
+    def run(x: Tensor) -> list[Tensor]:
+        return model(_cut_batch(x, mesh))
+
+    follow(model, run, optimizer, expected, plain, batches(), _same)
+    (batch,) = batches(1)
+    run(batch)[0].backward()
+    expected(batch)[0].backward()
+    assert model.w.grad.placements[0].is_partial()
+    optimizer.backward(run(batch))  # adds to what is there
+    with alone():
+        plain.backward(expected(batch))
+    same_params(model, expected)
 
 
 def _cut_batch(batch: Tensor, mesh: DeviceMesh) -> DTensor:
@@ -545,6 +591,7 @@ def check_load_on_four() -> None:
     follow(model, lambda x: losses(model, x), optimizer, run, plain, data[2:])
 
 
+@only(2)
 def check_seeds_that_differ_are_told() -> None:
     model = sharded()
     optimizer = MTLOptimizer(sgd(model), PCGrad(seed=dist.get_rank()), module=model)
@@ -553,6 +600,7 @@ def check_seeds_that_differ_are_told() -> None:
     assert all(param.grad is None for param in model.parameters())
 
 
+@only(1, 2, 4)
 def check_weights_are_the_same_everywhere() -> None:
     model = sharded()
     optimizer = MTLOptimizer(sgd(model), PCGrad(), module=model, check_ranks=True)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from dist_harness import only
 from dist_models import drawn, fresh, own
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -88,12 +89,14 @@ def check_rows() -> None:
     assert traffic.sent / _ddp_alone() == pytest.approx((TASKS + 1) / 2, rel=0.03)
 
 
+@only(2)
 def check_heads_that_are_weighted_ride_along() -> None:
     traffic = _second_step(UPGrad(), weight_heads=True)
     assert traffic.calls == Counter({"reduce-scatter": TASKS, "all-gather": 1})
     assert traffic.sent / _ddp_alone() == pytest.approx((TASKS + 1) / 2, rel=0.03)
 
 
+@only(2)
 def check_rows_in_16_bits_are_smaller() -> None:
     sent = []
     for dtype in (None, torch.bfloat16):
@@ -120,6 +123,7 @@ def check_one_backward_routes() -> None:
         assert traffic.sent / _ddp_alone() == pytest.approx(1, rel=0.01)
 
 
+@only(2)
 def check_measured() -> None:
     """The rows of what is measured besides."""
     measured = 200 * 50 + 50
@@ -129,6 +133,7 @@ def check_measured() -> None:
     assert traffic.sent / _ddp_alone() == pytest.approx(1 + TASKS * measured / numbers, rel=0.01)
 
 
+@only(2)
 def check_row_methods_and_accumulation() -> None:
     traffic = _second_step(TrimmedMean())
     assert traffic.calls == Counter({"all-reduce": 1})
@@ -145,6 +150,7 @@ def check_row_methods_and_accumulation() -> None:
     assert traffic.calls == Counter({"reduce-scatter": TASKS, "all-gather": 1})
 
 
+@only(2)
 def check_unbiased() -> None:
     """Nothing but a larger packed sum."""
     exact, unbiased = _second_step(UPGrad()), _second_step(UPGrad(), gram="unbiased")
@@ -170,6 +176,12 @@ def check_fsdp2() -> None:
     for _ in range(2):
         traffic = _counted(lambda: optimizer.backward(model(_batch())))
     kinds = ("reduce-scatter", "all-gather")
+    model = sharded()
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    reused = MTLOptimizer(base, UPGrad(), module=model, every=2, weight_heads=True)
+    for _ in range(2):
+        kept = _counted(lambda: reused.backward(model(_batch())))
+    assert kept.calls == plain.calls
     one, all_tasks = ({k: t.calls[k] + t.small[k] for k in kinds} for t in (plain, traffic))
     shared, heads = 2, TASKS
     assert one["reduce-scatter"] == shared + heads

@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.dist
 
 STARTS = [
+    *(("dist_replicas", 1), ("dist_shards", 1)),
     *(("dist_replicas", 2), ("dist_replicas", 4), ("dist_shards", 2), ("dist_shards", 4)),
     *(("dist_traffic", 2), ("dist_traffic", 4)),
 ]
@@ -98,18 +99,48 @@ def test_the_readme_trains_on_two_processes() -> None:
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_an_example_trains_to_the_numbers_of_one_process(name: str) -> None:
     script = HERE.parent / "examples" / f"{name}.py"
-    told = torchrun(script, "--steps", "12")
+    told = torchrun(script, "--steps", "8")
     spec = importlib.util.spec_from_file_location(name, script)
     assert spec is not None
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    losses = example.train(12, torch.device("cpu"))
-    left, right = re.findall(r"step  11  left (\S+)  right (\S+)", told)[0]
+    losses = example.train(8, torch.device("cpu"))
+    left, right = re.findall(r"step   7  left (\S+)  right (\S+)", told)[0]
     torch.testing.assert_close(
         torch.tensor([float(left), float(right)]), losses[-1], rtol=1e-4, atol=1e-5
     )
     assert losses[-1].sum() < losses[0].sum()
+
+
+def test_the_benchmark_counts_what_the_page_says() -> None:
+    script = HERE.parent / "benchmarks" / "distributed.py"
+    small = ["--ranks", "2", "--tasks", "3", "--width", "96", "--seconds", "0.1"]
+    env = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), *small],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^(\S.*?)  +[\d.]+ +([\d.]+)", done.stdout, re.M)
+    traffic = {name: float(times) for name, times in rows}
+    expected = {
+        "DDP, sum of losses": 1,
+        "all-reduce T rows": 3,
+        "rows (default)": 2,
+        "rows in bfloat16": 1.25,
+        "unbiased": 2,
+        "features": 1,
+        "every=10": 1.1,
+        "a loss method": 1,
+        "FSDP2, sum of losses": 1.5,
+        "FSDP2, rows": 2.5,
+    }
+    assert traffic == pytest.approx(expected, rel=0.04)
 
 
 @pytest.mark.parametrize("new", [True, False])

@@ -104,6 +104,14 @@ def test_two_rows_are_on_their_way_at_most(monkeypatch: pytest.MonkeyPatch) -> N
     assert [row[0][0].item() for row in group.rows] == [0, 1, 2, 3, 4]
 
 
+def test_a_group_has_one_host() -> None:
+    """Where it needs a group of its own, that is made once."""
+    hosts, groups = collectives.Hosts(), [cast(Any, object()) for _ in range(2)]
+    first, second = (hosts.of(group) for group in groups)
+    assert first is not second
+    assert [hosts.of(group) for group in groups] == [first, second]
+
+
 def test_groups_keep_the_number_of_copies_apart() -> None:
     grads = [[torch.ones(2), torch.ones(3), torch.ones(4)]]
     groups = group_gradients(grads, copies=[1, 4, 1])

@@ -47,7 +47,7 @@ PYTHON: dict[str, set[str] | None] = {
         "layout",
         "report",
     },
-    "splitter": {"aggregation", "backprop", "report", "weighted"},
+    "splitter": {"aggregation", "arguments", "backprop", "report", "weighted"},
     "distributed": {
         *("aggregation", "arguments", "backprop", "collect", "cut", "layout", "ops", "report"),
         *("rows", "weighted", "distributed"),

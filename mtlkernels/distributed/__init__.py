@@ -13,9 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from mtlkernels.aggregation import keeps_weights, takes_rows, weighs_losses
 from mtlkernels.arguments import Options
 from mtlkernels.backprop import Engine
+from mtlkernels.distributed.arguments import refuse_for_shards
 from mtlkernels.distributed.replicas import Replicas
 from mtlkernels.distributed.setting import Setting
-from mtlkernels.distributed.shards import Shards, refuse_for_shards
+from mtlkernels.distributed.shards import Shards
 
 __all__ = ["engine"]
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from mtlkernels.arguments import Losses, named_losses
+from mtlkernels.aggregation import keeps_weights, takes_rows
+from mtlkernels.arguments import Losses, Options, named_losses
 from mtlkernels.backprop import refuse_tracing
+from mtlkernels.distributed.setting import Setting
 
 
 def present_losses(
@@ -36,6 +38,35 @@ def refuse_compiling() -> None:
         refuse_tracing(
             "inside torch.compile the collectives of several ranks cannot be traced: compile the "
             "model alone and call backward outside"
+        )
+
+
+def refuse_for_shards(method: object, options: Options, setting: Setting) -> None:
+    """Raises where a method or an option needs whole gradients, or a look into a plain graph."""
+    if takes_rows(method):
+        raise NotImplementedError(
+            f"{type(method).__name__} takes whole gradients, and these parameters are pieces "
+            "(DTensors): use a Gram or a loss method"
+        )
+    if setting.gram != "exact":
+        raise NotImplementedError(
+            'gram="unbiased" needs each rank\'s own gradients, and of DTensors only sums over the '
+            "ranks come out: leave it out"
+        )
+    if options.weighted or options.collect != "loop":
+        raise NotImplementedError(
+            "measure=, apply= and collect= look into a graph of plain tensors, and these "
+            "parameters are DTensors: leave them out"
+        )
+    if keeps_weights(method) and not options.weight_heads:
+        raise NotImplementedError(
+            "every= takes one backward of the weighted sum, and of DTensors all of it is weighted, "
+            "heads too: say weight_heads=True, or leave it out"
+        )
+    if options.rows_dtype is not None:
+        raise NotImplementedError(
+            "rows_dtype= is for rows over plain parameters: with fully_shard choose the dtypes in "
+            "its MixedPrecisionPolicy"
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtlkernels import backprop
 from mtlkernels.aggregation import keeps_weights, takes_rows
-from mtlkernels.arguments import Losses, Options
+from mtlkernels.arguments import Losses, Options, refuse_reentrant_checkpoints
 from mtlkernels.backprop import AnyMethod, Scaler, check_step, scale_of, stack, write_row
 from mtlkernels.collect import Row, starts
 from mtlkernels.cut import reached_by
@@ -89,8 +89,18 @@ class Meeting(OfRanks):
 
     def settle_graph(self, now: Step, method: AnyMethod, options: Options) -> None:
         """Agrees on who reaches what, from the graph of this step's losses."""
-        edges = starts(now.values).edges
-        self.settle(now, reached_by(edges, now.params), method, options)
+        self.settle(now, self.reached(now), method, options)
+
+    def reached(self, now: Step) -> list[list[int]]:
+        """T lists of the parameters that a task reaches on this rank, from the graph.
+
+        Raises:
+            ValueError: the graph may hide some.
+        """
+        found = reached_by(starts(now.values).edges, now.params)
+        counts = [sum(p in own for own in map(set, found)) for p in range(len(now.params))]
+        refuse_reentrant_checkpoints(now.values, counts)
+        return found
 
     def settle(
         self, now: Step, reach: Sequence[Sequence[int]], method: AnyMethod, options: Options

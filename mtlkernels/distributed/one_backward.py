@@ -10,8 +10,7 @@ from torch import Tensor
 from mtlkernels.aggregation import LossWeighting, Weighting, total_gram
 from mtlkernels.arguments import Options, trainable
 from mtlkernels.backprop import weigh_losses
-from mtlkernels.collect import Row, starts, weighted_gradient
-from mtlkernels.cut import reached_by
+from mtlkernels.collect import Row, weighted_gradient
 from mtlkernels.distributed.meeting import Meeting, Step
 from mtlkernels.distributed.segments import mean_rows
 from mtlkernels.layout import group_gradients
@@ -43,7 +42,7 @@ def weighted_step(
 ) -> Report:
     """One weighted backward on each rank, and one all-reduce of what comes of it."""
     given = [features] if isinstance(features, Tensor) else features
-    reach = reached_by(starts(now.values).edges, now.params)
+    reach = meeting.reached(now)
 
     def decide() -> set[int]:
         meeting.settle(now, reach, method, options)

@@ -21,13 +21,14 @@ from mtlkernels.aggregation import (
     takes_rows,
     weighs_losses,
 )
-from mtlkernels.arguments import Losses, Options
+from mtlkernels.arguments import Losses, Options, refuse_reentrant_checkpoints
 from mtlkernels.backprop import (
     AnyMethod,
     Scaler,
     check_keeps_rows,
     columns,
     combine_rows,
+    reach,
     sections_of,
 )
 from mtlkernels.collect import Row, task_gradients
@@ -83,6 +84,7 @@ class Replicas(Meeting):
         now = self.begin(losses, params, method, options, False, scaler)
         how, dtype = options.collect, options.rows_dtype
         rows, told = collect_rows(now.values, now.params, how, dtype, now.scale, retain_graph)
+        refuse_reentrant_checkpoints(now.values, reach(rows))
         rows = [now.held.row(row) for row in rows]
         return Rows(now.tasks, now.losses, now.params, rows, now.scale, told)
 

@@ -249,6 +249,8 @@ class Exchange:
             for segment, at in _places(segments):
                 blocks = whole.view(self.ranks, -1)[:, at : at + segment.width]
                 flat = blocks.reshape(-1)[: segment.whole.offsets[-1]]
+                if flat.storage_offset():  # one rank: no copy was made, and views count from 0
+                    flat = flat.clone()
                 add_flat(segment.whole, flat, tensors)
 
 

@@ -19,16 +19,16 @@ from mtlkernels.aggregation import (
     add_weighted_sum,
     keeps_weights,
     section_grams,
-    takes_rows,
     weighs_losses,
 )
-from mtlkernels.arguments import Losses, Options
+from mtlkernels.arguments import Losses, Options, refuse_reentrant_checkpoints
 from mtlkernels.backprop import (
     AnyMethod,
     Scaler,
     check_keeps_rows,
     check_step,
     columns,
+    reach,
     scale_of,
     sections_of,
     split,
@@ -45,7 +45,7 @@ from mtlkernels.distributed.placements import Held
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.verdict import Totals
 from mtlkernels.layout import group_gradients
-from mtlkernels.report import Report
+from mtlkernels.report import Report, Status
 from mtlkernels.rows import Rows
 from mtlkernels.weighted import combine_features, feature_gram
 
@@ -75,8 +75,35 @@ class Shards(OfRanks):
         retain_graph: bool = False,
     ) -> Report:
         """`mtlkernels.backward` over the ranks."""
+        if not keeps_weights(method):
+            return self._step(losses, params, method, options, features, scaler, retain_graph)
+        tasks, values, kept = self._begin(losses, params, method, options, features is not None)
+        weights = method.kept_weights(tasks, scaler is not None)
+        if weights is None:
+            report = self._step(losses, params, method, options, features, scaler, retain_graph)
+        else:
+            held, scale = Held(kept), scale_of(scaler, values[0].device)
+            means = self._totals(held).losses(stack(values), scale)
+            self._once(values, held, weights, scale, retain_graph)
+            status = torch.where(means.isfinite(), 0, Status.NON_FINITE.value)
+            told = "one weighted backward, with kept weights"
+            report = Report(tasks, None, weights, means, status, told)
+        method.count(tasks)
+        return report
+
+    def _step(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        features: Tensor | Sequence[Tensor] | None,
+        scaler: Scaler | Tensor | None,
+        retain_graph: bool,
+    ) -> Report:
+        """A step that asks the method."""
         if features is None and not weighs_losses(method):
-            rows = self.collect_step(losses, params, method, options, scaler, retain_graph)
+            rows = self._rows(losses, params, method, options, scaler, retain_graph)
             return self.combine_rows(rows, cast(Any, method), options)
         tasks, values, kept = self._begin(losses, params, method, options, features is not None)
         held = Held(kept)
@@ -89,14 +116,25 @@ class Shards(OfRanks):
         assert weighs_losses(method)
         means = self._totals(held).losses(stack(values), scale)
         told = weigh_losses(method, means)
-        weights = told.weights if scale is None else told.weights * scale.to(told.weights)
+        self._once(values, held, told.weights, scale, retain_graph)
+        return told.finish(tasks, means, method, scale)
+
+    def _once(
+        self,
+        values: Sequence[Tensor],
+        held: Held,
+        weights: Tensor,
+        scale: Tensor | None,
+        retain_graph: bool,
+    ) -> None:
+        """One backward of the weighted sum, which adds to .grad."""
+        weights = weights if scale is None else weights * scale.to(weights)
         if self.fsdp:
             self.fsdp.backward(starts(values), weights, retain_graph)
-        else:
-            row = weighted_gradient(values, weights, kept, retain_graph)
-            write_row(held.row(row), held.tensors)
-            held.hand_back()
-        return told.finish(tasks, means, method, scale)
+            return
+        row = weighted_gradient(values, weights, held.params, retain_graph)
+        write_row(held.row(row), held.tensors)
+        held.hand_back()
 
     def collect_step(
         self,
@@ -109,6 +147,17 @@ class Shards(OfRanks):
     ) -> Rows:
         """This rank's pieces of T rows, which the model's own collectives have reduced."""
         check_keeps_rows(method, options)
+        return self._rows(losses, params, method, options, scaler, retain_graph)
+
+    def _rows(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        scaler: Scaler | Tensor | None,
+        retain_graph: bool,
+    ) -> Rows:
         tasks, values, kept = self._begin(losses, params, method, options, False)
         scale = scale_of(scaler, values[0].device)
         if self.fsdp:
@@ -117,6 +166,7 @@ class Shards(OfRanks):
         else:
             held = Held(kept)
             rows = task_gradients(values, kept, retain_graph, scale, held.row)
+            refuse_reentrant_checkpoints(values, reach(rows))
             told = "a backward a loss, of DTensors"
         return Rows(tasks, stack(values), kept, rows, scale, told)
 
@@ -243,27 +293,3 @@ class Shards(OfRanks):
 
     def _totals(self, held: Held) -> Totals:
         return Totals(held.groups, held.ranks, 1, self.hosts)
-
-
-def refuse_for_shards(method: object, options: Options, setting: Setting) -> None:
-    """Raises where a method or an option needs whole gradients, or a look into a plain graph."""
-    if takes_rows(method):
-        raise NotImplementedError(
-            f"{type(method).__name__} takes whole gradients, and these parameters are pieces "
-            "(DTensors): use a Gram or a loss method"
-        )
-    if setting.gram != "exact":
-        raise NotImplementedError(
-            'gram="unbiased" needs each rank\'s own gradients, and of DTensors only sums over the '
-            "ranks come out: leave it out"
-        )
-    if options.weighted or options.collect != "loop" or keeps_weights(method):
-        raise NotImplementedError(
-            "measure=, apply=, collect= and every= look into a graph of plain tensors, and these "
-            "parameters are DTensors: leave them out"
-        )
-    if options.rows_dtype is not None:
-        raise NotImplementedError(
-            "rows_dtype= is for rows over plain parameters: with fully_shard choose the dtypes in "
-            "its MixedPrecisionPolicy"
-        )
