@@ -21,12 +21,12 @@ from dataclasses import dataclass
 
 import torch
 from choices import CHOICES, PLAIN, REUSING, ROWS
-from memory import peak_bytes
 from models import MODELS, Workload
 from timing import interleaved, quartiles
 from torch import Tensor
 
 from mtlkernels import build_info
+from mtlkernels.bench.memory import peak_bytes
 
 EVERY = 10
 
