@@ -11,6 +11,7 @@ packages: pip install "mtlkernels[demo]".
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 
 import torch
@@ -63,6 +64,7 @@ def main() -> None:
             print(f"step {step:3}  left {losses[step, 0]:.5f}  right {losses[step, 1]:.5f}")
         print(f"step {steps - 1:3}  left {losses[-1, 0]:.5f}  right {losses[-1, 1]:.5f}")
     if dist.is_initialized():
+        gc.collect()  # cycles hold the group, whose threads must end before Python does
         dist.destroy_process_group()
 
 

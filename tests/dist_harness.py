@@ -8,6 +8,7 @@ function, says with how many processes.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -142,6 +143,7 @@ def main(module: str, world: int, shared: Path, rank: int) -> None:
             break  # the ranks may stand in different collectives now
     if all(not text for text in told.values()):
         dist.barrier()
+        gc.collect()  # cycles hold the group, whose threads must end before Python does
         dist.destroy_process_group()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
 import warnings
 
@@ -31,6 +32,7 @@ def main() -> None:
             assert now.isfinite().all()
             assert not torch.equal(now, before[name]), f"{name} was not trained"
     print(f"{len(blocks())} loops, rank {dist.get_rank()} of {dist.get_world_size()}")
+    gc.collect()  # cycles hold the group, whose threads must end before Python does
     dist.destroy_process_group()
 
 
