@@ -88,7 +88,13 @@ def measure(options: argparse.Namespace, results: Results) -> None:
         for table in tables:
             case, tasks, dtype = table
             setting = Setting(
-                case, tasks, getattr(torch, dtype), method, options.device, options.clock
+                case,
+                tasks,
+                getattr(torch, dtype),
+                method,
+                options.device,
+                options.clock,
+                options.cached,
             )
             if "providers" in options.suites:
                 names = plans.providers(options.providers, CASES[case](), tasks)
@@ -112,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", type=torch.device, default=torch.device("cpu"), help="default: cpu")
     add("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
     add("--clock", choices=CLOCKS, default="wall", help="cpu: one thread on a busy machine")
+    add("--cached", action="store_true",
+        help="providers: one set of gradients, as a backward leaves them in the cache")  # fmt: skip
     add("--methods", type=_methods, default=["pcgrad"], help="Gram methods (default: pcgrad)")
     add("--providers", type=_of(PROVIDERS, ";"), default=[], help="names as printed, split by ;")
     add("--suites", type=_of(SUITES), default=["providers", "stages", "step"],

@@ -28,7 +28,10 @@ PEERS_TAKE = 4
 
 @dataclass(frozen=True)
 class Setting:
-    """One table: a case, a number of tasks, a dtype, a method, a device."""
+    """One table: a case, a number of tasks, a dtype, a method, a device.
+
+    cached: one set of gradients, which a cache holds where it fits, as right after a backward.
+    """
 
     case: str
     tasks: int
@@ -36,6 +39,7 @@ class Setting:
     method: str
     device: torch.device
     clock: str = "wall"
+    cached: bool = False
 
     def gradients(self) -> list[Tensor]:
         """A task-major list on the device."""
@@ -97,7 +101,7 @@ def compare(setting: Setting, providers: Sequence[str], budget: float) -> list[R
     if 2 * taken + min(moved, 2 * COPY_BYTES) > available_bytes():
         return [replace(blank, name=OURS, told=_too_large(taken))]
     grads = setting.gradients()
-    count = sets_of(taken)
+    count = 1 if setting.cached else sets_of(taken)
     sets = [grads, *([grad.clone() for grad in grads] for _ in range(count - 1))]
     runs: dict[str, Run] = {
         COPY: rotating([copy_of(moved, setting.dtype, setting.device) for _ in sets])
