@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import mtlkernels
 from mtlkernels.bench import compare, measure, memory, plans
 from mtlkernels.bench.cases import CASES, gradients, numel
 from mtlkernels.bench.check import oracle
@@ -99,7 +100,8 @@ def test_what_is_wrong_fails_or_is_missing_gets_no_time(monkeypatch, one_thread)
     found = {row.name: row for row in rows}
     assert found["ours"].seconds is not None
     assert found["ours"].over_copy is not None
-    assert found["ours"].reads == 0
+    if mtlkernels.backends()["cpu"]["pcgrad"]["serves"] == "native":
+        assert found["ours"].reads == 0  # the reference's solvers look at K
     assert "wrong by 1" in found["scaled"].told
     assert found["failing"].told == "by zero, says the peer"
     assert "pip install 'mtlkernels[bench]'" in found["conflictfree"].told
