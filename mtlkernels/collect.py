@@ -271,3 +271,8 @@ def _explained(batched: bool) -> Iterator[None]:
                 'collect="batched", or give measure= with apply="backward"'
             ) from error
         raise
+
+
+def stack(values: Sequence[Tensor]) -> Tensor:
+    """(T) the losses' values, on the first one's device."""
+    return torch.stack([loss.detach().reshape(()).to(values[0].device) for loss in values])

@@ -1,12 +1,18 @@
-"""From the forward to .grad in one compiled graph."""
+"""From the forward to .grad in one compiled graph, and what cannot go into it."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
+from torch import Tensor
+
+from mtlkernels.arguments import Losses
+from mtlkernels.families import AnyMethod, keeps_weights
+from mtlkernels.options import Options
+from mtlkernels.scaling import Scaler
 
 Result = TypeVar("Result")
 
@@ -81,3 +87,34 @@ untraced._torchdynamo_disable = True  # type: ignore[attr-defined]
 untraced._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
     "several backwards do not go into this graph: use mtlkernels.compile_step"
 )
+
+
+def refuse_without_graph(
+    losses: Losses,
+    method: AnyMethod,
+    options: Options,
+    features: bool,
+    scaler: Scaler | Tensor | None,
+) -> None:
+    """torch.compile traces backwards, but has no autograd graph to look at."""
+    if features or options.weighted or options.collect != "loop" or keeps_weights(method):
+        refuse_tracing(
+            "inside torch.compile only a backward a loss can be traced: leave out features=, "
+            "measure=, apply=, collect= and every=, or compile the model alone"
+        )
+    if isinstance(losses, Tensor) and options.shared is None:
+        refuse_tracing(
+            "inside torch.compile heads cannot be told from what is shared where the losses are "
+            "one tensor: give a list or a mapping, or name the shared parameters with shared="
+        )
+    if scaler is not None and not isinstance(scaler, Tensor):
+        refuse_tracing(
+            "torch.compile does not trace a GradScaler: take scale = scaler.scale(torch.ones(())) "
+            "before the compiled function, and give it as scaler=scale"
+        )
+
+
+def refuse_tracing(sentence: str) -> NoReturn:
+    """Raises while torch.compile traces, with a sentence that it shows."""
+    torch._dynamo.graph_break(msg=sentence)  # whose error shows the sentence; a raise's would not
+    raise NotImplementedError(sentence)

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from mtlkernels import backprop, method_state
-from mtlkernels.arguments import Losses, Options
-from mtlkernels.backprop import Engine, Scaler
+from mtlkernels.arguments import Losses
+from mtlkernels.backprop import Engine
 from mtlkernels.methods import GramMethod, LossMethod, Reused, RowMethod, get_method
+from mtlkernels.options import Options
 from mtlkernels.report import Report
 from mtlkernels.rows import Rows
+from mtlkernels.scaling import Scaler
 
 
 @dataclass

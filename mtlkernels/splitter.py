@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlkernels.aggregation import Weighting, check_method, keeps_weights, takes_rows, weighs_losses
 from mtlkernels.arguments import several_ranks
-from mtlkernels.backprop import Scaler, scale_of
+from mtlkernels.families import Weighting, check_method, keeps_weights, takes_rows, weighs_losses
 from mtlkernels.report import Report
+from mtlkernels.scaling import Scaler, scale_of
 from mtlkernels.weighted import balance_features, combine_features
 
 

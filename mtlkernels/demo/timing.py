@@ -10,11 +10,11 @@ from statistics import median
 
 import torch
 
-from mtlkernels.arguments import Options
-from mtlkernels.backprop import combine_rows
+from mtlkernels.by_rows import combine_rows
 from mtlkernels.demo.models import MultiTask
 from mtlkernels.demo.problem import Problem
 from mtlkernels.methods import GramMethod
+from mtlkernels.options import Options
 from mtlkernels.rows import Rows, collect_rows
 
 WARMUP = 2

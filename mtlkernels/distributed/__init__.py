@@ -10,13 +10,13 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mtlkernels.aggregation import keeps_weights, takes_rows, weighs_losses
-from mtlkernels.arguments import Options
 from mtlkernels.backprop import Engine
 from mtlkernels.distributed.arguments import refuse_for_shards
 from mtlkernels.distributed.replicas import Replicas
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.shards import Shards
+from mtlkernels.families import keeps_weights, takes_rows, weighs_losses
+from mtlkernels.options import Options
 
 __all__ = ["engine"]
 

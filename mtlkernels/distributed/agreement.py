@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mtlkernels.arguments import Options
 from mtlkernels.distributed.collectives import Host
 from mtlkernels.distributed.setting import Setting
+from mtlkernels.options import Options
 
 
 class View(NamedTuple):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from mtlkernels.aggregation import keeps_weights, takes_rows
-from mtlkernels.arguments import Losses, Options, named_losses
-from mtlkernels.backprop import refuse_tracing
+from mtlkernels.arguments import Losses, named_losses
+from mtlkernels.compiled import refuse_tracing
 from mtlkernels.distributed.setting import Setting
+from mtlkernels.families import keeps_weights, takes_rows
+from mtlkernels.options import Options
 
 
 def present_losses(

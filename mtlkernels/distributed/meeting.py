@@ -10,11 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mtlkernels import backprop
-from mtlkernels.aggregation import keeps_weights, takes_rows
-from mtlkernels.arguments import Losses, Options, refuse_reentrant_checkpoints
-from mtlkernels.backprop import AnyMethod, Scaler, check_step, scale_of, stack, write_row
-from mtlkernels.collect import Row, starts
+from mtlkernels.arguments import Losses, refuse_reentrant_checkpoints
+from mtlkernels.by_losses import write_row
+from mtlkernels.by_rows import split
+from mtlkernels.collect import Row, stack, starts
 from mtlkernels.cut import reached_by
 from mtlkernels.distributed.agreement import Agreement, View, fingerprint
 from mtlkernels.distributed.arguments import present_losses, refuse_compiling
@@ -23,6 +22,9 @@ from mtlkernels.distributed.placements import Held
 from mtlkernels.distributed.segments import mean_rows
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.verdict import Totals
+from mtlkernels.families import AnyMethod, keeps_weights, takes_rows
+from mtlkernels.options import Options, check_step
+from mtlkernels.scaling import Scaler, scale_of
 
 
 @dataclass
@@ -117,7 +119,7 @@ class Meeting(OfRanks):
             [tensor if p in own else None for p, tensor in enumerate(now.held.tensors)]
             for own in self.reach(now)
         ]
-        return backprop.split(marks, now.params, options.shared)
+        return split(marks, now.params, options.shared)
 
     def reach(self, now: Step) -> list[set[int]]:
         """T sets of the parameters that a task reaches on some rank."""

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtlkernels.aggregation import LossWeighting, Weighting, total_gram
-from mtlkernels.arguments import Options, trainable
-from mtlkernels.backprop import weigh_losses
+from mtlkernels.arguments import trainable
+from mtlkernels.balancing import total_gram
+from mtlkernels.by_losses import weigh_losses
 from mtlkernels.collect import Row, weighted_gradient
 from mtlkernels.distributed.meeting import Meeting, Step
 from mtlkernels.distributed.segments import mean_rows
+from mtlkernels.families import LossWeighting, Weighting
 from mtlkernels.layout import group_gradients
+from mtlkernels.options import Options
 from mtlkernels.report import Report, Status
 from mtlkernels.weighted import feature_gram, gradients_of, run_heads, write_weighted
 

@@ -14,31 +14,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mtlkernels.aggregation import (
-    Weighting,
-    keeps_weights,
-    section_grams,
-    takes_rows,
-    weighs_losses,
-)
-from mtlkernels.arguments import Losses, Options, refuse_reentrant_checkpoints
-from mtlkernels.backprop import (
-    AnyMethod,
-    Scaler,
-    check_keeps_rows,
-    columns,
-    combine_rows,
-    reach,
-    sections_of,
-)
+from mtlkernels.arguments import Losses, refuse_reentrant_checkpoints
+from mtlkernels.balancing import section_grams
+from mtlkernels.by_rows import columns, combine_rows, reach, sections_of
 from mtlkernels.collect import Row, task_gradients
 from mtlkernels.distributed.meeting import Meeting, Step
 from mtlkernels.distributed.one_backward import loss_step, weighted_step
 from mtlkernels.distributed.placements import Held
 from mtlkernels.distributed.segments import Exchange, lay_out, mean_rows
+from mtlkernels.families import AnyMethod, Weighting, keeps_weights, takes_rows, weighs_losses
 from mtlkernels.layout import group_gradients
+from mtlkernels.options import Options, check_keeps_rows
 from mtlkernels.report import Report
 from mtlkernels.rows import Rows, collect_rows
+from mtlkernels.scaling import Scaler
 
 
 class Replicas(Meeting):

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mtlkernels.aggregation import add_flat, combine_group
 from mtlkernels.collect import Row
+from mtlkernels.combining import add_flat, combine_group
 from mtlkernels.distributed import collectives
 from mtlkernels.distributed.collectives import Pending
 from mtlkernels.layout import Group, canonical, memory_order

@@ -14,29 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mtlkernels.aggregation import (
-    Weighting,
-    add_weighted_sum,
-    keeps_weights,
-    section_grams,
-    weighs_losses,
-)
-from mtlkernels.arguments import Losses, Options, refuse_reentrant_checkpoints
-from mtlkernels.backprop import (
-    AnyMethod,
-    Scaler,
-    check_keeps_rows,
-    check_step,
-    columns,
-    reach,
-    scale_of,
-    sections_of,
-    split,
-    stack,
-    weigh_losses,
-    write_row,
-)
-from mtlkernels.collect import starts, task_gradients, weighted_gradient
+from mtlkernels.arguments import Losses, refuse_reentrant_checkpoints
+from mtlkernels.balancing import section_grams
+from mtlkernels.by_losses import weigh_losses, write_row
+from mtlkernels.by_rows import columns, reach, sections_of, split
+from mtlkernels.collect import stack, starts, task_gradients, weighted_gradient
+from mtlkernels.combining import add_weighted_sum
 from mtlkernels.distributed.agreement import Agreement, View, fingerprint
 from mtlkernels.distributed.arguments import present_losses, refuse_compiling
 from mtlkernels.distributed.collectives import Hosts, OfRanks
@@ -44,9 +27,12 @@ from mtlkernels.distributed.fsdp import FullyShard
 from mtlkernels.distributed.placements import Held
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.verdict import Totals
+from mtlkernels.families import AnyMethod, Weighting, keeps_weights, weighs_losses
 from mtlkernels.layout import group_gradients
+from mtlkernels.options import Options, check_keeps_rows, check_step
 from mtlkernels.report import Report, Status
 from mtlkernels.rows import Rows
+from mtlkernels.scaling import Scaler, scale_of
 from mtlkernels.weighted import combine_features, feature_gram
 
 

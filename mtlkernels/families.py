@@ -1,0 +1,83 @@
+"""What the three families of methods are to the rest: a method comes as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeGuard
+
+from torch import Tensor, nn
+
+
+class Weighting(Protocol):
+    """What a Gram method is to this file; `status` is its word on the last call."""
+
+    status: Tensor
+
+    def __call__(self, gram: Tensor, losses: Tensor | None = None) -> Tensor: ...
+
+
+class KeptWeighting(Weighting, Protocol):
+    """What a Gram method is that may know its weights before anything is measured."""
+
+    def kept_weights(self, tasks: tuple[str, ...], read: bool = False) -> Tensor | None: ...
+    def count(self, tasks: tuple[str, ...]) -> None: ...
+
+
+class LossWeighting(Protocol):
+    """What a loss method is: T losses in, a scalar that is differentiable in them out."""
+
+    family: str
+    status: Tensor
+
+    def __call__(self, losses: Tensor) -> Tensor: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+class RowAnswer(Protocol):
+    """What a row method answers: flat directions, and weights and a Gram matrix or None."""
+
+    @property
+    def directions(self) -> list[Tensor]: ...
+    @property
+    def weights(self) -> Tensor | None: ...
+    @property
+    def gram(self) -> Tensor | None: ...
+
+
+class RowWeighting(Protocol):
+    """What a row method is: gradient lists in, flat directions out."""
+
+    family: str
+    weighs: bool
+    status: Tensor
+
+    def __call__(
+        self, lists: Sequence[Sequence[Tensor]], num_tasks: int, losses: Tensor | None = None
+    ) -> RowAnswer: ...
+
+
+AnyMethod = Weighting | RowWeighting | LossWeighting
+
+
+def weighs_losses(method: object) -> TypeGuard[LossWeighting]:
+    """Whether a method looks at the losses alone, so that one backward does."""
+    return getattr(method, "family", None) == "loss"
+
+
+def keeps_weights(method: object) -> TypeGuard[KeptWeighting]:
+    """Whether a method may know its weights before anything is measured."""
+    return hasattr(method, "kept_weights")
+
+
+def takes_rows(method: object) -> TypeGuard[RowWeighting]:
+    """Whether a method looks at the gradients themselves."""
+    return getattr(method, "family", None) == "row"
+
+
+def check_method(method: object) -> None:
+    """Raises TypeError unless method is an object that can be called; its class is not one."""
+    if isinstance(method, type) or not callable(method):
+        given = "the class" if isinstance(method, type) else "a"
+        name = method.__name__ if isinstance(method, type) else type(method).__name__
+        raise TypeError(f"method is {given} {name}: give a method, for example mtlkernels.PCGrad()")
