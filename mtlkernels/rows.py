@@ -30,8 +30,8 @@ _BATCHED = {
     *("Threshold", "ToCopy", "Transpose", "Unbind", "UnsafeView", "Unsqueeze", "Var", "View"),
 }
 # On a CPU one operation on T gradients saves little but the time to start T - 1 of them, and its
-# intermediate results leave the cache: with fewer tasks, or more numbers at the cut, a loop is as
-# fast or faster (up to 1.8 times, four layers of 32 to 512 on one core).
+# intermediate results leave the cache: benchmarks/step.py shows a batch no faster at T = 3 and 8,
+# on an MLP either. With more tasks, and few numbers at the cut, starting is what a loop pays for.
 _CPU_TASKS = 16
 _CPU_NUMBERS = 2**16
 

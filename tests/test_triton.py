@@ -71,7 +71,6 @@ INTERPRETED = [
     "test_wide_weights.py::test_ordinary_weights_are_added_up_in_float32",
     "test_wide_weights.py::test_weights_that_are_not_finite_show[float32-1e+39-2-nan-ops]",
     "test_wide_weights.py::test_weights_that_are_not_finite_show[float32-1.0-2-inf-ops]",
-    "test_opcheck.py::test_opcheck[combine_out]",
     *[
         f"test_every_gram_method.py::test_{case}{method}]"
         for method in ("CAGrad", "CAGrad-0.9-square", "CAGrad-1.5-sum")
@@ -96,7 +95,6 @@ INTERPRETED = [
     ],
     "test_cagrad.py::test_cagrad_says_where_it_hangs_on_rounding",
     "test_cagrad.py::test_cagrad_conventions",
-    "test_opcheck.py::test_opcheck[cagrad]",
     "test_compile.py::test_equals_eager_and_compiles_once[PCGrad-ordinary]",
 ]
 
