@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import reference
-from mtlkernels.bench.providers import gram_method
+from mtlkernels.demo.names import gram_method
 
 ORDERS = 12
 # Rounding of sums in the gradients' own dtype, relative to the direction.

@@ -15,11 +15,12 @@ from mtlkernels.bench.compare import Setting, compare
 from mtlkernels.bench.markdown import fill
 from mtlkernels.bench.measure import CLOCKS
 from mtlkernels.bench.plot import save_figures
-from mtlkernels.bench.providers import PROVIDERS, gram_method
+from mtlkernels.bench.providers import PROVIDERS
 from mtlkernels.bench.results import Results, Row, environment, load, load_average
 from mtlkernels.bench.scaling import points, scale
 from mtlkernels.bench.stages import stages, step
 from mtlkernels.bench.table import text
+from mtlkernels.demo.names import gram_methods
 
 SUITES = ("providers", "stages", "step", "scaling")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -120,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--clock", choices=CLOCKS, default="wall", help="cpu: one thread on a busy machine")
     add("--cached", action="store_true",
         help="providers: one set of gradients, as a backward leaves them in the cache")  # fmt: skip
-    add("--methods", type=_methods, default=["pcgrad"], help="Gram methods (default: pcgrad)")
+    add("--methods", type=gram_methods, default=["pcgrad"], help="Gram methods (default: pcgrad)")
     add("--providers", type=_of(PROVIDERS, ";"), default=[], help="names as printed, split by ;")
     add("--suites", type=_of(SUITES), default=["providers", "stages", "step"],
         help=f"of {', '.join(SUITES)} (default: all but scaling)")  # fmt: skip
@@ -148,13 +149,3 @@ def _numbers(given: str) -> list[int]:
     if len(numbers) != len(given.split(",")) or min(numbers, default=0) < 1:
         raise argparse.ArgumentTypeError(f"{given!r} is not a list of positive whole numbers")
     return numbers
-
-
-def _methods(given: str) -> list[str]:
-    names = [name.strip().lower() for name in given.split(",")]
-    for name in names:
-        try:
-            gram_method(name)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-    return names

@@ -18,19 +18,9 @@ import mtlkernels
 from mtlkernels import ops, reference
 from mtlkernels.bench import peers
 from mtlkernels.bench.peers import NotOfferedError, Prepare, Run
-from mtlkernels.methods import GramMethod, find_method
+from mtlkernels.demo.names import gram_method
 
 Provider = Callable[[int, str], Prepare]
-
-
-def gram_method(name: str) -> GramMethod:
-    """The Gram method of that name; raises ValueError where it is of another family."""
-    found = find_method(name)
-    if not issubclass(found, GramMethod):
-        raise ValueError(
-            f"{name!r} is a {found.family} method: the benchmark compares Gram methods"
-        )
-    return found()
 
 
 def _count(grads: Sequence[Tensor], num_tasks: int) -> int:

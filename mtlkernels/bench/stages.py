@@ -14,9 +14,9 @@ from mtlkernels import ops
 from mtlkernels.bench.compare import COPY, Setting, copy_of
 from mtlkernels.bench.measure import Run, rotating, sets_of, timings
 from mtlkernels.bench.memory import observe
-from mtlkernels.bench.providers import gram_method
 from mtlkernels.bench.results import Row
 from mtlkernels.demo.models import DenseEncoder, MultiTask, dense_head, digit_head, lenet_encoder
+from mtlkernels.demo.names import gram_method
 from mtlkernels.demo.problem import Batch, Problem, Task
 from mtlkernels.demo.timing import time_parts
 from mtlkernels.layout import group_gradients

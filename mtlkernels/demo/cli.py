@@ -12,12 +12,13 @@ import torch
 
 from mtlkernels.demo.figure import save_figure
 from mtlkernels.demo.multimnist import multimnist_problem
+from mtlkernels.demo.names import gram_methods
 from mtlkernels.demo.packages import MissingPackageError, require
 from mtlkernels.demo.problem import Problem
 from mtlkernels.demo.record import write_run, write_single
 from mtlkernels.demo.stereo import stereo_problem
 from mtlkernels.demo.table import NOTES, format_table
-from mtlkernels.demo.training import Run, gram_method, train, train_single
+from mtlkernels.demo.training import Run, train, train_single
 
 DATASETS: dict[str, Callable[[torch.device], Problem]] = {
     "stereo": stereo_problem,
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dataset", choices=[*DATASETS, "all"], default="all")
     parser.add_argument(
-        "--methods", type=_methods, default=DEFAULT_METHODS, help="default: %(default)s"
+        "--methods", type=gram_methods, default=DEFAULT_METHODS, help="default: %(default)s"
     )
     parser.add_argument("--steps", type=_steps, help="steps a run (default: chosen per data set)")
     parser.add_argument("--device", type=_device, default="cpu", help="default: %(default)s")
@@ -92,16 +93,6 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("mtlkernels-demo"), help="folder (default: %(default)s)"
     )
     return parser
-
-
-def _methods(text: str) -> list[str]:
-    names = [name.strip().lower() for name in text.split(",")]
-    for name in names:
-        try:
-            gram_method(name)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-    return names
 
 
 def _steps(text: str) -> int:

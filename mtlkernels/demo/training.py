@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import mtlkernels
 from mtlkernels.demo.models import MultiTask
+from mtlkernels.demo.names import gram_method
 from mtlkernels.demo.packages import require
 from mtlkernels.demo.problem import Batch, Problem, Task
 from mtlkernels.demo.timing import Split, time_split
-from mtlkernels.methods import find_method
 
 START_SEED = 0
 BATCH_SEED = 1
@@ -71,14 +71,6 @@ def train(problem: Problem, name: str, steps: int, device: torch.device) -> Run:
         cosines=torch.stack([report.cosines() for report in reports]).cpu(),
         conflicts=torch.stack([report.conflict_rate() for report in reports]).cpu(),
     )
-
-
-def gram_method(name: str) -> mtlkernels.GramMethod:
-    """The method of that name; raises ValueError where it measures no gradients to compare."""
-    found = find_method(name)
-    if not issubclass(found, mtlkernels.GramMethod):
-        raise ValueError(f"{name!r} is a {found.family} method: the demo compares Gram methods")
-    return found()
 
 
 def train_single(problem: Problem, task: Task, steps: int, device: torch.device) -> float:
