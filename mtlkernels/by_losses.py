@@ -23,6 +23,7 @@ def backward_once(
     scale: Tensor | None,
     retain_graph: bool,
 ) -> Report:
+    """Every parameter gets sum_t w_t g_t, w_t the slope of the method's scalar in loss t."""
     losses = stack(values)
     told = weigh_losses(method, losses)
     factor = 1.0 if scale is None else scale.to(told.weights)

@@ -35,6 +35,34 @@ from mtlkernels.options import Options
 from mtlkernels.report import Report, Status
 
 
+def backward_weighted(
+    tasks: tuple[str, ...],
+    values: Sequence[Tensor],
+    params: Sequence[Tensor],
+    method: AnyMethod,
+    options: Options,
+    features: Sequence[Tensor] | None,
+    kept: Tensor | None,
+    scale: Tensor | None,
+    retain_graph: bool,
+) -> Report:
+    """One weighted backward, with kept weights or with those of what is measured."""
+    losses = stack(values)
+    heads = run_heads(values, params, options, features, scale, retain_graph)
+    if kept is not None:
+        where = "with kept weights"
+        found = Balanced(None, kept, torch.where(losses.isfinite(), 0, Status.NON_FINITE.value))
+    else:
+        named = "all rows" if options.measure is None else "given parameters"
+        where = f"measured on {named if features is None else 'features'}"
+        weigh, on_features = cast(Weighting, method), features is not None
+        found = measured_weights(heads, params, weigh, losses, options, on_features, scale)
+    assert found.weights is not None
+    write_weighted(heads, params, found.weights, retain_graph)
+    collected = f"one weighted backward, {where}"
+    return Report(tasks, found.gram, found.weights, losses, found.status, collected)
+
+
 @dataclass(frozen=True)
 class Heads:
     """A step's graph, and its backwards down to the cut.
@@ -217,31 +245,3 @@ def _real(rows: Sequence[Row]) -> list[Row]:
         [torch.view_as_real(c) if c is not None and c.is_complex() else c for c in row]
         for row in rows
     ]
-
-
-def backward_weighted(
-    tasks: tuple[str, ...],
-    values: Sequence[Tensor],
-    params: Sequence[Tensor],
-    method: AnyMethod,
-    options: Options,
-    features: Sequence[Tensor] | None,
-    kept: Tensor | None,
-    scale: Tensor | None,
-    retain_graph: bool,
-) -> Report:
-    """One weighted backward, with kept weights or with those of what is measured."""
-    losses = stack(values)
-    heads = run_heads(values, params, options, features, scale, retain_graph)
-    if kept is not None:
-        where = "with kept weights"
-        found = Balanced(None, kept, torch.where(losses.isfinite(), 0, Status.NON_FINITE.value))
-    else:
-        named = "all rows" if options.measure is None else "given parameters"
-        where = f"measured on {named if features is None else 'features'}"
-        weigh, on_features = cast(Weighting, method), features is not None
-        found = measured_weights(heads, params, weigh, losses, options, on_features, scale)
-    assert found.weights is not None
-    write_weighted(heads, params, found.weights, retain_graph)
-    collected = f"one weighted backward, {where}"
-    return Report(tasks, found.gram, found.weights, losses, found.status, collected)
