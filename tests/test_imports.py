@@ -63,6 +63,7 @@ PYTHON: dict[str, set[str] | None] = {
     },
     "monitor": {"report", "sinks"},
     "sinks": set(),
+    "parts": set(),
     "method_state": {"methods"},
     "optimizer": {
         *("arguments", "backprop", "distributed", "method_state", "methods", "options", "report"),
