@@ -155,7 +155,7 @@ def _where(records: Sequence[Record]) -> list[str]:
         ((mean(records, "conflict_rate", part).item(), part) for part in parts), reverse=True
     )
     lines = [
-        f"{_percent(rate)} of the pairs conflict in {part}." for rate, part in rates[:SHOWN] if rate
+        f"{_percent(rate)} of the pairs conflict in the layer {part}." for rate, part in rates[:SHOWN] if rate
     ]
     if len(rates) > SHOWN:
         lines.append(f"{len(rates) - SHOWN} more layers, the least in {rates[-1][1]}.")
