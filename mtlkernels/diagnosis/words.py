@@ -79,16 +79,16 @@ def _by_norm(norms: list[tuple[str, float]]) -> str:
         return "All gradients are zero."
     if next_most == 0:
         return f"{first} dominates by norm: the gradients of all other tasks are zero."
-    told = f"the norm of its gradient is {_times(most / next_most)} that of {second}"
+    told = f"its gradient is {_times(most / next_most)} as long as that of {second}"
     if most >= AHEAD * next_most:
         if len(norms) > 2:
             told += f" and {_far(most, least)} that of {last}"
         return f"{first} dominates by norm: {told}."
     if most < UNLIKE * least:
-        return f"No task dominates by norm: the largest ({first}) is {_far(most, least)} {last}'s."
+        return f"No task dominates by norm: {first} is {_far(most, least)} as long as {last}."
     return (
-        f"No one task dominates by norm, {first} and {second} are near each other, but {first}'s "
-        f"is {_far(most, least)} that of {last}."
+        f"No one task dominates by norm: {first} is only {_times(most / next_most)} as long as "
+        f"{second}, but {_far(most, least)} as long as {last}."
     )
 
 
@@ -155,7 +155,9 @@ def _where(records: Sequence[Record]) -> list[str]:
         ((mean(records, "conflict_rate", part).item(), part) for part in parts), reverse=True
     )
     lines = [
-        f"{_percent(rate)} of the pairs conflict in the layer {part}." for rate, part in rates[:SHOWN] if rate
+        f"{_percent(rate)} of the pairs conflict in the layer {part}."
+        for rate, part in rates[:SHOWN]
+        if rate
     ]
     if len(rates) > SHOWN:
         lines.append(f"{len(rates) - SHOWN} more layers, the least in {rates[-1][1]}.")
