@@ -68,9 +68,9 @@ def _wrong(record: Any) -> str | None:
         if not isinstance(record.get(name), list):
             return f"it has no list of {name}"
     T = len(record["tasks"])
-    if T == 0 or not all(isinstance(task, str) for task in record["tasks"]):
+    if T == 0 or not _names(record["tasks"]):
         return "its tasks are no names"
-    if len(record["status"]) != T or not all(isinstance(flags, list) for flags in record["status"]):
+    if len(record["status"]) != T or not all(map(_names, record["status"])):
         return "status is no list of flags a task"
     for name in (*VECTORS, *MATRICES, *SCALARS):
         if not _fits(record.get(name, ...), _shape(name, T)):
@@ -83,6 +83,10 @@ def _wrong(record: Any) -> str | None:
             if not (isinstance(numbers, dict) and _fits(numbers.get(name, ...), _shape(name, T))):
                 return f"{name} of the part {part} is not there or does not fit its {T} tasks"
     return None
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _shape(name: str, T: int) -> tuple[int, ...]:

@@ -72,6 +72,7 @@ PART = {"norms": [1.0, 2.0], "cosines": GOOD["cosines"], "conflict_rate": None}
         ({"tasks": "ab"}, "no list of tasks"),
         ({"tasks": []}, "tasks are no names"),
         ({"status": [[]]}, "flags a task"),
+        ({"status": [[], [{}]]}, "flags a task"),
         ({"norms": [1.0]}, "norms is not there or does not fit its 2 tasks"),
         ({"norms": [1.0, "2"]}, "norms is not there"),
         ({"cosines": [[1.0, 0.0], 1.0]}, "cosines is not there"),
