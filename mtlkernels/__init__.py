@@ -65,6 +65,7 @@ from mtlkernels.methods import (
     get_method,
 )
 from mtlkernels.monitor import Monitor
+from mtlkernels.noise import NoiseMeter
 from mtlkernels.optimizer import MTLOptimizer
 from mtlkernels.parts import named_parts
 from mtlkernels.report import Report, Status
@@ -118,6 +119,7 @@ __all__ = [
     "Monitor",
     "NGDiff",
     "NashMTL",
+    "NoiseMeter",
     "Normalized",
     "PCGrad",
     "PerPart",

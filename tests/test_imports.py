@@ -66,6 +66,7 @@ PYTHON: dict[str, set[str] | None] = {
     "records": {"sinks"},
     "figures": {"records"},
     "diagnosis": {"diagnosis", "figures", "records"},
+    "noise": {"balancing", "layout"},
     "parts": set(),
     "method_state": {"methods"},
     "optimizer": {

@@ -20,16 +20,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         records = read(arguments.run)
         if out.absolute() == arguments.run.absolute():
             raise ValueError(f"{out} is the log itself: give the figure another name with --out")
-        print(f"{arguments.run}\n{diagnose(records)}", flush=True)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{arguments.run}\n{diagnose(records)}", flush=True)
+    try:
         summary(records, str(arguments.run)).savefig(out)
     except ModuleNotFoundError as missing:
         print(missing, file=sys.stderr)
         return 1
-    except OSError as error:
-        print(f"the figure cannot be saved as {out}: {error.strerror}", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(error, file=sys.stderr)
+    except (OSError, ValueError) as error:  # no such folder, no such format
+        print(f"the figure cannot be saved as {out}: {error}", file=sys.stderr)
         return 2
     print(f"\nfigure: {out}")
     return 0

@@ -15,6 +15,8 @@ AHEAD = 1.5
 """A task dominates where its norm is so many times the next one's, or its share an equal one's."""
 UNLIKE = 3.0
 """Norms are out of balance where the largest is so many times the smallest."""
+MOVED = 1.25
+"""Imbalance moved where it ends so many times above or below its start."""
 OPPOSED = -0.1
 """A mean cosine from here down is a conflict to act on. Unrelated gradients conflict in every other
 step too, but at cosines around 0."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from mtlkernels.diagnosis.advice import next_step
-from mtlkernels.diagnosis.facts import AHEAD, UNLIKE, ends, flags, pairs, ranked
+from mtlkernels.diagnosis.facts import AHEAD, MOVED, UNLIKE, ends, flags, pairs, ranked
 from mtlkernels.records import Record, live_parts, mean, steps_taken
 
 SHOWN = 10  # pairs, and layers
@@ -115,7 +115,7 @@ def _moved(records: Sequence[Record]) -> list[str]:
         return []
     start, end = found
     moved = (
-        "grew" if end > AHEAD * start else "shrank" if start > AHEAD * end else "stayed as it was"
+        "grew" if end > MOVED * start else "shrank" if start > MOVED * end else "stayed as it was"
     )
     return [
         f"Over the run the imbalance {moved}: largest over smallest norm {_number(start)} in the "
