@@ -61,10 +61,13 @@ from mtlkernels.methods import (
     Tracked,
     TrimmedMean,
     UPGrad,
+    Whole,
     get_method,
 )
 from mtlkernels.monitor import Monitor
+from mtlkernels.noise import NoiseMeter
 from mtlkernels.optimizer import MTLOptimizer
+from mtlkernels.parts import named_parts
 from mtlkernels.report import Report, Status
 from mtlkernels.sinks import CSV, JSONL
 from mtlkernels.splitter import Splitter
@@ -116,6 +119,7 @@ __all__ = [
     "Monitor",
     "NGDiff",
     "NashMTL",
+    "NoiseMeter",
     "Normalized",
     "PCGrad",
     "PerPart",
@@ -132,11 +136,13 @@ __all__ = [
     "Tracked",
     "TrimmedMean",
     "UPGrad",
+    "Whole",
     "aggregate",
     "backends",
     "backward",
     "build_info",
     "compile_step",
     "get_method",
+    "named_parts",
     "ops",
 ]

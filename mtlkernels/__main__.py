@@ -1,4 +1,4 @@
-"""python -m mtlkernels info | methods | demo | bench"""
+"""python -m mtlkernels info | methods | demo | bench | report"""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def methods() -> None:
 def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m mtlkernels", description=mtlkernels.__doc__)
-    parser.add_argument("command", choices=["info", "methods", "demo", "bench"], help="what to do")
+    commands = ["info", "methods", "demo", "bench", "report"]
+    parser.add_argument("command", choices=commands, help="what to do")
     command = parser.parse_args(arguments[:1]).command
     if command == "demo":
         from mtlkernels.demo import main as demo
@@ -45,6 +46,10 @@ def main(argv: list[str] | None = None) -> int:
         from mtlkernels.bench import main as bench
 
         return bench(arguments[1:])
+    if command == "report":
+        from mtlkernels.diagnosis import main as report
+
+        return report(arguments[1:])
     {"info": info, "methods": methods}[command]()
     return 0
 

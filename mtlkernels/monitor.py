@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlkernels.report import Report, Status
-from mtlkernels.sinks import MATRICES, SCALARS, VECTORS, as_sink
+from mtlkernels.sinks import MATRICES, PART, SCALARS, VECTORS, as_sink
 
 
 class Monitor:
@@ -22,25 +22,36 @@ class Monitor:
 
     Between records everything stays on the device; a record costs one transfer of a few T x T
     numbers. A record holds `step` (the last one), `steps` (how many are in the averages), `tasks`,
-    means of `losses`, `norms`, `weights`, `cosines`, `shares`, `conflict_rate`, `norm_ratio` and
-    `direction_norm`, and `status`, for each task the names of all flags that came up. Means are
-    over the steps in which a number is finite and known, and NaN, in JSON null, where there is none
-    such step.
+    means of `losses`, `norms`, `weights`, `cosines`, `conflicts`, `shares`, `conflict_rate`,
+    `norm_ratio` and `direction_norm`, and `status`, for each task the names of all flags that came
+    up. The mean of `conflicts` is how often two tasks did. Means are over the steps in which a
+    number is finite and known, and NaN, in JSON null, where there is none such step.
+
+    With names of parts, `parts` has for each of them means of `norms`, `cosines` and
+    `conflict_rate` there, of steps taken with `parts=`:
+
+        layers = mtlkernels.named_parts(model.encoder)
+        optimizer = MTLOptimizer(base, Whole(PCGrad()), parts=list(layers.values()))
+        monitor = Monitor(JSONL("run.jsonl"), parts=layers)
 
     Args:
         sinks: `CSV`, `JSONL`, anything with `add_scalar(tag, value, step)` as TensorBoard's writer
             has, or with `log(numbers, step)` as Weights & Biases' run has.
         every: k, at least 1.
+        parts: names of the parts, in the order of `parts=`.
 
     Raises:
         TypeError: a sink is none.
-        ValueError: every is no positive whole number.
+        ValueError: every is no positive whole number, or two parts have one name.
     """
 
-    def __init__(self, *sinks: Any, every: int = 50) -> None:
+    def __init__(self, *sinks: Any, every: int = 50, parts: Iterable[str] = ()) -> None:
         if not (isinstance(every, int) and every >= 1):
             raise ValueError(f"every={every}: it must be a whole number, at least 1")
         self.every = every
+        self._parts = tuple(parts)
+        if len(set(self._parts)) < len(self._parts):
+            raise ValueError(f"parts={', '.join(self._parts)}: give each part a name of its own")
         self._sinks = [as_sink(sink) for sink in sinks]
         self._step = self._written = 0
         self._tasks: tuple[str, ...] = ()
@@ -51,7 +62,8 @@ class Monitor:
         """Takes one step's report; writes a record after every k-th.
 
         Raises:
-            ValueError: its tasks are others than those before.
+            ValueError: its tasks are others than those before, or its parts are not as many as
+                there are names.
         """
         if self._tasks not in ((), report.tasks):
             raise ValueError(
@@ -59,7 +71,7 @@ class Monitor:
                 f"{', '.join(self._tasks)}: use a monitor for each set of tasks"
             )
         self._tasks = report.tasks
-        numbers = _numbers(report)
+        numbers = _numbers(report, self._parts)
         known = numbers.isfinite()
         flags = _flags(report.status).double().to(numbers.device)
         row = torch.cat([torch.where(known, numbers, 0.0), known.double(), flags])
@@ -72,7 +84,7 @@ class Monitor:
         """Writes the record of the steps since the last one; None where there are none."""
         if self._totals is None:
             return None
-        shapes = _shapes(len(self._tasks))
+        shapes = _shapes(len(self._tasks), len(self._parts))
         sizes = [shape.numel() for shape in shapes.values()]
         totals = self._totals.cpu()
         self._totals = None
@@ -86,6 +98,12 @@ class Monitor:
         }
         for (name, shape), mean in zip(shapes.items(), means, strict=True):
             record[name] = mean.view(shape).tolist()
+        if self._parts:
+            columns = {name: record.pop(_by_part(name)) for name in PART}
+            record["parts"] = {
+                part: {name: column[b] for name, column in columns.items()}
+                for b, part in enumerate(self._parts)
+            }
         record["status"] = [
             [Status(1 << bit).name for bit, count in enumerate(row) if count > 0]
             for row in flags.view(-1, bits).tolist()
@@ -105,39 +123,66 @@ class Monitor:
         return shown
 
 
-def _shapes(T: int) -> dict[str, torch.Size]:
+def _shapes(T: int, B: int) -> dict[str, torch.Size]:
     """What a record's numbers are."""
-    return {
+    whole = {
         **dict.fromkeys(VECTORS, torch.Size([T])),
         **dict.fromkeys(MATRICES, torch.Size([T, T])),
         **dict.fromkeys(SCALARS, torch.Size([])),
     }
+    return whole | {_by_part(name): torch.Size([B, *whole[name]]) for name in PART if B}
 
 
-def _numbers(report: Report) -> Tensor:
+def _by_part(name: str) -> str:
+    return f"parts/{name}"
+
+
+def _numbers(report: Report, parts: tuple[str, ...]) -> Tensor:
     """All of them in one float64 vector, NaN where the report does not know."""
-    T = len(report.tasks)
+    found = _found(report, parts)
+    device = report.status.device
+    numbers = []
+    for name, shape in _shapes(len(report.tasks), len(parts)).items():
+        value = found.get(name)
+        if value is None:
+            value = torch.full(shape, torch.nan, device=device)
+        numbers.append(value.detach().to(device, torch.float64).reshape(-1))
+    return torch.cat(numbers)
+
+
+def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
+    """What the report knows, by name."""
     found: dict[str, Tensor | None] = {"losses": report.losses, "weights": report.weights}
     if report.gram is not None:
         asked: dict[str, Callable[[], Tensor]] = {
             "norms": report.norms,
             "cosines": report.cosines,
+            "conflicts": report.conflicts,
             "conflict_rate": report.conflict_rate,
             "norm_ratio": report.norm_ratio,
         }
         if report.weights is not None:
             asked |= {"shares": report.shares, "direction_norm": report.direction_norm}
         found |= {name: ask() for name, ask in asked.items()}
+        if parts and report.gram.dim() == 3:
+            _check_parts(parts, len(report.gram))
+            found |= {
+                _by_part("norms"): report.norms(by_part=True),
+                _by_part("cosines"): report.cosines(by_part=True),
+                _by_part("conflict_rate"): report.conflict_rate(by_part=True),
+            }
     if report.weights is not None and report.weights.dim() == 2:
-        found["weights"] = None  # a row a part: no one number a task
-    device = report.status.device
-    parts = []
-    for name, shape in _shapes(T).items():
-        value = found.get(name)
-        if value is None:
-            value = torch.full(shape, torch.nan, device=device)
-        parts.append(value.detach().to(device, torch.float64).reshape(-1))
-    return torch.cat(parts)
+        rows = report.weights  # a row a part: one number a task only where all rows agree
+        found["weights"] = torch.where((rows == rows[0]).all(dim=0), rows[0], torch.nan)
+    return found
+
+
+def _check_parts(names: tuple[str, ...], num_parts: int) -> None:
+    if len(names) != num_parts:
+        raise ValueError(
+            f"the monitor has names for {len(names)} parts and the report is of {num_parts}: give "
+            "it the names of what parts= was given, in that order"
+        )
 
 
 def _flags(status: Tensor) -> Tensor:

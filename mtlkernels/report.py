@@ -62,22 +62,30 @@ class Report:
     collected: str = "a backward a loss"
     statistic: str = "exact"
 
-    def norms(self) -> Tensor:
-        """(T) norms of the tasks' gradients."""
-        return self._measured().diagonal().clamp_min(0).sqrt()
+    def norms(self, by_part: bool = False) -> Tensor:
+        """(T) norms of the tasks' gradients; by part (B, T).
 
-    def cosines(self) -> Tensor:
-        """(T, T) cosines between the tasks' gradients; 0 where a gradient is zero."""
-        norms = self.norms()
+        Here and below, `by_part=True` raises ValueError where the step was not taken with parts.
+        """
+        return self._measured(by_part).diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+
+    def cosines(self, by_part: bool = False) -> Tensor:
+        """(T, T) cosines between the tasks' gradients, 0 where one is zero; by part (B, T, T)."""
+        norms = self.norms(by_part)
         scale = torch.where(norms > 0, norms, torch.inf)
-        return (self._measured() / scale[:, None] / scale).clamp(-1, 1)
+        return (self._measured(by_part) / scale[..., :, None] / scale[..., None, :]).clamp(-1, 1)
 
-    def conflict_rate(self) -> Tensor:
-        """Share of the T(T-1)/2 pairs whose inner product is negative; 0 for one task."""
+    def conflicts(self) -> Tensor:
+        """(T, T) 1 where an inner product is negative, else 0; NaN where it is NaN."""
         gram = self._measured()
-        T = len(gram)
+        return torch.where(gram.isnan(), gram, (gram < 0).to(gram))
+
+    def conflict_rate(self, by_part: bool = False) -> Tensor:
+        """Share of the T(T-1)/2 pairs whose product is negative, 0 for one task; by part (B)."""
+        gram = self._measured(by_part)
+        T = gram.shape[-1]
         pairs = torch.ones_like(gram).triu(diagonal=1)
-        return ((gram < 0) * pairs).sum() / max(1, T * (T - 1) // 2)
+        return ((gram < 0) * pairs).sum(dim=(-2, -1)) / max(1, T * (T - 1) // 2)
 
     def direction_norm(self) -> Tensor:
         """Norm of the direction, sqrt(w^T K w): no pass over the direction is needed."""
@@ -142,10 +150,15 @@ class Report:
     def _over_parts(self, numbers: Tensor) -> Tensor:
         return numbers.reshape(-1, len(self.tasks)).sum(dim=0)
 
-    def _measured(self) -> Tensor:
-        """(T, T) over all parts: Gram matrices add up."""
+    def _measured(self, by_part: bool = False) -> Tensor:
+        """(T, T) over all parts, as Gram matrices add up; by part (B, T, T)."""
         gram = self._given()
-        return gram if gram.dim() == 2 else gram.sum(dim=0)
+        if by_part and gram.dim() == 2:
+            raise ValueError(
+                "this step was not taken with parts: give parts= with PerPart(method, num_parts), "
+                "or Whole(method) where they are only to be looked at"
+            )
+        return gram.sum(dim=0) if gram.dim() == 3 and not by_part else gram
 
     def _given(self) -> Tensor:
         if self.gram is None:

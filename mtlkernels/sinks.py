@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 SCALARS = ("conflict_rate", "norm_ratio", "direction_norm")
 VECTORS = ("losses", "norms", "weights", "shares")
-MATRICES = ("cosines",)
+MATRICES = ("cosines", "conflicts")
+PART = ("norms", "cosines", "conflict_rate")  # of each part
 
 
 class Sink(Protocol):
@@ -58,13 +59,20 @@ class CSV:
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """A record's numbers one by one, named `norms/seg` and the like."""
-    tasks = record["tasks"]
-    flat = {name: record[name] for name in SCALARS}
+    """A record's numbers one by one: `norms/seg`, and a part's `encoder/norms/seg`."""
+    flat = _flat(record, record["tasks"])
+    for part, numbers in record.get("parts", {}).items():
+        flat |= {f"{part}/{name}": x for name, x in _flat(numbers, record["tasks"]).items()}
+    return flat
+
+
+def _flat(numbers: Mapping[str, Any], tasks: list[str]) -> dict[str, float]:
+    flat = {name: numbers[name] for name in SCALARS if name in numbers}
     for name in VECTORS:
-        flat |= {f"{name}/{task}": x for task, x in zip(tasks, record[name], strict=True)}
+        if name in numbers:
+            flat |= {f"{name}/{task}": x for task, x in zip(tasks, numbers[name], strict=True)}
     for name in MATRICES:
-        for i, row in enumerate(record[name]):
+        for i, row in enumerate(numbers.get(name, ())):
             others = zip(tasks[i + 1 :], row[i + 1 :], strict=True)
             flat |= {f"{name}/{tasks[i]}/{other}": x for other, x in others}
     return flat

@@ -155,7 +155,7 @@ def test_every_kind_of_report_is_taken() -> None:
     reused = mtlkernels.Reused(Sum(), 2)
     for method, options in (
         (SI(), {}),
-        (PerPart(Sum(), 2), {"parts": parts}),
+        (PerPart(CAGrad(), 2), {"parts": parts}),
         (reused, {}),
         (reused, {}),
         (mtlkernels.GradDrop(), {}),
@@ -204,3 +204,48 @@ def test_wrong_use_is_told() -> None:
     monitor(report_of(torch.eye(2).double(), torch.ones(2).double()))
     with pytest.raises(ValueError, match="a monitor for each set of tasks"):
         monitor(report_of(torch.eye(3).double(), torch.ones(3).double()))
+
+
+def test_parts_stand_in_the_record_and_in_every_sink(tmp_path) -> None:
+    G = torch.randn(2, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    board = TensorBoard()
+    sinks = (JSONL(tmp_path / "r.jsonl"), CSV(tmp_path / "r.csv"), board)
+    monitor = Monitor(*sinks, every=2, parts=["early", "late"])
+    weights = torch.ones(2, 3, dtype=torch.float64)
+    reports = [
+        Report(tuple("abc"), g @ g.mT, weights, None, torch.zeros(3, dtype=torch.int64)) for g in G
+    ]
+    for report in reports:
+        monitor(report)
+    record = json.loads((tmp_path / "r.jsonl").read_text())
+    assert list(record["parts"]) == ["early", "late"]
+    assert record["weights"] == [1, 1, 1]
+    for b, part in enumerate(record["parts"].values()):
+        assert part["norms"] == pytest.approx(G[:, b].norm(dim=-1).mean(dim=0).tolist())
+        rates = [(K[[0, 0, 1], [1, 2, 2]] < 0).double().mean() for K in (G[:, b] @ G[:, b].mT)]
+        assert part["conflict_rate"] == pytest.approx(sum(rates).item() / 2)
+        assert part["cosines"][0][0] == pytest.approx(1)
+    (row,) = csv.DictReader((tmp_path / "r.csv").read_text().splitlines())
+    assert float(row["late/norms/c"]) == record["parts"]["late"]["norms"][2]
+    assert board.got[2]["early/cosines/a/b"] == record["parts"]["early"]["cosines"][0][1]
+
+
+def test_conflicts_are_how_often_two_tasks_did(tmp_path) -> None:
+    rows = [[[1.0, 0.0], [-1.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]], [[1.0, 0.0], [-2.0, 0.0]]]
+    monitor = Monitor()
+    for G in torch.tensor([*rows, [[1.0, 0.0], [math.nan, 0.0]]], dtype=torch.float64):
+        monitor(report_of(G, torch.ones(2, dtype=torch.float64)))
+    assert monitor.flush()["conflicts"][0][1] == pytest.approx(2 / 3)
+
+
+def test_parts_that_do_not_fit_are_told() -> None:
+    with pytest.raises(ValueError, match="name of its own"):
+        Monitor(parts=["a", "a"])
+    grams = torch.eye(2).double().repeat(3, 1, 1)
+    status = torch.zeros(2, dtype=torch.int64)
+    report = Report(("x", "y"), grams, torch.ones(3, 2).double(), None, status)
+    with pytest.raises(ValueError, match=r"2 parts .* is of 3"):
+        Monitor(parts=["a", "b"])(report)
+    monitor = Monitor(parts=["a", "b"])
+    monitor(report_of(torch.eye(2).double(), torch.ones(2).double()))
+    assert math.isnan(monitor.flush()["parts"]["a"]["conflict_rate"])

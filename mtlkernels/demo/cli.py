@@ -15,7 +15,7 @@ from mtlkernels.demo.multimnist import multimnist_problem
 from mtlkernels.demo.names import gram_methods
 from mtlkernels.demo.packages import MissingPackageError, require
 from mtlkernels.demo.problem import Problem
-from mtlkernels.demo.record import write_run, write_single
+from mtlkernels.demo.record import log_path, write_run, write_single
 from mtlkernels.demo.stereo import stereo_problem
 from mtlkernels.demo.table import NOTES, format_table
 from mtlkernels.demo.training import Run, train, train_single
@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
     print("\n".join(NOTES), end="\n\n")
     print(f"figure: {save_figure(arguments.out / 'steps.png', results)}")
-    print(f"logs:   {arguments.out}/*.json")
+    print(f"runs:   {arguments.out}/*.json")
+    for problem, runs in results:
+        log = log_path(arguments.out, problem, runs[0].method)
+        print(f"log:    python -m mtlkernels report {log}")
     return 0
 
 
@@ -55,7 +58,11 @@ def run_problem(problem: Problem, methods: list[str], steps: int | None, out: Pa
     steps = problem.steps if steps is None else steps
     device = problem.test.inputs.device
     single = {task.name: train_single(problem, task, steps, device) for task in problem.tasks}
-    runs = [train(problem, method, steps, device) for method in methods]
+    runs = []
+    for method in methods:
+        log = log_path(out, problem, method)
+        log.unlink(missing_ok=True)  # a log grows, and an earlier run's is not this one's
+        runs.append(train(problem, method, steps, device, log))
     write_single(out, problem, single, steps)
     for run in runs:
         write_run(out, problem, run, single)

@@ -42,6 +42,11 @@ def write_single(folder: Path, problem: Problem, single: dict[str, float], steps
     return _write(folder / f"{problem.name}-single-task.json", setting)
 
 
+def log_path(folder: Path, problem: Problem, method: str) -> Path:
+    """Where a run's monitor writes, for `python -m mtlkernels report`."""
+    return folder / f"{problem.name}-{method}.jsonl"
+
+
 def _setting(problem: Problem, steps: int) -> dict[str, object]:
     return {
         "dataset": problem.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from mtlkernels.demo.timing import Split, time_split
 
 START_SEED = 0
 BATCH_SEED = 1
+RECORDS = 30
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,21 @@ class Run:
         return self.conflicts.double().mean().item()
 
 
-def train(problem: Problem, name: str, steps: int, device: torch.device) -> Run:
-    """Train all tasks together for `steps` steps under the method called `name`."""
+def train(
+    problem: Problem, name: str, steps: int, device: torch.device, log: Path | None = None
+) -> Run:
+    """Train all tasks together for `steps` steps under the method called `name`.
+
+    A log gets means over a thirtieth of the run at a time, of the encoder's layers too.
+    """
     model, generator = _start(problem, device)
     method = gram_method(name).to(device)
-    optimizer = mtlkernels.MTLOptimizer(_adamw(model, problem), method=method)
+    layers = mtlkernels.named_parts(model.encoder)
+    optimizer = mtlkernels.MTLOptimizer(
+        _adamw(model, problem), mtlkernels.Whole(method), parts=list(layers.values())
+    )
+    sinks = [] if log is None else [mtlkernels.JSONL(log)]
+    monitor = mtlkernels.Monitor(*sinks, every=max(1, steps // RECORDS), parts=layers)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     reports = []
     for _ in _progress(steps, f"{problem.name} {name}"):
@@ -59,15 +71,17 @@ def train(problem: Problem, name: str, steps: int, device: torch.device) -> Run:
         losses = {t.name: t.loss(predictions[t.name], batch.targets[t.name]) for t in problem.tasks}
         optimizer.zero_grad()
         reports.append(optimizer.backward(losses))
+        monitor(reports[-1])
         optimizer.step()
         schedule.step()
+    monitor.flush()
     return Run(
         method=name,
         metrics=evaluate(model, problem.tasks, problem.test),
         split=time_split(problem, model, method),
         losses=torch.stack([r.losses for r in reports if r.losses is not None]).cpu(),
         norms=torch.stack([report.norms() for report in reports]).cpu(),
-        weights=torch.stack([r.weights for r in reports if r.weights is not None]).cpu(),
+        weights=torch.stack([r.weights[0] for r in reports if r.weights is not None]).cpu(),
         cosines=torch.stack([report.cosines() for report in reports]).cpu(),
         conflicts=torch.stack([report.conflict_rate() for report in reports]).cpu(),
     )

@@ -39,6 +39,7 @@ from mtlkernels.methods.slaw import SLAW
 from mtlkernels.methods.tracked import Tracked
 from mtlkernels.methods.trimmed_mean import TrimmedMean
 from mtlkernels.methods.uncertainty import IMTLL, UW, UWSO
+from mtlkernels.methods.whole import Whole
 
 __all__ = [
     "CRMOGM",
@@ -95,6 +96,7 @@ __all__ = [
     "Tracked",
     "TrimmedMean",
     "UPGrad",
+    "Whole",
     "find_method",
     "get_method",
 ]

@@ -1,0 +1,89 @@
+"""What the diagnosis rests on: means over the run, and from where on a difference counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from mtlkernels.records import Record, column, mean
+
+AHEAD = 1.5
+"""A task dominates where its norm is so many times the next one's, or its share an equal one's."""
+UNLIKE = 3.0
+"""Norms are out of balance where the largest is so many times the smallest."""
+MOVED = 1.25
+"""Imbalance moved where it ends so many times above or below its start."""
+OPPOSED = -0.1
+"""A mean cosine from here down is a conflict to act on. Unrelated gradients conflict in every other
+step too, but at cosines around 0."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two tasks: how often their inner product is negative, and their mean cosine."""
+
+    first: str
+    second: str
+    rate: float
+    cosine: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.first} / {self.second}"
+
+
+def ranked(tasks: Sequence[str], values: Tensor) -> list[tuple[str, float]]:
+    """The tasks whose number is known, the largest first."""
+    known = [(task, x) for task, x in zip(tasks, values.tolist(), strict=True) if x == x]
+    return sorted(known, key=lambda entry: -entry[1])
+
+
+def ratio(values: Tensor) -> float:
+    """Largest over smallest of the known numbers; 1 where there are none."""
+    known = values[values.isfinite()]
+    if len(known) == 0 or known.max() <= 0:
+        return 1.0
+    return (known.max() / known.min()).item()
+
+
+def pairs(records: Sequence[Record]) -> list[Pair]:
+    """All pairs of which the cosine is known, those that conflict most often first."""
+    tasks = records[0]["tasks"]
+    rates, cosines = mean(records, "conflicts"), mean(records, "cosines")
+    found = [
+        Pair(tasks[i], tasks[j], rates[i, j].item(), cosines[i, j].item())
+        for i, j in combinations(range(len(tasks)), 2)
+        if cosines[i, j].isfinite() and rates[i, j].isfinite()
+    ]
+    return sorted(found, key=lambda pair: (-pair.rate, pair.cosine))
+
+
+def ends(records: Sequence[Record]) -> tuple[float, float] | None:
+    """Largest over smallest norm in the first and in the last fifth of the records.
+
+    None where there are too few records, or one end knows no norms.
+    """
+    reach = -(-len(records) // 5)
+    if len(records) < 2:
+        return None
+    start, end = (mean(part, "norm_ratio") for part in (records[:reach], records[-reach:]))
+    return (start.item(), end.item()) if start.isfinite() and end.isfinite() else None
+
+
+def effective(records: Sequence[Record]) -> Tensor:
+    """(T) lengths of the weighted gradients, mean over the run of weight times norm."""
+    lengths = column(records, "weights") * column(records, "norms")
+    return torch.nanmean(torch.where(lengths.isfinite(), lengths, torch.nan), dim=0)
+
+
+def flags(records: Sequence[Record]) -> list[tuple[str, str, int]]:
+    """(task, flag, in how many records it came up), by task."""
+    found = []
+    for t, task in enumerate(records[0]["tasks"]):
+        seen = [flag for record in records for flag in record["status"][t]]
+        found += [(task, str(flag), seen.count(flag)) for flag in dict.fromkeys(seen)]
+    return found

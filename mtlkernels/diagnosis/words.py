@@ -1,0 +1,194 @@
+"""Records to sentences: which task dominates, which conflict and where, what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from mtlkernels.diagnosis.advice import next_step
+from mtlkernels.diagnosis.facts import AHEAD, MOVED, UNLIKE, ends, flags, pairs, ranked
+from mtlkernels.records import Record, live_parts, mean, steps_taken
+
+SHOWN = 10  # pairs, and layers
+
+
+def diagnose(records: Sequence[Record]) -> str:
+    """A page of words on a run; its numbers are means over the run's steps.
+
+    Args:
+        records: at least one, of the same tasks, as `mtlkernels.records.read` gives them.
+    """
+    sections = {
+        "": _head(records),
+        "Tasks": [*_table(records), "", *_dominating(records), *_moved(records)],
+        "Conflicts": _conflicts(records),
+        "Where in the network": _where(records),
+        "Status": _status(records),
+        "Try next": [next_step(records)],
+    }
+    told = []
+    for heading, lines in sections.items():
+        told += [*([f"\n{heading}"] if heading else []), *(f"  {line}".rstrip() for line in lines)]
+    return "\n".join(told)
+
+
+def _head(records: Sequence[Record]) -> list[str]:
+    tasks = records[0]["tasks"]
+    lines = [
+        f"{_count(steps_taken(records)[-1], 'step')} in {_count(len(records), 'record')}, "
+        f"{_count(len(tasks), 'task')}: {', '.join(tasks)}"
+    ]
+    steps = [record["step"] for record in records]
+    again = sum(later <= earlier for earlier, later in pairwise(steps))
+    if again:
+        lines.append(
+            f"The count of steps starts again {_count(again, 'time')}: the file holds a continued "
+            "run, or several; all of it is taken as one."
+        )
+    return lines
+
+
+def _table(records: Sequence[Record]) -> list[str]:
+    rows = [("task", "norm", "share", "weight", "loss")]
+    columns = [mean(records, name).tolist() for name in ("norms", "shares", "weights", "losses")]
+    for task, norm, share, weight, loss in zip(records[0]["tasks"], *columns, strict=True):
+        rows.append((task, _number(norm), _percent(share), _number(weight), _number(loss)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+
+
+def _dominating(records: Sequence[Record]) -> list[str]:
+    """Who dominates by norm, and by share of the direction."""
+    tasks = records[0]["tasks"]
+    if len(tasks) == 1:
+        return ["One task: there is nothing to balance."]
+    norms = ranked(tasks, mean(records, "norms"))
+    if len(norms) < 2:
+        return [
+            "No norms of the tasks' gradients are in these records: a loss method takes one "
+            "backward and sees none. Record some steps with a Gram method, for example Sum()."
+        ]
+    return [_by_norm(norms), *_by_share(ranked(tasks, mean(records, "shares")))]
+
+
+def _by_norm(norms: list[tuple[str, float]]) -> str:
+    (first, most), (second, next_most), (last, least) = norms[0], norms[1], norms[-1]
+    if most == 0:
+        return "All gradients are zero."
+    if next_most == 0:
+        return f"{first} dominates by norm: the gradients of all other tasks are zero."
+    told = f"its gradient is {_times(most / next_most)} as long as that of {second}"
+    if most >= AHEAD * next_most:
+        if len(norms) > 2:
+            told += f" and {_far(most, least)} that of {last}"
+        return f"{first} dominates by norm: {told}."
+    if most < UNLIKE * least:
+        return f"No task dominates by norm: {first} is {_far(most, least)} as long as {last}."
+    return (
+        f"No one task dominates by norm: {first} is only {_times(most / next_most)} as long as "
+        f"{second}, but {_far(most, least)} as long as {last}."
+    )
+
+
+def _by_share(shares: list[tuple[str, float]]) -> list[str]:
+    """A sentence on the direction, none where the shares are not known."""
+    if not shares:
+        return []
+    (first, most), equal = shares[0], 1 / len(shares)
+    if most >= AHEAD * equal:
+        told = f"{first} dominates the direction: {_percent(most)} of it"
+    else:
+        told = f"No task dominates the direction: the largest part is {first}'s, {_percent(most)}"
+    against = [f"{task} ({_percent(share)})" for task, share in shares if share < 0]
+    told += f", where an equal part is {_percent(equal)}."
+    if against:
+        told += f" It runs against {' and '.join(against)}."
+    return [told]
+
+
+def _moved(records: Sequence[Record]) -> list[str]:
+    """How the imbalance moved over the run."""
+    found = ends(records)
+    if found is None or len(records[0]["tasks"]) < 2:
+        return []
+    start, end = found
+    moved = (
+        "grew" if end > MOVED * start else "shrank" if start > MOVED * end else "stayed as it was"
+    )
+    return [
+        f"Over the run the imbalance {moved}: largest over smallest norm {_number(start)} in the "
+        f"first fifth of the records, {_number(end)} in the last."
+    ]
+
+
+def _conflicts(records: Sequence[Record]) -> list[str]:
+    found = pairs(records)
+    if not found:
+        return ["Not known: these records hold no cosines between two tasks."]
+    conflicting = [pair for pair in found if pair.rate > 0]
+    if not conflicting:
+        return ["No two tasks conflicted in any step."]
+    lines = [
+        f"{pair.name} conflict in {_percent(pair.rate)} of the steps, "
+        f"mean cosine {pair.cosine:+.2f}."
+        for pair in conflicting[:SHOWN]
+    ]
+    if len(conflicting) > SHOWN:
+        lines.append(f"{len(conflicting) - SHOWN} more pairs conflict less often.")
+    hardest = min(found, key=lambda pair: pair.cosine)
+    if len(found) > 1 and hardest.cosine < 0:
+        lines.append(f"Most opposed are {hardest.name}, at a mean cosine of {hardest.cosine:+.2f}.")
+    return lines
+
+
+def _where(records: Sequence[Record]) -> list[str]:
+    """Layers by how often pairs of tasks conflict there."""
+    parts = live_parts(records)
+    if not parts:
+        return [
+            "Not known: take the steps with parts=, and Whole(method) to change nothing else, and "
+            "give Monitor(..., parts=names)."
+        ]
+    rates = sorted(
+        ((mean(records, "conflict_rate", part).item(), part) for part in parts), reverse=True
+    )
+    lines = [
+        f"{_percent(rate)} of the pairs conflict in the layer {part}."
+        for rate, part in rates[:SHOWN]
+        if rate
+    ]
+    if len(rates) > SHOWN:
+        lines.append(f"{len(rates) - SHOWN} more layers, the least in {rates[-1][1]}.")
+    return lines or ["In no layer two tasks conflicted."]
+
+
+def _status(records: Sequence[Record]) -> list[str]:
+    lines = [
+        f"{task}: {flag} came up in {count} of {_count(len(records), 'record')}."
+        for task, flag, count in flags(records)
+    ]
+    return lines or ["Nothing came up."]
+
+
+def _far(most: float, least: float) -> str:
+    return _times(most / least) if least > 0 else "infinitely many times"
+
+
+def _times(ratio: float) -> str:
+    return f"{_number(ratio)} times"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value == value else "-"
+
+
+def _percent(share: float) -> str:
+    if share != share:
+        return "-"
+    return "below 1 %" if 0 < share < 0.01 else f"{round(100 * share)} %"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,47 @@
+"""One set of weights for all parts: the parts are looked at, and change nothing."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import GramMethod
+
+
+class Whole(GramMethod):
+    """Any Gram method on whole gradients in a step taken with `parts=`.
+
+    The parts' Gram matrices add up to that of the whole, which the method sees; its weights are
+    those of every part. So the direction is the one without parts (up to the rounding of sums in
+    another order), and the report also knows norms, cosines and conflicts of each part.
+
+    Args:
+        method: any Gram method but `PerPart`.
+    """
+
+    keeps = "the method's own state"
+    takes_parts = True
+
+    def __init__(self, method: GramMethod) -> None:
+        super().__init__()
+        if not isinstance(method, GramMethod) or getattr(method, "takes_parts", False):
+            raise ValueError(
+                f"method is a {type(method).__name__}, not a Gram method of whole gradients"
+            )
+        self.method = method
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        """Weights for one step.
+
+        Args:
+            gram: (B, T, T) float64, a Gram matrix a part, or (T, T).
+            losses: (T), for the methods that use them.
+
+        Returns:
+            (B, T) float64, the same in each row, or (T).
+        """
+        whole = gram.sum(dim=0) if gram.dim() == 3 else gram
+        weights: Tensor = self.method(whole, losses)
+        told = self.method.status  # which a method of one's own may leave alone
+        self.status = told if told.shape == whole.shape[:1] else ops.task_status(whole)
+        return weights.expand(len(gram), -1) if gram.dim() == 3 else weights

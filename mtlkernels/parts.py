@@ -1,0 +1,28 @@
+"""A model's parameters by layer or module, as `parts=` takes them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def named_parts(model: nn.Module, depth: int | None = None) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each layer, or of each module down to some depth, by the module's name.
+
+        layers = named_parts(model.encoder)
+        optimizer = MTLOptimizer(base, Whole(PCGrad()), parts=list(layers.values()))
+        monitor = Monitor(JSONL("run.jsonl"), parts=layers)
+
+    Args:
+        model: what to divide.
+        depth: names are cut behind so many modules: 1 for the model's children, 0 for all in one;
+            None for every module that holds parameters of its own.
+
+    Returns:
+        Name -> parameters, in the model's order; one that several modules share stands with the
+        first. The model itself goes by the name of its class.
+    """
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, param in model.named_parameters():
+        path = name.split(".")[:-1][:depth]
+        parts.setdefault(".".join(path) or type(model).__name__, []).append(param)
+    return parts

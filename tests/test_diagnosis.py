@@ -1,0 +1,204 @@
+"""`python -m mtlkernels report`: the words are true of the gradients that the log came from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtlkernels import SI, AvgNorm, Monitor, Report, backward, ops
+from mtlkernels.__main__ import main
+from mtlkernels.diagnosis import diagnose
+
+STEPS = 12
+
+
+def records_of(G: Tensor, tasks: str = "abc", method: Any = None, parts: tuple = ()) -> list[Any]:
+    """A record a step of gradients G (S, T, N), or by part (S, B, T, N)."""
+    monitor, found = Monitor(every=1000, parts=parts), []
+    for rows in G.double():
+        gram = rows @ rows.mT
+        weights = torch.ones(gram.shape[:-1]).double() if method is None else method(gram)
+        status = ops.task_status(gram if gram.dim() == 2 else gram.sum(dim=0))
+        monitor(Report(tuple(tasks), gram, weights, None, status))
+        found.append(monitor.flush())
+    return found
+
+
+def orthogonal(*norms: float) -> Tensor:
+    """(STEPS, T, T) gradients of these norms without any conflict."""
+    return torch.diag(torch.tensor(norms, dtype=torch.float64)).repeat(STEPS, 1, 1)
+
+
+def sections(text: str) -> dict[str, str]:
+    """Heading -> what stands below it."""
+    found = {}
+    for block in text.split("\n\n"):
+        heading, _, body = block.partition("\n")
+        found[heading.strip()] = body
+    return found
+
+
+def test_the_dominating_task_is_named_with_its_lead() -> None:
+    told = diagnose(records_of(orthogonal(1, 8, 2)))
+    assert "b dominates by norm: its gradient is 4 times as long as that of c" in told
+    assert "and 8 times that of a" in told
+    assert f"b dominates the direction: {round(100 * 64 / 69)} %" in told
+    assert "the imbalance stayed as it was: largest over smallest norm 8 " in told
+    assert "AvgNorm" in sections(told)["Try next"]
+    assert "PCGrad" not in sections(told)["Try next"]
+
+
+def test_no_task_dominates_where_none_does() -> None:
+    told = diagnose(records_of(orthogonal(1, 1.2, 1.1)))
+    assert "No task dominates by norm: b is 1.2 times as long as a." in told
+    assert "No task dominates the direction" in told
+    assert "No two tasks conflicted" in told
+    assert "Little to gain" in sections(told)["Try next"]
+    told = diagnose(records_of(orthogonal(10, 9, 1)))
+    assert "No one task dominates by norm: a is only 1.11 times as long as b, but 10 times" in told
+
+
+def test_weights_that_even_the_norms_out_are_seen() -> None:
+    told = diagnose(records_of(orthogonal(1, 8, 2), method=AvgNorm()))
+    assert "b dominates by norm" in told
+    assert "No task dominates the direction: the largest part is a's, 33 %" in told
+    assert "the weights of this run even the norms out" in sections(told)["Try next"]
+
+
+def test_imbalance_is_followed_over_the_run() -> None:
+    G = orthogonal(1, 8, 2)
+    G[STEPS // 2 :, 1] /= 4
+    assert "the imbalance shrank: largest over smallest norm 8 in" in diagnose(records_of(G))
+    assert "the imbalance grew" in diagnose(records_of(G.flip(0)))
+
+
+def test_conflicts_by_pair_how_often_and_how_strongly() -> None:
+    G = torch.tensor([[1.0, 0.0, 0.0], [-3.0, 4.0, 0.0], [0.0, 0.0, 1.0]]).repeat(STEPS, 1, 1)
+    G[: STEPS // 4, 2, 1] = -0.1  # b / c conflict in a quarter of the steps, and hardly
+    told = diagnose(records_of(G))
+    lines = sections(told)["Conflicts"].splitlines()
+    assert lines[0].strip() == "a / b conflict in 100 % of the steps, mean cosine -0.60."
+    assert lines[1].strip() == "b / c conflict in 25 % of the steps, mean cosine -0.02."
+    assert lines[2].strip() == "Most opposed are a / b, at a mean cosine of -0.60."
+    assert "a / c" not in told
+    assert "AvgNorm" in sections(told)["Try next"]  # 5 times apart too
+    assert "a / b conflict in earnest" in sections(told)["Try next"]
+    G[:, 1] /= 5
+    advice = sections(diagnose(records_of(G)))["Try next"]
+    assert "PCGrad or CAGrad, as a / b point against each other" in advice
+    assert "AvgNorm" not in advice
+
+
+def test_unrelated_gradients_are_no_reason_to_act() -> None:
+    """They conflict in every other step, at cosines around 0."""
+    G = torch.randn(60, 3, 400, generator=torch.Generator().manual_seed(0))
+    told = diagnose(records_of(G))
+    assert "% of the steps" in sections(told)["Conflicts"]
+    assert "Little to gain" in sections(told)["Try next"]
+
+
+def test_layers_are_ranked_by_conflict() -> None:
+    quiet, loud = torch.eye(2).repeat(STEPS, 1, 1), torch.eye(2).repeat(STEPS, 1, 1)
+    loud[: STEPS // 2, 1, 0] = -1
+    G = torch.stack([quiet, loud, torch.zeros_like(quiet)], dim=1)
+    told = diagnose(records_of(G, "ab", parts=("early", "late", "head")))
+    where = sections(told)["Where in the network"]
+    assert where.strip() == "50 % of the pairs conflict in the layer late."
+    assert "Not known" in sections(diagnose(records_of(quiet, "ab")))["Where in the network"]
+
+
+def test_a_task_that_runs_against_the_direction_is_named() -> None:
+    G = torch.tensor([[1.0, 0.0], [-0.4, 0.1]]).repeat(STEPS, 1, 1)
+    assert "It runs against b" in diagnose(records_of(G, "ab"))
+
+
+def test_flags_are_told_and_come_first() -> None:
+    G = orthogonal(1, 8, 2)
+    G[:3, 2, 2] = torch.nan
+    G[0, 0] = 0
+    told = diagnose(records_of(G))
+    assert "a: ZERO_GRADIENT came up in 1 of 12 records." in sections(told)["Status"]
+    assert "c: NON_FINITE came up in 3 of 12 records." in sections(told)["Status"]
+    assert "why c gave" in sections(told)["Try next"]
+    assert "Nothing came up" in diagnose(records_of(orthogonal(1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("norms", "sentence"),
+    [((0, 0, 0), "All gradients are zero"), ((0, 2, 0), "all other tasks are zero")],
+)
+def test_zero_gradients(norms, sentence) -> None:
+    assert sentence in diagnose(records_of(orthogonal(*norms)))
+    assert "infinitely many times" in diagnose(records_of(orthogonal(0, 1, 4)))
+
+
+def test_one_task_and_no_gradients_are_told() -> None:
+    assert "One task: there is nothing to balance" in diagnose(records_of(orthogonal(2), "a"))
+    x = torch.ones(2, requires_grad=True)
+    monitor = Monitor()
+    monitor(backward([x.sum() ** 2, (x - 3).square().sum()], [x], SI()))
+    told = diagnose([monitor.flush()])
+    assert "a loss method takes one backward" in told
+    assert "Sum()" in sections(told)["Try next"]
+
+
+def run(path, *more: str) -> int:
+    return main(["report", str(path), *more])
+
+
+def test_the_command_prints_and_draws(tmp_path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    log = tmp_path / "run.jsonl"
+    log.write_text("".join(_lines(orthogonal(1, 8, 2))))
+    assert run(log) == 0
+    assert "b dominates by norm" in capsys.readouterr().out
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    log.write_text("".join(_lines(orthogonal(1, 8, 2)) * 2))
+    assert run(log, "--out", str(tmp_path / "page.pdf")) == 0
+    told = capsys.readouterr().out
+    assert "starts again 1 time" in told
+    assert str(tmp_path / "page.pdf") in told
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+def _lines(G: Tensor) -> list[str]:
+    return [json.dumps(record) + "\n" for record in records_of(G)]
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "sentence"),
+    [
+        (None, [], "is not there"),
+        ("", [], "is empty"),
+        ("{\n", [], "line 1 is broken"),
+        ("good", ["--out", "no/such/folder/page.png"], "cannot be saved"),
+        ("good", ["--out", "page.abc"], "abc"),
+        ("good", ["--out", "run.jsonl"], "is the log itself"),
+    ],
+)
+def test_bad_files_are_one_sentence(content, more, sentence, tmp_path, capsys, monkeypatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    good = "".join(_lines(orthogonal(1, 2, 3)))
+    if content is not None:
+        (tmp_path / "run.jsonl").write_text(good if content == "good" else content)
+    assert run("run.jsonl", *more) == 2
+    told = capsys.readouterr().err.strip()
+    assert sentence in told
+    assert "\n" not in told
+    if content == "good":
+        assert (tmp_path / "run.jsonl").read_text() == good
+
+
+def test_without_matplotlib_the_words_are_printed(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    (tmp_path / "run.jsonl").write_text("".join(_lines(orthogonal(1, 8, 2))))
+    assert run(tmp_path / "run.jsonl") == 1
+    told = capsys.readouterr()
+    assert "b dominates by norm" in told.out
+    assert told.err.strip().endswith("pip install 'mtlkernels[plot]'")
