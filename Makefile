@@ -17,7 +17,7 @@ REQUIRES := import importlib.metadata as m, sys; \
 demo: $(VENV)/.demo
 	$(BIN)/python -m mtlkernels demo
 
-test: $(VENV)/.test $(VENV)/.demo
+test: $(VENV)/.test $(VENV)/.demo $(VENV)/.data
 	$(BIN)/python -m pytest
 
 test-frameworks: $(VENV)/.test $(VENV)/.frameworks
@@ -56,6 +56,6 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.frameworks: $(VENV)/.%: $(VENV)/.built
+$(VENV)/.demo $(VENV)/.data $(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.frameworks: $(VENV)/.%: $(VENV)/.built
 	$(PIP) $$($(BIN)/python -c '$(REQUIRES)' $*)
 	touch $@
