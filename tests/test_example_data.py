@@ -159,7 +159,16 @@ def _unlink(*parts: str) -> Callable[[Path], None]:
         (_unlink("train", "image", "1.npy"), "1.npy is missing"),
         (_unlink("train", "depth", "2.npy"), "3 images but 2 files in depth"),
         (lambda root: (root / "train/label/1.npy").write_bytes(b"no"), "cannot be read"),
-        (lambda root: trees.save(root / "train/label/1.npy", np.full(SIZE, 0.5)), "whole numbers"),
+        (
+            lambda root: trees.save(root / "train/label/1.npy", np.full(SIZE, 0.5)),
+            "holds 0.5, which",
+        ),
+        (
+            lambda root: trees.save(root / "train/label/1.npy", np.full(SIZE, 13)),
+            "from 0 to 12 nor",
+        ),
+        (lambda root: trees.save(root / "train/label/1.npy", np.full(SIZE, -2)), "holds -2, which"),
+        (lambda root: trees.save(root / "train/label/1.npy", np.full(SIZE, np.nan)), "holds nan"),
         (lambda root: trees.save(root / "train/depth/1.npy", np.ones((4, 5, 1))), "(4, 5) pixels"),
         (lambda root: trees.save(root / "train/normal/1.npy", np.ones((*SIZE, 2))), "3 components"),
     ],

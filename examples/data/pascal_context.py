@@ -129,7 +129,7 @@ class PascalContext(Dataset[Sample]):
 
 
 def _read_classes(path: Path) -> Tensor:
-    return class_map(read_pixels(path), CLASSES)
+    return class_map(read_pixels(path), CLASSES, ignored=255)
 
 
 def _read_saliency(path: Path) -> Tensor:
