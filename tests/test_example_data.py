@@ -116,11 +116,15 @@ def test_a_crop_shows_the_same_place_in_every_map() -> None:
     place = torch.arange(24.0 * 36).reshape(1, 24, 36) + 1
     sample = (place, {"depth": place.clone(), "segmentation": place[0].long()})
     augment = ScaleCropFlip((1.5,), powers={}, generator=torch.Generator().manual_seed(1))
-    for _ in range(4):
+    corners = set()
+    for _ in range(100):
         image, targets = augment((sample[0], dict(sample[1])))
         assert torch.equal(targets["depth"][0].long(), targets["segmentation"])
+        corners.add(int(targets["segmentation"].min()) - 1)
         assert (image - targets["depth"]).abs().max() < 2 * 36 + 2
         assert targets["segmentation"].unique().numel() == 16 * 24
+    assert {corner // 36 for corner in corners} == set(range(24 - 16 + 1))
+    assert {corner % 36 for corner in corners} == set(range(36 - 24 + 1))
 
 
 def test_an_interpolated_normal_is_of_unit_length_or_unknown(tmp_path: Path) -> None:
