@@ -33,6 +33,7 @@ def test_nyuv2_marks_what_is_unknown(tmp_path: Path) -> None:
     data = NYUv2(trees.nyuv2(tmp_path), "val")
     assert len(data) == 3
     image, targets = data[1]
+    assert [task.name for task in data.tasks] == [*targets]
     stored = np.load(tmp_path / "val" / "image" / "1.npy")
     assert image.dtype == torch.float32
     assert torch.equal(image, torch.from_numpy(stored).permute(2, 0, 1))
@@ -286,6 +287,7 @@ def test_pascal_context_reads_five_tasks(tmp_path: Path) -> None:
     data = PascalContext(trees.pascal_context(tmp_path))
     assert len(data) == 2
     image, targets = data[0]
+    assert [task.name for task in data.tasks] == [*targets]
     assert image.shape == (3, *SIZE)
     assert image.eq(1).all()
     assert targets["segmentation"][0].eq(-1).all()
