@@ -6,7 +6,8 @@ of indexing, so no shape depends on data and nothing waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -66,16 +67,31 @@ def accuracy(logits: Tensor, label: Tensor) -> float:
 
 
 def delta_m(
-    values: Sequence[float], base: Sequence[float], higher_is_better: Sequence[bool]
+    values: Sequence[float],
+    base: Sequence[float],
+    higher_is_better: Sequence[bool],
+    groups: Sequence[Hashable] | None = None,
+    sign: Literal["drop", "gain"] = "drop",
 ) -> float:
-    """Mean relative drop of `values` against `base`, in percent: lower is better, 0 is a tie.
+    """Mean relative change of `values` against `base`, in percent; 0 is a tie.
 
-    100 / T * sum_t s_t (values_t - base_t) / base_t with s_t = -1 where higher is better and +1
-    elsewhere, one metric a task: the sign convention of the Nash-MTL and CAGrad code, which ASTMT
-    and LibMTL reverse.
+    100 / M * sum_m s_m (values_m - base_m) / base_m over M metrics. With sign "drop" s_m = -1 where
+    higher is better and +1 elsewhere, so lower is better; "gain" is the negative, so higher is
+    better. `groups` names each metric's task: then metrics are averaged within tasks first and
+    tasks count equally. Three conventions are in use, which rank methods differently:
+
+    * Nash-MTL, CAGrad: "drop" over all metrics, so a task with five metrics counts five times;
+    * LibMTL: "gain" with groups;
+    * ASTMT, MTI-Net: "gain" with one metric a task.
+
+    Raises ValueError where lengths differ or a base is zero.
     """
-    drops = [
-        (b - v if higher else v - b) / b
-        for v, b, higher in zip(values, base, higher_is_better, strict=True)
-    ]
-    return 100 * sum(drops) / len(drops)
+    changes: dict[Hashable, list[float]] = {}
+    places = range(len(values)) if groups is None else groups
+    for place, v, b, higher in zip(places, values, base, higher_is_better, strict=True):
+        if b == 0:
+            raise ValueError(f"there is no change relative to a base of zero, as in {list(base)}")
+        changes.setdefault(place, []).append((b - v if higher else v - b) / b)
+    means = [sum(found) / len(found) for found in changes.values()]
+    drop = 100 * sum(means) / len(means)
+    return drop if sign == "drop" else -drop

@@ -1,0 +1,1 @@
+"""Programs that use mtlkernels, and the data sets, metrics and models that they share."""
