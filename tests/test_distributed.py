@@ -29,7 +29,7 @@ pytestmark = pytest.mark.dist
 STARTS = [
     *(("dist_replicas", 1), ("dist_shards", 1)),
     *(("dist_replicas", 2), ("dist_replicas", 4), ("dist_shards", 2), ("dist_shards", 4)),
-    *(("dist_traffic", 2), ("dist_traffic", 4)),
+    *(("dist_traffic", 2), ("dist_traffic", 4), ("dist_stages", 2), ("dist_stages", 4)),
 ]
 CASES = [(*start, name) for start in STARTS for name in dist_harness.scenarios(*start)]
 

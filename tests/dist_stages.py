@@ -1,0 +1,359 @@
+"""Scenarios of pipeline stages: each beside one process that holds the whole model.
+
+Moving activations and their gradients is a person's own business: here send and recv by hand, and
+torch.distributed.pipelining.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from dist_harness import DEVICE, HERE, alone, only
+from dist_models import Model, batches, fresh, reference, same_reports, sgd, told, whole
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from traffic import Traffic
+
+import mtlkernels
+from mtlkernels import (
+    SI,
+    CAGrad,
+    GradDrop,
+    MTLOptimizer,
+    NashMTL,
+    PCGrad,
+    PerPart,
+    Status,
+    UPGrad,
+)
+
+WORLDS = (2,)
+TASKS = 3
+PAGE = HERE.parent / "docs" / "distributed.md"
+Run = Callable[[], Tensor | None]
+
+
+class First(nn.Module):
+    """The layers of the trunk up to a place."""
+
+    def __init__(self, model: Any, cut: int) -> None:
+        super().__init__()
+        self.trunk = model.trunk[:cut]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trunk(x)
+
+
+class Last(nn.Module):
+    """The layers behind it, and the heads."""
+
+    def __init__(self, model: Any, cut: int) -> None:
+        super().__init__()
+        self.trunk, self.heads = model.trunk[cut:], model.heads
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        z = self.trunk(z)
+        return tuple(head(z) for head in self.heads)
+
+
+def losses(answers: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+    aims = [x[:, :2] * (t + 1) - t for t in range(TASKS)]
+    return [(y - a).square().mean() + 0.1 for y, a in zip(answers, aims, strict=True)]
+
+
+class ByHand:
+    """Two stages in a group, of which this rank has one; a forward, then T backwards of it."""
+
+    def __init__(self, model: Any, group: Any = None, cut: int = 1) -> None:
+        self.group = group or dist.group.WORLD
+        self.first = dist.get_rank(self.group) == 0
+        self.other = dist.get_process_group_ranks(self.group)[1 if self.first else 0]
+        self.width = model.trunk[cut - 1].out_features
+        self.stage: nn.Module = (First if self.first else Last)(model, cut)
+
+    def runs(self, x: Tensor, scale: float = 1, spoilt: int | None = None) -> list[Run]:
+        """Runs the forward of a batch; T functions that each run a backward.
+
+        spoilt: a task whose loss is to be infinite.
+        """
+        if self.first:
+            y = self.stage(x)
+            dist.send(y.detach(), self.other)
+            cotangent = torch.empty_like(y)
+
+            def pull() -> None:
+                dist.recv(cotangent, self.other)
+                y.backward(cotangent, retain_graph=True)
+
+            return [pull] * TASKS
+        z = x.new_empty(len(x), self.width)
+        dist.recv(z, self.other)
+        z.requires_grad_()
+        found = losses(self.stage(z), x)
+        if spoilt is not None:
+            found[spoilt] = found[spoilt] * float("inf")
+
+        def push(loss: Tensor) -> Tensor:
+            z.grad = None
+            (loss * scale).backward(retain_graph=True)
+            dist.send(z.grad, self.other)
+            return loss
+
+        return [lambda loss=loss: push(loss) for loss in found]
+
+
+def same_stage(stage: nn.Module, expected: Any, cut: int = 1, **bounds: Any) -> None:
+    """Parameters and .grad of this rank's stage beside those of the whole model."""
+    wanted = (First if isinstance(stage, First) else Last)(expected, cut)
+    for (name, param), want in zip(stage.named_parameters(), wanted.parameters(), strict=True):
+        assert (param.grad is None) == (want.grad is None), name
+        if want.grad is not None:
+            torch.testing.assert_close(whole(param.grad), want.grad, **bounds)
+        torch.testing.assert_close(whole(param.detach()), want.detach(), **bounds)
+
+
+def steps(
+    method: Any,
+    cut: int = 1,
+    dtype: torch.dtype = torch.float64,
+    parts: bool = False,
+    bounds: dict[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """Three optimizer steps of two stages beside those of one process."""
+    bounds = bounds or {}
+    expected = fresh(dtype=dtype)
+    pipeline = ByHand(fresh(dtype=dtype), cut=cut)
+    mine: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
+    if parts:
+        layers = [list(expected.trunk[i].parameters()) for i in (0, 2)]
+        theirs = {"parts": layers}
+        own = list(pipeline.stage.trunk.parameters())
+        mine = {"parts": [own, []] if pipeline.first else [[], own]}
+    optimizer = MTLOptimizer(
+        sgd(pipeline.stage),
+        copy.deepcopy(method),
+        stages=pipeline.group,
+        check_ranks=True,
+        **options,
+        **mine,
+    )
+    plain = reference(expected, method, **options, **theirs)
+    for batch in batches(dtype=dtype):
+        report = optimizer.backward(pipeline.runs(batch))
+        with alone():
+            wanted = plain.backward(expected(batch))
+        same_reports(report, wanted, check_dtype=False, **bounds)
+        same_stage(pipeline.stage, expected, cut, **bounds)
+        for one in (optimizer, plain):
+            one.step()
+            one.zero_grad()
+
+
+def check_gram_methods() -> None:
+    for method in (UPGrad(), PCGrad(seed=3), CAGrad()):
+        steps(method)
+    steps(UPGrad(), dtype=torch.float32, bounds={"rtol": 1e-6, "atol": 1e-6})
+
+
+def check_options() -> None:
+    steps(PCGrad(), weight_heads=True)
+    steps(UPGrad(), max_norm=0.05)
+    steps(PerPart(UPGrad(), 2), parts=True)
+
+
+def check_a_stage_of_heads_alone() -> None:
+    steps(NashMTL(), cut=3)
+
+
+def check_a_head_gets_its_own_gradient() -> None:
+    pipeline = ByHand(fresh())
+    (batch,) = batches(1)
+    runs = pipeline.runs(batch)
+    optimizer = MTLOptimizer(sgd(pipeline.stage), UPGrad(), stages=pipeline.group)
+    optimizer.backward(runs)
+    if not pipeline.first:
+        expected = fresh()
+        expected(batch)[1].backward()
+        have = [param.grad for param in pipeline.stage.heads[1].parameters()]
+        want = [param.grad for param in expected.heads[1].parameters()]
+        torch.testing.assert_close(have, want)
+
+
+def check_what_was_there_is_added_to() -> None:
+    """Of two batches, by name; and micro-batches whose rows add up."""
+    expected = fresh()
+    pipeline = ByHand(fresh())
+    optimizer = MTLOptimizer(sgd(pipeline.stage), UPGrad(), stages=pipeline.group)
+    plain = reference(expected, UPGrad())
+    names = ["a", "b", "c"]
+    for batch in batches(2):
+        report = optimizer.backward(dict(zip(names, pipeline.runs(batch), strict=True)))
+        assert report.tasks == tuple(names)
+        with alone():
+            plain.backward(expected(batch))
+    same_stage(pipeline.stage, expected)
+    (batch,) = batches(1)
+    for part in batch.chunk(2):
+        assert optimizer.backward(pipeline.runs(part, scale=0.5), accumulate=True) is None
+    report = optimizer.combine()
+    with alone():
+        wanted = plain.backward(expected(batch))
+    torch.testing.assert_close((report.gram, report.weights), (wanted.gram, wanted.weights))
+    same_stage(pipeline.stage, expected)
+
+
+def check_scales_and_an_infinity() -> None:
+    """Runs of scaled losses; what is infinite on the last stage, the first one skips too."""
+    expected = fresh()
+    pipeline = ByHand(fresh())
+    optimizer = MTLOptimizer(sgd(pipeline.stage), NashMTL(), stages=pipeline.group)
+    (batch,) = batches(1)
+    scale = torch.tensor(16.0)
+    report = optimizer.backward(pipeline.runs(batch, scale=16.0), scaler=scale)
+    with alone():
+        plain = reference(expected, NashMTL())
+        same_reports(report, plain.backward(expected(batch), scaler=scale))
+    same_stage(pipeline.stage, expected)
+    optimizer.zero_grad()
+    report = optimizer.backward(pipeline.runs(batch, spoilt=1))
+    assert report.status[1] & Status.NON_FINITE
+    assert all(param.grad.isnan().all() for param in pipeline.stage.trunk.parameters())
+
+
+def check_traffic() -> None:
+    """No collective over parameters; T gradients of activations went by before."""
+    pipeline = ByHand(fresh())
+    optimizer = MTLOptimizer(sgd(pipeline.stage), UPGrad(), stages=pipeline.group)
+    (batch,) = batches(1)
+    for _ in range(2):
+        runs = pipeline.runs(batch)
+        traffic = Traffic()
+        with traffic:
+            optimizer.backward(runs)
+    assert traffic.calls == Counter()
+    assert traffic.small == Counter({"all-reduce": 4})  # K, and three on the host
+
+
+def check_the_page_trains_with_a_schedule_of_torch() -> None:
+    """The block of docs/distributed.md, beside one process: two micro-batches a run, a run a task."""
+    expected, model = fresh(), fresh()
+    rank = dist.get_rank()
+    stage = (Last if rank else First)(model, 1)
+    data = batches()
+    names: dict[str, Any] = {
+        "torch": torch,
+        "mtlkernels": mtlkernels,
+        "stage": stage,
+        "rank": rank,
+        "device": torch.device(DEVICE),
+        "loader": [(x, x) for x in data],
+        "loss_of": {str(t): lambda y, x, t=t: losses(y, x)[t] for t in range(TASKS)},
+    }
+    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    exec(compile(code, PAGE.name, "exec"), names)
+    base = torch.optim.AdamW(expected.parameters(), lr=1e-3)
+    plain = MTLOptimizer(base, PCGrad())
+    for batch in data:
+        plain.zero_grad()
+        with alone():
+            wanted = plain.backward(expected(batch))
+        plain.step()
+    same_reports(names["report"], wanted)
+    same_stage(stage, expected)
+
+
+@only(4)
+def check_stages_that_are_sharded() -> None:
+    """FSDP2 over the replicas of each stage: the other dimension of a mesh."""
+    mesh = init_device_mesh(DEVICE, (2, 2), mesh_dim_names=("pp", "dp"))
+    expected = fresh()
+    pipeline = ByHand(fresh(), mesh["pp"].get_group())
+    plain = reference(expected, UPGrad())
+    for head in getattr(pipeline.stage, "heads", []):
+        fully_shard(head, mesh=mesh["dp"])
+    pipeline.stage = fully_shard(pipeline.stage, mesh=mesh["dp"])
+    optimizer = MTLOptimizer(sgd(pipeline.stage), UPGrad(), stages=pipeline.group)
+    for batch in batches():
+        report = optimizer.backward(pipeline.runs(batch.chunk(2)[mesh["dp"].get_local_rank()]))
+        with alone():
+            same_reports(report, plain.backward(expected(batch)))
+        same_stage(pipeline.stage, expected)
+        for one in (optimizer, plain):
+            one.step()
+            one.zero_grad()
+
+
+def check_what_differs_is_told() -> None:
+    pipeline = ByHand(fresh())
+    rank = dist.get_rank()
+
+    def wrap(method: Any = None, **options: Any) -> MTLOptimizer:
+        return MTLOptimizer(
+            sgd(pipeline.stage), method or UPGrad(), stages=pipeline.group, **options
+        )
+
+    def never() -> None:
+        raise AssertionError("a run began")
+
+    names = ["a", "b"] if rank else ["b", "a"]
+    told(ValueError, "in its losses", lambda: wrap().backward(dict.fromkeys(names, never)))
+    told(ValueError, "a seed", lambda: wrap(PCGrad(seed=rank)).backward([never, never]))
+    told(ValueError, "a seed", lambda: wrap(weight_heads=rank == 0).backward([never, never]))
+    one = torch.tensor(1.0)
+    told(ValueError, "2 stages returned", lambda: wrap().backward([lambda: one, lambda: one]))
+    told(ValueError, "0 stages returned", lambda: wrap().backward([lambda: None] * 2))
+    mine = [lambda: one if rank else None] * 2
+    told(ValueError, "no parameter is shared", lambda: wrap().backward(mine))
+    told(ValueError, "shared= names", lambda: wrap(shared=[]).backward(mine))
+    kept = torch.ones(7, 5, dtype=torch.float64)
+
+    def overwrites() -> Tensor | None:
+        for param in pipeline.stage.parameters():
+            param.grad = kept.flatten()[: param.numel()].view(param.shape)
+        return None
+
+    told(ValueError, "in the same memory", lambda: wrap().backward([overwrites, overwrites]))
+    assert all(param.grad is None for param in pipeline.stage.parameters())
+
+
+def check_refusals() -> None:
+    model = fresh()
+
+    def wrap(method: Any = None, **options: Any) -> MTLOptimizer:
+        return MTLOptimizer(sgd(model), method or UPGrad(), stages=dist.group.WORLD, **options)
+
+    told(NotImplementedError, "call it there", lambda: wrap(SI()))
+    told(NotImplementedError, "use a Gram method", lambda: wrap(GradDrop()))
+    told(NotImplementedError, "last report's weights", lambda: wrap(every=2))
+    for options in (
+        {"collect": "batched"},
+        {"apply": "backward"},
+        {"measure": model.trunk[2].parameters()},
+        {"rows_dtype": torch.bfloat16},
+    ):
+        told(NotImplementedError, "leave them out", lambda options=options: wrap(**options))
+    told(NotImplementedError, "compares ranks", lambda: wrap(gram="unbiased"))
+    told(NotImplementedError, "goes alone", lambda: wrap(module=model))
+    told(NotImplementedError, "goes alone", lambda: wrap(process_group=dist.group.WORLD))
+    mine = model(batches(1)[0])
+    told(TypeError, "give a function for each", lambda: wrap().backward(mine))
+    told(TypeError, "give a function for each", lambda: wrap().backward(torch.stack(mine)))
+    told(ValueError, "at least one", lambda: wrap().backward([]))
+    told(ValueError, "leave one out", lambda: wrap().backward(mine, features=mine[0]))
+    told(ValueError, "keep their graphs", lambda: wrap().backward([len], retain_graph=True))
+    told(
+        TypeError,
+        "not a tensor",
+        lambda: MTLOptimizer(sgd(Model()), UPGrad(), process_group=dist.group.WORLD).backward(
+            [len]
+        ),
+    )
