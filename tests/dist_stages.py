@@ -9,23 +9,28 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from dist_harness import DEVICE, HERE, alone, only
-from dist_models import Model, batches, fresh, reference, same_reports, sgd, told, whole
-from torch import Tensor, nn
+from dist_models import (
+    batches,
+    fresh,
+    reference,
+    same_reports,
+    sgd,
+    told,
+)
+from dist_pipeline import TASKS, ByHand, First, Last, losses, same_stage
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from traffic import Traffic
 
 import mtlkernels
 from mtlkernels import (
-    SI,
     CAGrad,
-    GradDrop,
     MTLOptimizer,
     NashMTL,
     PCGrad,
@@ -35,88 +40,7 @@ from mtlkernels import (
 )
 
 WORLDS = (2,)
-TASKS = 3
 PAGE = HERE.parent / "docs" / "distributed.md"
-Run = Callable[[], Tensor | None]
-
-
-class First(nn.Module):
-    """The layers of the trunk up to a place."""
-
-    def __init__(self, model: Any, cut: int) -> None:
-        super().__init__()
-        self.trunk = model.trunk[:cut]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.trunk(x)
-
-
-class Last(nn.Module):
-    """The layers behind it, and the heads."""
-
-    def __init__(self, model: Any, cut: int) -> None:
-        super().__init__()
-        self.trunk, self.heads = model.trunk[cut:], model.heads
-
-    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
-        z = self.trunk(z)
-        return tuple(head(z) for head in self.heads)
-
-
-def losses(answers: Sequence[Tensor], x: Tensor) -> list[Tensor]:
-    aims = [x[:, :2] * (t + 1) - t for t in range(TASKS)]
-    return [(y - a).square().mean() + 0.1 for y, a in zip(answers, aims, strict=True)]
-
-
-class ByHand:
-    """Two stages in a group, of which this rank has one; a forward, then T backwards of it."""
-
-    def __init__(self, model: Any, group: Any = None, cut: int = 1) -> None:
-        self.group = group or dist.group.WORLD
-        self.first = dist.get_rank(self.group) == 0
-        self.other = dist.get_process_group_ranks(self.group)[1 if self.first else 0]
-        self.width = model.trunk[cut - 1].out_features
-        self.stage: nn.Module = (First if self.first else Last)(model, cut)
-
-    def runs(self, x: Tensor, scale: float = 1, spoilt: int | None = None) -> list[Run]:
-        """Runs the forward of a batch; T functions that each run a backward.
-
-        spoilt: a task whose loss is to be infinite.
-        """
-        if self.first:
-            y = self.stage(x)
-            dist.send(y.detach(), self.other)
-            cotangent = torch.empty_like(y)
-
-            def pull() -> None:
-                dist.recv(cotangent, self.other)
-                y.backward(cotangent, retain_graph=True)
-
-            return [pull] * TASKS
-        z = x.new_empty(len(x), self.width)
-        dist.recv(z, self.other)
-        z.requires_grad_()
-        found = losses(self.stage(z), x)
-        if spoilt is not None:
-            found[spoilt] = found[spoilt] * float("inf")
-
-        def push(loss: Tensor) -> Tensor:
-            z.grad = None
-            (loss * scale).backward(retain_graph=True)
-            dist.send(z.grad, self.other)
-            return loss
-
-        return [lambda loss=loss: push(loss) for loss in found]
-
-
-def same_stage(stage: nn.Module, expected: Any, cut: int = 1, **bounds: Any) -> None:
-    """Parameters and .grad of this rank's stage beside those of the whole model."""
-    wanted = (First if isinstance(stage, First) else Last)(expected, cut)
-    for (name, param), want in zip(stage.named_parameters(), wanted.parameters(), strict=True):
-        assert (param.grad is None) == (want.grad is None), name
-        if want.grad is not None:
-            torch.testing.assert_close(whole(param.grad), want.grad, **bounds)
-        torch.testing.assert_close(whole(param.detach()), want.detach(), **bounds)
 
 
 def steps(
@@ -244,7 +168,7 @@ def check_traffic() -> None:
 
 
 def check_the_page_trains_with_a_schedule_of_torch() -> None:
-    """The block of docs/distributed.md, beside one process: two micro-batches a run, a run a task."""
+    """The block of docs/distributed.md, beside one process: two micro-batches a run."""
     expected, model = fresh(), fresh()
     rank = dist.get_rank()
     stage = (Last if rank else First)(model, 1)
@@ -323,37 +247,3 @@ def check_what_differs_is_told() -> None:
 
     told(ValueError, "in the same memory", lambda: wrap().backward([overwrites, overwrites]))
     assert all(param.grad is None for param in pipeline.stage.parameters())
-
-
-def check_refusals() -> None:
-    model = fresh()
-
-    def wrap(method: Any = None, **options: Any) -> MTLOptimizer:
-        return MTLOptimizer(sgd(model), method or UPGrad(), stages=dist.group.WORLD, **options)
-
-    told(NotImplementedError, "call it there", lambda: wrap(SI()))
-    told(NotImplementedError, "use a Gram method", lambda: wrap(GradDrop()))
-    told(NotImplementedError, "last report's weights", lambda: wrap(every=2))
-    for options in (
-        {"collect": "batched"},
-        {"apply": "backward"},
-        {"measure": model.trunk[2].parameters()},
-        {"rows_dtype": torch.bfloat16},
-    ):
-        told(NotImplementedError, "leave them out", lambda options=options: wrap(**options))
-    told(NotImplementedError, "compares ranks", lambda: wrap(gram="unbiased"))
-    told(NotImplementedError, "goes alone", lambda: wrap(module=model))
-    told(NotImplementedError, "goes alone", lambda: wrap(process_group=dist.group.WORLD))
-    mine = model(batches(1)[0])
-    told(TypeError, "give a function for each", lambda: wrap().backward(mine))
-    told(TypeError, "give a function for each", lambda: wrap().backward(torch.stack(mine)))
-    told(ValueError, "at least one", lambda: wrap().backward([]))
-    told(ValueError, "leave one out", lambda: wrap().backward(mine, features=mine[0]))
-    told(ValueError, "keep their graphs", lambda: wrap().backward([len], retain_graph=True))
-    told(
-        TypeError,
-        "not a tensor",
-        lambda: MTLOptimizer(sgd(Model()), UPGrad(), process_group=dist.group.WORLD).backward(
-            [len]
-        ),
-    )
