@@ -154,7 +154,7 @@ def check_scales_and_an_infinity() -> None:
 
 
 def check_traffic() -> None:
-    """No collective over parameters; T gradients of activations went by before."""
+    """T gradients of activations go back; of our own, K and three numbers on the host."""
     pipeline = ByHand(fresh())
     optimizer = MTLOptimizer(sgd(pipeline.stage), UPGrad(), stages=pipeline.group)
     (batch,) = batches(1)
@@ -164,7 +164,11 @@ def check_traffic() -> None:
         with traffic:
             optimizer.backward(runs)
     assert traffic.calls == Counter()
-    assert traffic.small == Counter({"all-reduce": 4})  # K, and three on the host
+    sends = Counter() if pipeline.first else Counter({"send": TASKS})
+    assert traffic.small == Counter({"all-reduce": 4}) + sends
+    own = (TASKS**2 + TASKS + 2) + 1 + TASKS + 1  # of 8 bytes each, half of them sent twice
+    back = 0 if pipeline.first else TASKS * len(batch) * pipeline.width
+    assert traffic.sent == 8 * (own + back)
 
 
 def check_the_page_trains_with_a_schedule_of_torch() -> None:
