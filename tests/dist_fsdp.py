@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -151,29 +152,36 @@ def check_kept_weights() -> None:
     follow(model, lambda x: losses(model, x), optimizer, run, plain, batches(), same_batch)
 
 
+def _with_features(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    z, answers = model(x)
+    aims = [x[:, :2] * (t + 1) - t for t in range(3)]
+    return z, [(y - a).square().mean() + 0.1 for y, a in zip(answers, aims, strict=True)]
+
+
+def _feature_steps(model: nn.Module, **options: Any) -> None:
+    expected = fresh(WithFeatures)
+    optimizer, plain = pair(UPGrad(), model, expected, **options)
+    for batch in batches():
+        z, mine = _with_features(model, own(batch))
+        report = optimizer.backward(mine, features=z)
+        with alone():
+            z, wanted = _with_features(expected, batch)
+            same_reports(report, plain.backward(wanted, features=z))
+        same_params(model, expected)
+        for one in (optimizer, plain):
+            one.step()
+            one.zero_grad()
+
+
 @only(2)
 def check_features() -> None:
-    def run(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        z, answers = model(x)
-        aims = [x[:, :2] * (t + 1) - t for t in range(3)]
-        return z, [(y - a).square().mean() + 0.1 for y, a in zip(answers, aims, strict=True)]
-
     for reshard in (True, False):
         for options in ({}, {"weight_heads": True}):
             model = sharded(WithFeatures, reshard_after_forward=reshard)
-            expected = fresh(WithFeatures)
-            optimizer, plain = pair(UPGrad(), model, expected, **options)
-            for batch in batches():
-                z, mine = run(model, own(batch))
-                report = optimizer.backward(mine, features=z)
-                with alone():
-                    z, wanted = run(expected, batch)
-                    same_reports(report, plain.backward(wanted, features=z))
-                same_params(model, expected)
-                for one in (optimizer, plain):
-                    one.step()
-                    one.zero_grad()
-    z, mine = run(model, own(batch))
+            _feature_steps(model, **options)
+    model = sharded(WithFeatures)
+    optimizer = MTLOptimizer(sgd(model), UPGrad(), module=model)
+    _, mine = _with_features(model, own(batches(1)[0]))
     unused = torch.ones(2, requires_grad=True) * 2
     told(ValueError, "what the heads read", lambda: optimizer.backward(mine, features=unused))
 
@@ -288,3 +296,4 @@ def _raise(grad: Tensor) -> Tensor:
 def check_hsdp() -> None:
     mesh = init_device_mesh(DEVICE, (2, 2), mesh_dim_names=("replicate", "shard"))
     steps(sharded(mesh=mesh), UPGrad())
+    _feature_steps(sharded(WithFeatures, mesh=mesh))

@@ -13,6 +13,7 @@ from dist_models import (
     fresh,
     reference,
     same_params,
+    told,
 )
 from dist_sharded import Losses, Wide, cut, losses, of_replica, same_batch
 from torch import Tensor, nn
@@ -101,6 +102,9 @@ def check_tensor_parallel_times_fsdp2() -> None:
     optimizer = MTLOptimizer(base, UPGrad(), module=model)
     plain, run = reference(expected, UPGrad()), Losses(expected, losses)
     follow(model, lambda x: losses(model, x), optimizer, run, plain, batches(), of_replica)
+    z = model(batches(1)[0])[0]
+    mine = [z.square().sum(), z.sum()]
+    told(NotImplementedError, "samples of its own", lambda: optimizer.backward(mine, features=z))
 
 
 @only(4)

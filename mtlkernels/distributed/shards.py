@@ -180,10 +180,10 @@ class Shards(OfRanks):
 
         What is above the features gets the plain sum, or with weight_heads the weighted one.
         """
-        if not self.fsdp or len(held.groups) > 1:
+        if not (self.fsdp and _own_samples(held)):
             raise NotImplementedError(
                 "features= needs samples of its own on each rank: of DTensors that is "
-                "fully_shard's on one mesh dimension; leave it out here"
+                "fully_shard's without tensor parallelism; leave it out here"
             )
         begun = starts(values, scale)
         cotangents = self.fsdp.cotangents(begun, features)
@@ -253,3 +253,15 @@ class Shards(OfRanks):
 
     def _totals(self, held: Held) -> Totals:
         return Totals(held.groups, held.ranks, 1, self.hosts)
+
+
+def _own_samples(held: Held) -> bool:
+    """Whether all dimensions of fully_shard's mesh are for samples: one, or HSDP's two.
+
+    HSDP replicates everything along the first and shards along the second, where tensor parallelism
+    has fully_shard shard along the first.
+    """
+    if len(held.groups) == 1:
+        return True
+    meshes = [param.placements for param in held.params if isinstance(param, DTensor)]
+    return all(len(own) == 2 and own[0].is_replicate() and own[1].is_shard() for own in meshes)
