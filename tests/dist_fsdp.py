@@ -62,6 +62,15 @@ def check_fsdp2_both_ways_of_resharding() -> None:
 
 
 @only(2)
+def check_float32_to_its_rounding() -> None:
+    model, expected = sharded(dtype=torch.float32), fresh(Heads, torch.float32)
+    optimizer, plain = pair(UPGrad(), model, expected)
+    run, data = Losses(expected, losses), batches(dtype=torch.float32)
+    bounds = {"rtol": 1e-6, "atol": 1e-6}
+    follow(model, lambda x: losses(model, x), optimizer, run, plain, data, **bounds)
+
+
+@only(2)
 def check_options() -> None:
     steps(sharded(), UPGrad(), weight_heads=True)
     steps(sharded(), NashMTL(), max_norm=0.05)

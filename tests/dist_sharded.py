@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from dist_models import (
     Model,
@@ -59,8 +60,10 @@ def losses(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [(y - a).square().mean() + 0.1 for y, a in zip(model(x), aims, strict=True)]
 
 
-def sharded(make: Callable[[], nn.Module] = Heads, **options: Any) -> nn.Module:
-    model = fresh(make)
+def sharded(
+    make: Callable[[], nn.Module] = Heads, dtype: torch.dtype = torch.float64, **options: Any
+) -> nn.Module:
+    model = fresh(make, dtype)
     for head in getattr(model, "heads", []):
         fully_shard(head, **options)
     if hasattr(model, "trunk"):

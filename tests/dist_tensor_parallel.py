@@ -49,6 +49,17 @@ def check_tensor_parallel() -> None:
         follow(model, lambda x, m=model: losses(m, x), optimizer, run, plain, batches(), part)
 
 
+@only(2)
+def check_float32_to_its_rounding() -> None:
+    mesh = init_device_mesh(DEVICE, (dist.get_world_size(),))
+    model, expected = cut(fresh(Wide, torch.float32), mesh), fresh(Wide, torch.float32)
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
+    optimizer = MTLOptimizer(base, UPGrad(), module=model)
+    plain, run = reference(expected, UPGrad()), Losses(expected, losses)
+    data, bounds = batches(dtype=torch.float32), {"rtol": 1e-6, "atol": 1e-6}
+    follow(model, lambda x: losses(model, x), optimizer, run, plain, data, same_batch, **bounds)
+
+
 class Matrix(nn.Module):
     """One matrix of DTensors, replicated; its gradient over a batch cut into pieces is a sum."""
 
