@@ -19,6 +19,7 @@ _KINDS = {
     "allgather_": "all-gather",
     "broadcast_": "broadcast",
     "alltoall_": "all-to-all",
+    "send": "send",
 }
 
 
@@ -29,7 +30,7 @@ class Traffic(TorchDispatchMode):
         calls: kind -> how often, of those that carry more than a few numbers.
         small: the same of those up to 1 KiB: Gram matrices, losses, agreements.
         sent: bytes that a rank sends: (W-1)/W of the whole for a reduce-scatter or an all-gather,
-            twice that for an all-reduce.
+            twice that for an all-reduce; all of it for a send.
     """
 
     SMALL = 1024
@@ -56,7 +57,8 @@ class Traffic(TorchDispatchMode):
         if name == "allgather_":  # into one tensor for each rank
             whole *= ranks
         (self.small if whole <= self.SMALL else self.calls)[kind] += 1
-        self.sent += (2 if kind == "all-reduce" else 1) * whole * (ranks - 1) / ranks
+        share = 1 if kind == "send" else (ranks - 1) / ranks
+        self.sent += (2 if kind == "all-reduce" else 1) * whole * share
 
 
 def _tensors(args: Sequence[Any]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from mtlkernels.graph import (
 )
 
 Losses = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
-
+Run = Callable[[], Tensor | None]
+Runs = Mapping[str, Run] | Sequence[Run]
 
 _SAY_IT = (
     "say how the ranks share the model, MTLOptimizer(base, method, module=model) with what "
@@ -158,19 +159,30 @@ def shared_positions(
     Raises:
         ValueError: there is none.
     """
-    if shared is None:
-        found = {p for p, count in enumerate(reached) if count >= min(2, tasks)}
-        if not found:
-            raise ValueError(
-                "no parameter is shared: no two losses reach the same one, so there is nothing to "
-                "balance. Use sum(losses).backward(), or name the parameters with shared="
-            )
-        return found
-    place = {id(param): p for p, param in enumerate(params)}
-    found = {place[id(param)] for param in trainable(shared, params)}
+    found = shared_among(reached, tasks, params, shared)
     if not any(reached[p] for p in found):
-        raise ValueError("no loss reaches any of the parameters that shared= names")
+        raise no_shared(shared)
     return found
+
+
+def shared_among(
+    reached: Sequence[int], tasks: int, params: Sequence[Tensor], shared: Sequence[Tensor] | None
+) -> set[int]:
+    """`shared_positions` of parameters among which there may be none."""
+    if shared is None:
+        return {p for p, count in enumerate(reached) if count >= min(2, tasks)}
+    place = {id(param): p for p, param in enumerate(params)}
+    return {place[id(param)] for param in trainable(shared, params)}
+
+
+def no_shared(shared: Sequence[Tensor] | None) -> ValueError:
+    """What to raise where nothing is to be balanced."""
+    if shared is None:
+        return ValueError(
+            "no parameter is shared: no two losses reach the same one, so there is nothing to "
+            "balance. Use sum(losses).backward(), or name the parameters with shared="
+        )
+    return ValueError("no loss reaches any of the parameters that shared= names")
 
 
 def several_ranks() -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import backprop, method_state
-from mtlkernels.arguments import Losses
+from mtlkernels.arguments import Losses, Runs
 from mtlkernels.backprop import Engine
 from mtlkernels.methods import GramMethod, LossMethod, Reused, RowMethod, get_method
 from mtlkernels.options import Options
@@ -86,6 +86,10 @@ class MTLOptimizer(torch.optim.Optimizer):
             counts is their mean; None stands for one that a rank has no data for.
         process_group: in place of a DistributedDataParallel, the ranks that hold the same
             parameters; beside the module of `parallelize_module`, those that hold the same pieces.
+        stages: the ranks that hold the stages of a pipeline, each with an optimizer of its own
+            parameters. Each task is then a function that runs its backward through all stages and
+            returns its loss where that is known, None on the other stages: T backwards of the
+            pipeline, of T gradients of activations between any two stages.
         gram: with replicas, "exact" weighs by the Gram matrix of the mean gradients, "unbiased" by
             an estimate of what it would be without the noise of the batch.
         check_ranks: compare all ranks' weights in each step, and raise where they differ; it waits
@@ -122,7 +126,7 @@ class MTLOptimizer(torch.optim.Optimizer):
     @overload
     def backward(
         self,
-        losses: Losses,
+        losses: Losses | Runs,
         *,
         features: Tensor | Sequence[Tensor] | None = None,
         scaler: Scaler | Tensor | None = None,
@@ -133,7 +137,7 @@ class MTLOptimizer(torch.optim.Optimizer):
     @overload
     def backward(
         self,
-        losses: Losses,
+        losses: Losses | Runs,
         *,
         scaler: Scaler | Tensor | None = None,
         accumulate: Literal[True],
@@ -142,7 +146,7 @@ class MTLOptimizer(torch.optim.Optimizer):
 
     def backward(
         self,
-        losses: Losses,
+        losses: Losses | Runs,
         *,
         features: Tensor | Sequence[Tensor] | None = None,
         scaler: Scaler | Tensor | None = None,
@@ -152,7 +156,8 @@ class MTLOptimizer(torch.optim.Optimizer):
         """Adds the method's direction to the parameters' .grad; see `mtlkernels.backward`.
 
         Args:
-            losses: T scalar losses: a mapping from names, a sequence or a 1-D tensor.
+            losses: T scalar losses: a mapping from names, a sequence or a 1-D tensor; with stages=
+                T functions.
             features: what the trunk returned and the heads read, to weigh the gradients there.
             scaler: a GradScaler, given the losses as they are; .grad comes out scaled.
             accumulate: add the tasks' gradients to those of the micro-batches before, and write
@@ -168,6 +173,7 @@ class MTLOptimizer(torch.optim.Optimizer):
             TypeError, ValueError: as `mtlkernels.backward`; nothing has been written then.
         """
         mtl, params = self._mtl, _params(self)
+        losses = cast(Losses, losses)  # functions are for `stages=`, whose engine looks
         mtl.check_learnt(params)
         if not accumulate:
             if mtl.pending is not None:
@@ -264,6 +270,7 @@ def _wrap(
     every: int = 1,
     module: torch.nn.Module | None = None,
     process_group: Any = None,
+    stages: Any = None,
     gram: Literal["exact", "unbiased"] = "exact",
     check_ranks: bool = False,
     **options: Any,
@@ -293,15 +300,16 @@ def _wrap(
     chosen = Options(**options)
     chosen.check(method)
     balancing = _Balancing(method, chosen)
-    if module is not None or process_group is not None:
+    if any(given is not None for given in (module, process_group, stages)):
         from mtlkernels import distributed  # which loads DTensor and FSDP
 
         balancing.ranks = distributed.engine(
-            module, process_group, method, chosen, gram=gram, check_ranks=check_ranks
+            module, process_group, stages, method, chosen, gram=gram, check_ranks=check_ranks
         )
     elif gram != "exact" or check_ranks:
         raise ValueError(
-            "gram= and check_ranks= are for several ranks: say which with module= or process_group="
+            "gram= and check_ranks= are for several ranks: say which with module=, process_group= "
+            "or stages="
         )
     method_state.take(base.param_groups, method)
     base._mtl = balancing  # type: ignore[attr-defined]

@@ -1,8 +1,9 @@
-"""Scenarios for several processes: one start of a process group runs all of a file's.
+"""Scenarios for several processes: one start of a process group runs those of several files.
 
 A scenario is a function without arguments whose name begins with `check_`, in a module named
 `dist_...`; it runs on every rank and fails where it raises. `WORLDS` of the module, or of the
-function, says with how many processes.
+function, says with how many processes. After one that fails none runs, as ranks may stand in
+different collectives then.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,12 @@ TIMEOUT = 60  # seconds for a collective; 4 processes on 2 cores are slow
 Outcome = dict[str, list[str]]
 
 
-def scenarios(module: str, world: int) -> dict[str, Callable[[], None]]:
-    """The checks of a module that are meant for a number of processes, in their order."""
-    found = importlib.import_module(module)
+def scenarios(modules: Sequence[str], world: int) -> dict[str, Callable[[], None]]:
+    """The checks that are meant for a number of processes, in their order: "module.check"."""
     return {
-        name.removeprefix("check_"): check
+        f"{module}.{name.removeprefix('check_')}": check
+        for module in modules
+        for found in [importlib.import_module(module)]
         for name, check in vars(found).items()
         if name.startswith("check_") and world in getattr(check, "worlds", found.WORLDS)
     }
@@ -59,7 +61,7 @@ def only(*worlds: int) -> Callable[[Any], Any]:
     return mark
 
 
-def run(module: str, world: int, folder: Path | None = None) -> Outcome:
+def run(modules: Sequence[str], world: int, folder: Path | None = None) -> Outcome:
     """What each scenario raised on each rank, "" where it passed."""
     with tempfile.TemporaryDirectory() as own:
         shared = Path(own)
@@ -71,7 +73,8 @@ def run(module: str, world: int, folder: Path | None = None) -> Outcome:
             "OMP_NUM_THREADS": "1",
             "DIST_FOLDER": str(folder or shared),
         }
-        command = [sys.executable, str(HERE / "dist_harness.py"), module, str(world), own]
+        names = ",".join(modules)
+        command = [sys.executable, str(HERE / "dist_harness.py"), names, str(world), own]
         ranks = []
         for rank in range(world):
             with (shared / f"{rank}.log").open("w") as log:
@@ -88,7 +91,7 @@ def run(module: str, world: int, folder: Path | None = None) -> Outcome:
             for process in ranks:
                 process.kill()
                 process.wait()
-        outcome: Outcome = {name: [] for name in scenarios(module, world)}
+        outcome: Outcome = {name: [] for name in scenarios(modules, world)}
         for rank in range(world):
             answers = shared / f"{rank}.json"
             told = json.loads(answers.read_text()) if answers.exists() else {}
@@ -114,12 +117,12 @@ def alone() -> Iterator[None]:
         backprop.refuse_several_ranks = kept
 
 
-def main(module: str, world: int, shared: Path, rank: int) -> None:
+def main(modules: Sequence[str], world: int, shared: Path, rank: int) -> None:
     torch.set_num_threads(1)
     if NCCL:
         torch.cuda.set_device(rank)
         torch.set_default_device("cuda")
-    checks = scenarios(module, world)
+    checks = scenarios(modules, world)
     warnings.simplefilter("error")
     dist.init_process_group(
         "nccl" if NCCL else "gloo",
@@ -140,7 +143,7 @@ def main(module: str, world: int, shared: Path, rank: int) -> None:
             print(name, f"{time.monotonic() - start:.2f} s", told[name], flush=True)
         (shared / f"{rank}.json").write_text(json.dumps(told))
         if told[name]:
-            break  # the ranks may stand in different collectives now
+            break
     if all(not text for text in told.values()):
         dist.barrier()
         gc.collect()  # cycles hold the group, whose threads must end before Python does
@@ -148,5 +151,5 @@ def main(module: str, world: int, shared: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1].split(","), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
     os._exit(0)  # threads of a broken group would keep the process

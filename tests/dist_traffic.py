@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from traffic import Traffic
 
 from mtlkernels import SI, MTLOptimizer, TrimmedMean, UPGrad
+from mtlkernels.distributed import collectives
 
 WORLDS = (2, 4)
 TASKS = 3
@@ -87,6 +88,36 @@ def check_rows() -> None:
     assert traffic.calls == Counter({"reduce-scatter": TASKS, "all-gather": 1})
     assert traffic.small == Counter({"all-reduce": 2})
     assert traffic.sent / _ddp_alone() == pytest.approx((TASKS + 1) / 2, rel=0.03)
+
+
+@only(2)
+def check_a_row_travels_while_the_next_backward_runs() -> None:
+    """Each task's reduction starts before the next backward does, and is waited for after it."""
+    model = fresh(Large)
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = MTLOptimizer(base, UPGrad(), process_group=dist.group.WORLD)
+    events: list[str] = []
+    found = model(_batch())
+    for t, loss in enumerate(found):
+        loss.register_hook(lambda grad, t=t: events.append(f"backward {t}"))
+
+    def start(part: Tensor, whole: Tensor, group: Any) -> collectives.Pending:
+        events.append("start")
+        return reduce_scatter(part, whole, group)
+
+    def wait(pending: collectives.Pending) -> None:
+        if pending.work is not None and pending.what.startswith("reducing a task"):
+            events.append("wait")
+        wait_for(pending)
+
+    reduce_scatter, wait_for = collectives.reduce_scatter, collectives.Pending.wait
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collectives, "reduce_scatter", start)
+        patch.setattr(collectives.Pending, "wait", wait)
+        optimizer.backward(found)
+    # Of three, the first is waited for where its memory is needed again: two are on the way.
+    expected = ["backward 0", "start", "backward 1", "start", "backward 2", "wait", "start"]
+    assert events == [*expected, "wait", "wait"]
 
 
 @only(2)

@@ -1,6 +1,6 @@
-"""Several processes on gloo: what dist_replicas.py and dist_shards.py check, a rank that dies.
+"""Several processes on gloo: the scenarios of dist_*.py, a rank that dies, examples, benchmark.
 
-One start of a process group runs all scenarios of a file that are for its number of ranks.
+One start of a process group runs all scenarios that are for its number of ranks.
 """
 
 from __future__ import annotations
@@ -26,49 +26,58 @@ HERE = Path(__file__).parent
 
 pytestmark = pytest.mark.dist
 
-STARTS = [
-    *(("dist_replicas", 1), ("dist_shards", 1)),
-    *(("dist_replicas", 2), ("dist_replicas", 4), ("dist_shards", 2), ("dist_shards", 4)),
-    *(("dist_traffic", 2), ("dist_traffic", 4)),
+MODULES = [
+    *("dist_replicas", "dist_numbers", "dist_absent", "dist_unbiased", "dist_agreement"),
+    *("dist_fsdp", "dist_tensor_parallel", "dist_stages", "dist_checkpoints", "dist_refusals"),
+    "dist_traffic",
 ]
-CASES = [(*start, name) for start in STARTS for name in dist_harness.scenarios(*start)]
+CASES = [(world, name) for world in (1, 2, 4) for name in dist_harness.scenarios(MODULES, world)]
+
+
+class Starts:
+    """Runs a number of processes when their first scenario is asked for.
+
+    Args:
+        modules: by number of processes, what is asked for.
+        folder: what two ranks save here, four load.
+    """
+
+    def __init__(self, modules: dict[int, list[str]], folder: Path) -> None:
+        self.modules, self.folder = modules, folder
+        self.outcomes: dict[int, dist_harness.Outcome] = {}
+
+    def outcome(self, world: int) -> dist_harness.Outcome:
+        if "dist_checkpoints" in self.modules[world] and world == 4:
+            self.outcome(2)
+        if world not in self.outcomes:
+            self.outcomes[world] = dist_harness.run(self.modules[world], world, self.folder)
+        return self.outcomes[world]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks save here, four load."""
-    return tmp_path_factory.mktemp("dist")
+def starts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Starts:
+    """Of the modules that some selected test needs."""
+    asked: dict[int, set[str]] = {1: set(), 2: set(), 4: set()}
+    for item in request.session.items:
+        if isinstance(item, pytest.Function) and item.originalname == "test_scenario":
+            asked[item.callspec.params["world"]].add(item.callspec.params["name"].split(".")[0])
+    asked[2] |= asked[4] & {"dist_checkpoints"}
+    modules = {world: [m for m in MODULES if m in names] for world, names in asked.items()}
+    return Starts(modules, tmp_path_factory.mktemp("dist"))
 
 
-@pytest.fixture(scope="module")
-def outcomes() -> dict[tuple[str, int], dist_harness.Outcome]:
-    return {}
-
-
-@pytest.mark.parametrize(
-    ("module", "world", "name"), CASES, ids=[f"{m}-{w}-{n}" for m, w, n in CASES]
-)
-def test_scenario(
-    module: str,
-    world: int,
-    name: str,
-    outcomes: dict[tuple[str, int], dist_harness.Outcome],
-    folder: Path,
-) -> None:
+@pytest.mark.parametrize(("world", "name"), CASES, ids=[f"{w}-{n}" for w, n in CASES])
+def test_scenario(world: int, name: str, starts: Starts) -> None:
     if dist_harness.NCCL and torch.cuda.device_count() < world:
         pytest.skip(f"fewer than {world} GPUs")
-    start = module, world
-    for needed in [("dist_shards", 2), start] if start == ("dist_shards", 4) else [start]:
-        if needed not in outcomes:
-            outcomes[needed] = dist_harness.run(*needed, folder)
-    for rank, error in enumerate(outcomes[start][name]):
+    for rank, error in enumerate(starts.outcome(world)[name]):
         assert not error, f"rank {rank} of {world}: {error}"
 
 
 def test_the_others_say_so_where_a_rank_dies_or_hangs() -> None:
-    outcome = dist_harness.run("dist_death", 2)
-    assert outcome["a_rank_hangs"] == ["", ""]
-    survivor, dead = outcome["a_rank_dies"]
+    outcome = dist_harness.run(["dist_death"], 2)
+    assert outcome["dist_death.a_rank_hangs"] == ["", ""]
+    survivor, dead = outcome["dist_death.a_rank_dies"]
     assert not survivor, survivor
     assert "did not get there" in dead
 

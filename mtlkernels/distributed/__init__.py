@@ -15,6 +15,7 @@ from mtlkernels.distributed.arguments import refuse_for_shards
 from mtlkernels.distributed.replicas import Replicas
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.shards import Shards
+from mtlkernels.distributed.stages import Stages, refuse_for_stages
 from mtlkernels.families import keeps_weights, takes_rows, weighs_losses
 from mtlkernels.options import Options
 
@@ -24,15 +25,17 @@ __all__ = ["engine"]
 def engine(
     module: nn.Module | None,
     process_group: dist.ProcessGroup | None,
+    stages: dist.ProcessGroup | None,
     method: object,
     options: Options,
     **setting: Any,
 ) -> Engine:
-    """Who takes steps over the ranks that `module` or `process_group` speak of.
+    """Who takes steps over the ranks that `module`, `process_group` or `stages` speak of.
 
     Args:
         module: what DistributedDataParallel, fully_shard or parallelize_module gave.
         process_group: ranks that hold the same parameters, or the same pieces of them.
+        stages: ranks that hold other parameters each, of one model.
         method, options: what the steps will be.
         setting: of `Setting`.
 
@@ -41,6 +44,9 @@ def engine(
         ValueError: module says nothing of ranks, or both arguments do.
     """
     chosen = Setting(**setting)
+    if stages is not None:
+        refuse_for_stages(module, process_group, method, options, chosen.gram)
+        return Stages(stages, chosen)
     if isinstance(module, DistributedDataParallel):
         _refuse_ddp(module)
         if process_group is not None:

@@ -112,10 +112,14 @@ class Host:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; one number."""
-        told = torch.tensor(int(flag))
+        return self.count([flag]) != [0]
+
+    def count(self, flags: Sequence[bool]) -> list[int]:
+        """On how many ranks each of the flags is set."""
+        told = torch.tensor([int(flag) for flag in flags], device="cpu")
         with explained("agreeing on a step"):
-            dist.all_reduce(told, dist.ReduceOp.MAX, group=self._ready())
-        return bool(told)
+            dist.all_reduce(told, group=self._ready())
+        return told.tolist()
 
     def gather(self, thing: object) -> list[Any]:
         """Every rank's thing, in the order of the ranks."""

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from mtlkernels.arguments import Losses, refuse_reentrant_checkpoints
 from mtlkernels.balancing import section_grams
-from mtlkernels.by_rows import columns, combine_rows, reach, sections_of
+from mtlkernels.by_rows import combine_rows, reach, sections_of
 from mtlkernels.collect import Row, task_gradients
 from mtlkernels.distributed.meeting import Meeting, Step
 from mtlkernels.distributed.one_backward import loss_step, weighted_step
+from mtlkernels.distributed.pieces import piece_gram, piece_groups
 from mtlkernels.distributed.placements import Held
 from mtlkernels.distributed.segments import Exchange, lay_out, mean_rows
 from mtlkernels.families import AnyMethod, Weighting, keeps_weights, takes_rows, weighs_losses
-from mtlkernels.layout import group_gradients
 from mtlkernels.options import Options, check_keeps_rows
 from mtlkernels.report import Report
 from mtlkernels.rows import Rows, collect_rows
@@ -152,20 +152,8 @@ class Replicas(Meeting):
         """The Gram matrix of this rank's own rows, where the statistic needs it."""
         if self.setting.gram == "exact":
             return None
-        held = now.held
-        groups = [
-            group_gradients(
-                columns(rows, part),
-                [held.tensors[p] for p in part],
-                [held.copies[p] for p in part],
-            )
-            for part in sections
-        ]
-        parted, size = options.parts is not None, len(rows)
-        if not any(groups):  # a rank without any task
-            shape = (len(sections), size, size) if parted else (size, size)
-            return torch.zeros(shape, dtype=torch.float64, device=now.losses.device)
-        return section_grams(groups, size, parted)
+        groups = piece_groups(rows, now.held, sections)
+        return piece_gram(groups, len(rows), options.parts is not None, now.losses.device)
 
     @torch.no_grad()
     def _finish(

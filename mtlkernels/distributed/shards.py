@@ -15,20 +15,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mtlkernels.arguments import Losses, refuse_reentrant_checkpoints
-from mtlkernels.balancing import section_grams
 from mtlkernels.by_losses import weigh_losses, write_row
-from mtlkernels.by_rows import columns, reach, sections_of, split
+from mtlkernels.by_rows import reach, sections_of, split
 from mtlkernels.collect import stack, starts, task_gradients, weighted_gradient
-from mtlkernels.combining import add_weighted_sum
 from mtlkernels.distributed.agreement import Agreement, View, fingerprint
 from mtlkernels.distributed.arguments import present_losses, refuse_compiling
 from mtlkernels.distributed.collectives import Hosts, OfRanks
 from mtlkernels.distributed.fsdp import FullyShard
+from mtlkernels.distributed.pieces import combine_pieces
 from mtlkernels.distributed.placements import Held
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.verdict import Totals
 from mtlkernels.families import AnyMethod, Weighting, keeps_weights, weighs_losses
-from mtlkernels.layout import group_gradients
 from mtlkernels.options import Options, check_keeps_rows, check_step
 from mtlkernels.report import Report, Status
 from mtlkernels.rows import Rows
@@ -160,36 +158,12 @@ class Shards(OfRanks):
     def combine_rows(self, rows: Rows, method: Any, options: Options) -> Report:
         """Pieces of T rows to Gram matrix, weights and .grad."""
         options.check(method)
-        params = rows.params
+        params, parts = rows.params, options.parts
         held = Held(params)
-        grads, num_tasks = rows.grads, len(rows.tasks)
-        balanced, heads = split(grads, params, options.shared)
-        parts = options.parts
+        balanced, heads = split(rows.grads, params, options.shared)
         sections = [balanced] if parts is None else sections_of(parts, params, balanced)
-
-        def members(positions: Sequence[int]) -> list[Tensor]:
-            return [held.tensors[p] for p in positions]
-
-        groups = [
-            group_gradients(columns(grads, part), members(part), [held.copies[p] for p in part])
-            for part in sections
-        ]
-        gram = section_grams(groups, num_tasks, parts is not None)
-        found, losses = self._totals(held).judge(
-            gram, rows.losses, method, rows.scale, options.max_norm, self.setting
-        )
-        assert found.weights is not None
-        for part, own, weights in zip(
-            sections, groups, found.weights.view(len(sections), -1), strict=True
-        ):
-            add_weighted_sum(own, weights, members(part))
-        ones = torch.ones_like(found.status, dtype=torch.float64)
-        head_groups = group_gradients(columns(grads, heads), members(heads))
-        add_weighted_sum(
-            head_groups, found.weights if options.weight_heads else ones, members(heads)
-        )
-        held.hand_back()
-        return Report(rows.tasks, found.gram, found.weights, losses, found.status, rows.collected)
+        totals = self._totals(held)
+        return combine_pieces(rows, held, sections, heads, method, options, totals, self.setting)
 
     def _by_features(
         self,
@@ -206,10 +180,10 @@ class Shards(OfRanks):
 
         What is above the features gets the plain sum, or with weight_heads the weighted one.
         """
-        if not self.fsdp or len(held.groups) > 1:
+        if not (self.fsdp and _own_samples(held)):
             raise NotImplementedError(
                 "features= needs samples of its own on each rank: of DTensors that is "
-                "fully_shard's on one mesh dimension; leave it out here"
+                "fully_shard's without tensor parallelism; leave it out here"
             )
         begun = starts(values, scale)
         cotangents = self.fsdp.cotangents(begun, features)
@@ -279,3 +253,15 @@ class Shards(OfRanks):
 
     def _totals(self, held: Held) -> Totals:
         return Totals(held.groups, held.ranks, 1, self.hosts)
+
+
+def _own_samples(held: Held) -> bool:
+    """Whether all dimensions of fully_shard's mesh are for samples: one, or HSDP's two.
+
+    HSDP replicates everything along the first and shards along the second, where tensor parallelism
+    has fully_shard shard along the first.
+    """
+    if len(held.groups) == 1:
+        return True
+    meshes = [param.placements for param in held.params if isinstance(param, DTensor)]
+    return all(len(own) == 2 and own[0].is_replicate() and own[1].is_shard() for own in meshes)

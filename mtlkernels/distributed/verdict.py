@@ -20,15 +20,17 @@ class Totals:
 
     Attributes:
         groups: ranks of each of them are summed over, one after the other.
-        ranks: how many ranks that are in all.
+        ranks: how many ranks that are in all, with their own losses.
         replicas: how many of them have samples of their own for one piece of the parameters.
         hosts: what the groups' ranks talk through.
+        stages: how many ranks stand behind each of `ranks`, one of which has the losses.
     """
 
     groups: list[Group]
     ranks: int
     replicas: int
     hosts: Hosts
+    stages: int = 1
 
     def losses(self, losses: Tensor, scale: Tensor | None) -> Tensor:
         """(T) the means of the ranks' losses, NaN where their scales differ."""
@@ -79,7 +81,7 @@ class Totals:
 
     def _doubt(self, scales: Tensor) -> Tensor:
         """0, or NaN where the scales of the ranks differ: GradScaler then skips everywhere."""
-        mean, square = (scales / self.ranks).unbind()
+        mean, square = (scales / (self.ranks * self.stages)).unbind()
         same = square - mean.square() <= 1e-9 * square
         return torch.where(same, 0.0, torch.nan)
 

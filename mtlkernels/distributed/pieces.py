@@ -1,0 +1,81 @@
+"""Rows of which this rank holds a piece: its part of K, all ranks' weights, its piece of .grad."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtlkernels.balancing import section_grams
+from mtlkernels.by_rows import columns
+from mtlkernels.combining import add_weighted_sum
+from mtlkernels.distributed.placements import Held
+from mtlkernels.distributed.setting import Setting
+from mtlkernels.distributed.verdict import Totals
+from mtlkernels.families import Weighting
+from mtlkernels.layout import Group, group_gradients
+from mtlkernels.options import Options
+from mtlkernels.report import Report
+from mtlkernels.rows import Rows
+
+
+def combine_pieces(
+    rows: Rows,
+    held: Held,
+    sections: Sequence[Sequence[int]],
+    heads: Sequence[int],
+    method: Weighting,
+    options: Options,
+    totals: Totals,
+    setting: Setting,
+) -> Report:
+    """Adds this rank's piece of the direction to .grad.
+
+    Args:
+        rows: pieces of T gradients.
+        held: their parameters.
+        sections: positions of what is balanced, part by part.
+        heads: positions of the other parameters that a task reaches.
+        method, options, setting: how.
+        totals: where the ranks' parts of K add up.
+    """
+    grads = rows.grads
+    groups = piece_groups(grads, held, sections)
+    gram = piece_gram(groups, len(grads), options.parts is not None, rows.losses.device)
+    found, losses = totals.judge(gram, rows.losses, method, rows.scale, options.max_norm, setting)
+    assert found.weights is not None
+    for part, own, weights in zip(
+        sections, groups, found.weights.view(len(sections), -1), strict=True
+    ):
+        add_weighted_sum(own, weights, [held.tensors[p] for p in part])
+    members = [held.tensors[p] for p in heads]
+    ones = torch.ones_like(found.status, dtype=torch.float64)
+    head_weights = found.weights if options.weight_heads else ones
+    add_weighted_sum(group_gradients(columns(grads, heads), members), head_weights, members)
+    held.hand_back()
+    return Report(rows.tasks, found.gram, found.weights, losses, found.status, rows.collected)
+
+
+def piece_groups(
+    grads: Sequence[Sequence[Tensor | None]], held: Held, sections: Sequence[Sequence[int]]
+) -> list[list[Group]]:
+    """This rank's pieces of T rows in groups, section by section."""
+    return [
+        group_gradients(
+            columns(grads, part),
+            [held.tensors[p] for p in part],
+            [held.copies[p] for p in part],
+        )
+        for part in sections
+    ]
+
+
+def piece_gram(
+    sections: Sequence[Sequence[Group]], num_tasks: int, parts: bool, device: torch.device
+) -> Tensor:
+    """`section_grams`, and zeros where no task reaches anything that this rank holds."""
+    if any(sections):
+        return section_grams(sections, num_tasks, parts)
+    shape = (len(sections), num_tasks, num_tasks) if parts else (num_tasks, num_tasks)
+    return torch.zeros(shape, dtype=torch.float64, device=device)
