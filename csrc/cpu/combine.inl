@@ -22,10 +22,7 @@ MTLKERNELS_NOINLINE void add_weighted(const S* const* rows, const accumulator_t<
     V sum = {};
     if constexpr (!kFresh) sum = load(acc + k);
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      fetch_ahead(x[i] + k);
-      sum += w[i] * load(x[i] + k);
-    }
+    for (int i = 0; i < kRows; ++i) sum += w[i] * load(x[i] + k);
     if constexpr (kStream) {
       stream_vector(sum, acc + k);
     } else {
