@@ -60,16 +60,40 @@ MTLKERNELS_NOINLINE void write_narrow(const S* const* rows, const float* weights
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) x[i] = rows[i], w[i] = weights[i];
   int64_t k = 0;
-  for (; k + kLanes<float> <= n; k += kLanes<float>) {
+  auto one_vector = [&]() __attribute__((always_inline)) {
     Floats sum = {};
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) sum += w[i] * load(x[i] + k);
+    for (int i = 0; i < kRows; ++i) {
+      fetch_ahead(x[i] + k);
+      sum += w[i] * load(x[i] + k);
+    }
     if constexpr (kStream) {
       stream_narrow(sum, out + k);
     } else {
       narrow_vector(sum, out + k);
     }
+    k += kLanes<float>;
+  };
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    if (kStream && n >= kLanes<float> && reinterpret_cast<intptr_t>(out) % MTLKERNELS_VECTOR_BYTES) one_vector();
+    for (; k + 2 * kLanes<float> <= n; k += 2 * kLanes<float>) {
+      Floats low = {}, high = {};
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+        fetch_ahead(x[i] + k);
+        const Words pairs = load_pairs(x[i] + k);
+        low += w[i] * even(pairs);
+        high += w[i] * odd(pairs);
+      }
+      const Words pairs = narrow_pairs(low, high);
+      if constexpr (kStream) {
+        stream_vector(pairs, out + k);
+      } else {
+        *reinterpret_cast<LoadedWords*>(out + k) = pairs;
+      }
+    }
   }
+  while (k + kLanes<float> <= n) one_vector();
   for (; k < n; ++k) {
     float sum = 0;
 #pragma GCC unroll 8

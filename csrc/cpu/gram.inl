@@ -11,7 +11,7 @@ constexpr int kTile = MTLKERNELS_VECTOR_BYTES == 64 ? 4 : 3;
 // Rows are read in place by up to this many tasks, with 16-bit elements, which every tile widens anew, by fewer.
 constexpr int64_t kInPlaceNarrow = 16;
 constexpr int64_t kLongRun = 4;  // chunks, of rows that are read once
-constexpr int64_t kStreams = 8;  // rows that the hardware is trusted to fetch ahead by itself
+constexpr int64_t kStreams = 8;  // rows whose next run square tiles leave to the hardware
 
 // Two rows' part of the run after this one, fetched into the second-level cache by the way: tiles compute, and the rows
 // of many tasks are more streams than hardware follows, each of which it loses at the end of a page.
@@ -58,7 +58,10 @@ MTLKERNELS_NOINLINE void triangle_tile(const S* const* rows, int64_t first, int6
     V value[kRows];
     if constexpr (kAhead) ahead.fetch(at / kLanes<A>);
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) value[i] = load(x[i] + at);
+    for (int i = 0; i < kRows; ++i) {
+      if constexpr (!kAhead) fetch_ahead(x[i] + at);
+      value[i] = load(x[i] + at);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8

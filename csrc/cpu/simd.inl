@@ -24,6 +24,13 @@ template <class A> constexpr int64_t kChunk = kChunkBytes / static_cast<int64_t>
 MTLKERNELS_INLINE Vector<float>::type load(const float* p) { return *reinterpret_cast<const Vector<float>::loaded*>(p); }
 MTLKERNELS_INLINE Vector<double>::type load(const double* p) { return *reinterpret_cast<const Vector<double>::loaded*>(p); }
 
+// Asks for what a row holds some steps later. Several rows are several streams, each of which the hardware follows to the
+// end of a page only, and begins anew on the next. Past a row's end it asks for nothing that is needed, and faults never.
+constexpr uintptr_t kFetchBytes = 2048;
+MTLKERNELS_INLINE void fetch_ahead(const void* p) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + kFetchBytes));
+}
+
 // Stores past the cache: the line is not read before it is written. `to` is aligned to a vector. Other threads see
 // the values after a fence.
 constexpr bool kCanStream = MTLKERNELS_X86_LEVEL > 0;
@@ -132,18 +139,38 @@ MTLKERNELS_INLINE Words widen_words(const BFloat16* p) {
 
 MTLKERNELS_INLINE Floats load(const BFloat16* p) { return reinterpret_cast<Floats>(widen_words(p) << 16); }
 
-MTLKERNELS_INLINE Halves narrow(Floats x, BFloat16) {
+// Two neighbours a word, which need no shuffle to widen: the one at the even place by a shift, the other by a mask.
+typedef uint32_t LoadedWords __attribute__((vector_size(MTLKERNELS_VECTOR_BYTES), aligned(2), may_alias));
+
+MTLKERNELS_INLINE Words load_pairs(const BFloat16* p) { return *reinterpret_cast<const LoadedWords*>(p); }
+MTLKERNELS_INLINE Floats even(Words pairs) { return reinterpret_cast<Floats>(pairs << 16); }
+MTLKERNELS_INLINE Floats odd(Words pairs) { return reinterpret_cast<Floats>(pairs & 0xffff0000u); }
+
+// Rounded to the nearest, ties to even, in the upper half of each word; a NaN stays one. The lower half is not zero.
+MTLKERNELS_INLINE Words round_to_upper(Floats x) {
   const Words u = reinterpret_cast<Words>(x);
-  const Words rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const Words rounded = u + 0x7fffu + ((u >> 16) & 1u);
 #if MTLKERNELS_X86_LEVEL == 512
   const __mmask16 nan = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(x), _CMP_UNORD_Q);
-  const auto quiet = reinterpret_cast<__m512i>((u >> 16) | 0x40u);
-  const __m512i chosen = _mm512_mask_mov_epi32(reinterpret_cast<__m512i>(rounded), nan, quiet);
-  return reinterpret_cast<Halves>(_mm512_maskz_cvtepi32_epi16(0xffff, chosen));
+  const auto word = reinterpret_cast<__m512i>(u);
+  return reinterpret_cast<Words>(
+      _mm512_mask_or_epi32(reinterpret_cast<__m512i>(rounded), nan, word, _mm512_set1_epi32(0x400000)));
 #else
   const Words nan = reinterpret_cast<Words>(x != x);
-  const Words chosen = (nan & ((u >> 16) | 0x40u)) | (~nan & rounded);
-  return __builtin_convertvector(chosen, Halves);
+  return (nan & (u | 0x400000u)) | (~nan & rounded);
+#endif
+}
+
+MTLKERNELS_INLINE Words narrow_pairs(Floats even, Floats odd) {
+  return (round_to_upper(even) >> 16) | (round_to_upper(odd) & 0xffff0000u);
+}
+
+MTLKERNELS_INLINE Halves narrow(Floats x, BFloat16) {
+  const Words rounded = round_to_upper(x) >> 16;
+#if MTLKERNELS_X86_LEVEL == 512
+  return reinterpret_cast<Halves>(_mm512_maskz_cvtepi32_epi16(0xffff, reinterpret_cast<__m512i>(rounded)));
+#else
+  return __builtin_convertvector(rounded, Halves);
 #endif
 }
 

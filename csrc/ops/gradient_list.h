@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
-#include <string>
+#include <ostream>
 #include <utility>
 #include <vector>
 
@@ -28,6 +28,29 @@ inline void check_not_empty(const std::vector<Tensor>& grads) {
   check(!grads.empty(), "the gradient list is empty: pass T * P tensors, task by task");
 }
 
+// Numbers as they come over the ABI. The typed accessors compare each with every type there is, by a call each, which a
+// list of many small tensors would pay for more dearly than for its arithmetic.
+inline int32_t raw_dtype(const Tensor& x) {
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  return dtype;
+}
+
+inline int32_t raw_device_type(const Tensor& x) {
+  int32_t type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &type));
+  return type;
+}
+
+// A gradient's place in the list, made into words only where a check fails.
+struct GradientName {
+  int64_t task, param;
+
+  friend std::ostream& operator<<(std::ostream& out, const GradientName& name) {
+    return out << "the gradient of task " << name.task << " for parameter " << name.param;
+  }
+};
+
 // Rows in place where they are contiguous, else copied once.
 struct GradientList {
   int64_t tasks;
@@ -41,48 +64,54 @@ struct GradientList {
     const auto count = static_cast<int64_t>(grads.size());
     check(tasks >= 1 && count % tasks == 0, "expected a task-major list of num_tasks * P gradients, got ",
           count, " gradients for ", tasks, " tasks");
-    const int64_t params = count / tasks;
-    const ScalarType type = grads[0].scalar_type();
-    const auto known = kernel_dtype(type);
+    const auto known = kernel_dtype(grads[0].scalar_type());
     check(known.has_value(), "gradients must be float32, float64, bfloat16 or float16");
     dtype = *known;
+    const int64_t params = count / tasks;
     numel.assign(params, 0);
-    std::vector<int64_t> first(params, -1);
-    for (int64_t i = 0; i < count; ++i) {
-      const Tensor& grad = grads[i];
-      const int64_t task = i / params, param = i % params;
-      check(grad.scalar_type() == type, name(task, param),
-            " has another dtype than the first of the list: call once for each dtype");
-      check(same_device(grad, grads[0]), name(task, param), " is not on ",
-            grads[0].is_cpu() ? "the CPU as the first of the list is" : "the device of the first of the list");
-      const int64_t n = grad.numel();
-      if (n == 0) continue;
-      if (first[param] < 0) {
-        first[param] = i;
-        numel[param] = n;
-      } else {
-        check(same_shape(grad, grads[first[param]]), name(task, param), " has another shape than task ",
-              first[param] / params, "'s");
-      }
-      if (grad.is_contiguous()) {
-        rows[i] = grad.const_data_ptr();
-      } else {
-        copies.push_back(torch::stable::contiguous(grad));
-        rows[i] = copies.back().const_data_ptr();
+    const int32_t type = raw_dtype(grads[0]), device = raw_device_type(grads[0]);
+    const bool on_cpu = grads[0].is_cpu();  // of which there is one
+    const auto index = grads[0].get_device_index();
+    std::vector<Present> first(params);
+    for (int64_t task = 0, i = 0; task < tasks; ++task) {
+      for (int64_t param = 0; param < params; ++param, ++i) {
+        const Tensor& grad = grads[i];
+        const GradientName name{task, param};
+        check(raw_dtype(grad) == type, name, " has another dtype than the first of the list: call once for each dtype");
+        check(raw_device_type(grad) == device && (on_cpu || grad.get_device_index() == index), name, " is not on ",
+              on_cpu ? "the CPU as the first of the list is" : "the device of the first of the list");
+        if (is_present(grad, name, first[param], numel[param])) rows[i] = pointer(grad);
       }
     }
   }
 
-  static std::string name(int64_t task, int64_t param) {
-    return "the gradient of task " + std::to_string(task) + " for parameter " + std::to_string(param);
-  }
-
-  static bool same_shape(const Tensor& a, const Tensor& b) {
-    const auto x = a.sizes(), y = b.sizes();
-    return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());
-  }
-
   Plan plan() const { return make_plan(numel, tasks); }
+
+ private:
+  using Sizes = decltype(std::declval<const Tensor&>().sizes());
+
+  // The first task that reaches a parameter, and its gradient's shape.
+  struct Present {
+    int64_t task = -1;
+    Sizes sizes;
+  };
+
+  static bool is_present(const Tensor& grad, const GradientName& name, Present& first, int64_t& numel) {
+    const Sizes sizes = grad.sizes();
+    if (first.task >= 0 && std::equal(sizes.begin(), sizes.end(), first.sizes.begin(), first.sizes.end())) return true;
+    const int64_t n = grad.numel();
+    if (n == 0) return false;
+    check(first.task < 0, name, " has another shape than task ", first.task, "'s");
+    first = {name.task, sizes};
+    numel = n;
+    return true;
+  }
+
+  const void* pointer(const Tensor& grad) {
+    if (grad.is_contiguous()) return grad.const_data_ptr();
+    copies.push_back(torch::stable::contiguous(grad));
+    return copies.back().const_data_ptr();
+  }
 };
 
 // The number of tasks that a vector of weights is for.
