@@ -72,8 +72,7 @@ INTERPRETED = [
     "test_wide_weights.py::test_weights_that_are_not_finite_show[float32-1e+39-2-nan-ops]",
     "test_wide_weights.py::test_weights_that_are_not_finite_show[float32-1.0-2-inf-ops]",
     *[
-        f"test_every_gram_method.py::test_{case}{method}]"
-        for method in ("CAGrad", "CAGrad-0.9-square", "CAGrad-1.5-sum")
+        f"test_every_gram_method.py::test_{case}CAGrad]"
         for case in (
             "one_task[",
             "identical_gradients[",
@@ -85,10 +84,7 @@ INTERPRETED = [
             "scale_of_all_gradients[12-",
         )
     ],
-    *[
-        f"test_every_gram_method.py::test_hard_grams_are_solved[CAGrad-{kind}]"
-        for kind in ("nearly-parallel", "conflicting-scaled")
-    ],
+    "test_every_gram_method.py::test_hard_grams_are_solved[CAGrad-nearly-parallel]",
     *[
         f"test_cagrad.py::test_cagrad_at_a_stationary_point_takes_the_nearest_direction_without_conflict[{T}]"
         for T in (3, 6)

@@ -155,9 +155,13 @@ void check_range() {
   expect(std::isfinite(K[2 * 4 + 1]), "an absent block took part in a product with infinity");
 }
 
+// Every number of tasks for one type of four bytes and one of two; the others differ in how an element is read and written.
 template <class S>
 void check_all() {
-  for (const int64_t T : kQuick ? std::vector<int64_t>{3, 9} : std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 40}) {
+  constexpr bool kEvery = std::is_same_v<S, float> || std::is_same_v<S, BFloat16>;
+  for (const int64_t T : kQuick    ? std::vector<int64_t>{3, 9}
+                         : kEvery ? std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 40}
+                                  : std::vector<int64_t>{2, 8, 9}) {
     const std::string tasks = std::to_string(T) + " tasks";
     check_case<S>({tasks, T, {67, 3, 1100}});
     check_case<S>({tasks + ", segments of two blocks", T, {4100, 30, 5000}, 2});
@@ -170,11 +174,11 @@ void check_all() {
   check_case<S>({"zero sizes first, middle and last", 2, {0, 5, 0, 7, 0}});
   check_alignment<S>({"three tensors", 3, {16, 1029, 4096}});
   if (!std::is_same_v<S, Float16>) check_range<S>();
-  if constexpr (std::is_same_v<S, float> || std::is_same_v<S, BFloat16>) {
+  if constexpr (kEvery) {
     check_wide<S>({"tensors", 4, {5, 1030, 16}});
     check_wide<S>({"tensors, more than a thread holds", 10, {5, 30, 1}});
   }
-  if (kQuick) return;
+  if (kQuick || !kEvery) return;
   check_case<S>({"a table's edge inside a segment of several blocks", 9, std::vector<int64_t>(40, 700), 3});
   for (const int64_t n : {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 1023, 1024, 1025, 4095, 4096, 4097, 9000})
     check_case<S>({std::to_string(n) + " elements", 3, {n}});
