@@ -9,15 +9,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 # What an extra of the installed package asks for, so that installing it does not build the package again.
-REQUIRES := import importlib.metadata as m, sys; \
-	print(*(r.split(";")[0].strip() for r in m.requires("mtlkernels") if f"extra == \"{sys.argv[1]}\"" in r))
+# Conditions on the Python version stay: the one on the extra becomes one that is true.
+REQUIRES := import importlib.metadata as m, sys; extra = f"extra == \"{sys.argv[1]}\""; \
+	print(*(r.replace(extra, "python_version > \"3\"") for r in m.requires("mtlkernels") if extra in r), sep="\n")
 
 .PHONY: demo test test-frameworks lint bench bench-smoke gpu-check dist-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m mtlkernels demo
 
-test: $(VENV)/.test $(VENV)/.demo
+test: $(VENV)/.test $(VENV)/.demo $(VENV)/.data
 	$(BIN)/python -m pytest
 
 test-frameworks: $(VENV)/.test $(VENV)/.frameworks
@@ -56,6 +57,7 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.frameworks: $(VENV)/.%: $(VENV)/.built
-	$(PIP) $$($(BIN)/python -c '$(REQUIRES)' $*)
+$(VENV)/.demo $(VENV)/.data $(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.frameworks: $(VENV)/.%: $(VENV)/.built
+	$(BIN)/python -c '$(REQUIRES)' $* > $(VENV)/$*.txt
+	$(PIP) -r $(VENV)/$*.txt
 	touch $@

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtlkernels.demo import packages
+
 IGNORE = -1
 """The class of a pixel without one."""
 
 Sample: TypeAlias = tuple[Tensor, dict[str, Tensor]]
 Transform: TypeAlias = Callable[[Sample], Sample]
-
-PIP_NAMES = {"PIL": "pillow", "skimage": "scikit-image"}
 
 
 class DataFolderError(RuntimeError):
@@ -52,10 +51,15 @@ class Layout:
         return path
 
     def read(self, path: Path, reader: Callable[[Path], Any]) -> Any:
-        """`reader(path)`, with what it fails on told as a broken folder."""
+        """`reader(path)`; whatever it fails on is told as a broken folder.
+
+        Readers of images, arrays and tables fail on broken files with errors of many kinds.
+        """
         try:
             return reader(path)
-        except (OSError, ValueError, EOFError, KeyError, IndexError, TypeError) as error:
+        except packages.MissingPackageError:
+            raise
+        except Exception as error:
             raise self.broken(f"{path} cannot be read ({error})") from error
 
     def split(self, name: str, known: Sequence[str]) -> str:
@@ -65,16 +69,9 @@ class Layout:
         return name
 
 
-def require(module: str) -> ModuleType:
-    """Import an optional package; raises RuntimeError with the command that installs it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        raise RuntimeError(
-            f"this data set needs {PIP_NAMES.get(package, package)}, which is not installed: "
-            "pip install 'mtlkernels[data]'"
-        ) from error
+def data_package(module: str) -> ModuleType:
+    """An optional module, imported; MissingPackageError tells the command that installs it."""
+    return packages.require(module, user="this data set", extra="data")
 
 
 def read_pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray[Any, Any]:
@@ -82,7 +79,7 @@ def read_pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray[A
 
     `size` is (H, W), to which the image is resized, smoothly.
     """
-    image_module = require("PIL.Image")
+    image_module = data_package("PIL.Image")
     with image_module.open(path) as image:
         if size is None:
             return np.array(image)

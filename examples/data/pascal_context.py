@@ -22,9 +22,9 @@ from examples.data.common import (
     Transform,
     channels_first,
     class_map,
+    data_package,
     read_picture,
     read_pixels,
-    require,
     unit_normals,
     unknown_where,
 )
@@ -141,13 +141,13 @@ def _read_normals(path: Path) -> Tensor:
 
 
 def _context_labels(path: Path) -> np.ndarray[Any, Any]:
-    return np.asarray(require("scipy.io").loadmat(path)["LabelMap"], dtype=np.int64)
+    return np.asarray(data_package("scipy.io").loadmat(path)["LabelMap"], dtype=np.int64)
 
 
 def _edges(labels: np.ndarray[Any, Any]) -> Tensor:
     """The borders between classes, thinned to one pixel, (1, H, W) of 0 and 1."""
-    border = require("scipy.ndimage").laplace(labels, mode="mirror") != 0
-    return channels_first(require("skimage.morphology").thin(border))
+    border = data_package("scipy.ndimage").laplace(labels, mode="mirror") != 0
+    return channels_first(data_package("skimage.morphology").thin(border))
 
 
 def _mask_normals(found: Tensor, labels: np.ndarray[Any, Any]) -> Tensor:
@@ -158,7 +158,7 @@ def _mask_normals(found: Tensor, labels: np.ndarray[Any, Any]) -> Tensor:
 
 def _read_parts(path: Path) -> Tensor:
     """The parts of all persons, later ones above earlier; -1 everywhere where there is none."""
-    objects = require("scipy.io").loadmat(path)["anno"]["objects"][0, 0].ravel()
+    objects = data_package("scipy.io").loadmat(path)["anno"]["objects"][0, 0].ravel()
     height, width = objects[0]["mask"].shape
     target = torch.zeros(height, width, dtype=torch.int64)
     seen = False

@@ -1,20 +1,23 @@
-"""The demo's optional packages: imported when needed, and missed in one clear sentence."""
+"""Optional packages of the demo and the examples: imported when needed, missed in a sentence."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
 
-DISTRIBUTIONS = {"skimage": "scikit-image"}
+DISTRIBUTIONS = {"skimage": "scikit-image", "PIL": "pillow"}
 """Import names that differ from the name under which pip knows the package."""
 
 
 class MissingPackageError(RuntimeError):
-    """A package of the `demo` extra is not installed."""
+    """A package of an extra is not installed."""
 
 
-def require(module: str) -> ModuleType:
-    """Import `module`, dotted or not; raise `MissingPackageError` where its package is absent."""
+def require(module: str, user: str = "the demo", extra: str = "demo") -> ModuleType:
+    """Import `module`, dotted or not; raise `MissingPackageError` where its package is absent.
+
+    The error says that `user` needs it and that the extra brings it.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -23,5 +26,5 @@ def require(module: str) -> ModuleType:
             raise
         name = DISTRIBUTIONS.get(package, package)
         raise MissingPackageError(
-            f"the demo needs {name}, which is not installed: pip install 'mtlkernels[demo]'"
+            f"{user} needs {name}, which is not installed: pip install 'mtlkernels[{extra}]'"
         ) from error
