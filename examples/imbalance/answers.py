@@ -15,6 +15,9 @@ from examples.imbalance.results import Score, baselines, result_of, score, task_
 from examples.imbalance.specs import Spec, grid_specs, method_spec, methods_of
 from examples.imbalance.storage import Folder
 
+PAPERS_RULE = "avgnorm-sum-last"
+"""AvgNorm as the paper has it: S the norm of the summed gradients, on the last shared layer."""
+
 EQUAL, GRID_POINTS = "equal weights", "grid points"
 
 
@@ -29,6 +32,7 @@ class Points:
 
     part: str
     runs: str
+    tasks: tuple[str, ...]
     norms: Tensor
     angles: Tensor
     excess: Tensor
@@ -128,6 +132,7 @@ def _points(config: Config, folder: Folder, part: Part, runs: str, specs: Sequen
     return Points(
         part.name,
         runs,
+        tuple(tasks),
         logs - logs.mean(dim=1, keepdim=True),
         torch.tensor(angles, dtype=torch.float64),
         torch.tensor(excess, dtype=torch.float64),

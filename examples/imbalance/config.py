@@ -63,6 +63,8 @@ class Part:
             raise ConfigError(f"{self.name}: methods must have 'equal', which costs compare with")
         if missing := set(self.setting_methods) - set(self.methods):
             raise ConfigError(f"{self.name}: {min(missing)!r} of setting_methods is not in methods")
+        if set(self.settings) - {FULL} and "equal" not in self.setting_methods:
+            raise ConfigError(f"{self.name}: setting_methods must have 'equal' too")
         if ("grid" in self.methods) != bool(self.levels):
             raise ConfigError(f"{self.name}: 'grid' in methods and levels go together")
         if not all(level > 0 for level in self.levels) or self.draws < 0:

@@ -12,11 +12,13 @@ from examples.imbalance.storage import Folder
 from mtlkernels.demo.packages import require
 
 NAMES = ("norms", "methods", "costs", "settings")
+LEGEND_TASKS = 5
+"""More names than that would cover the panel."""
 
 
 def draw_figures(config: Config, folder: Folder, target: Path) -> list[Path]:
     """Writes the figures into a folder and returns their paths."""
-    require("matplotlib", "the study", "study").use("Agg")
+    require("matplotlib", "the study").use("Agg")
     target.mkdir(parents=True, exist_ok=True)
     return [
         _saved(figure, target / f"{name}.png")
@@ -42,8 +44,16 @@ def _norms(config: Config, folder: Folder) -> Any:
         column[0].set_title(f"{held.part}\n{held.runs}", fontsize=9)
         for axis, values in zip(column, (held.norms, held.angles), strict=True):
             for task in range(values.shape[1]):
-                axis.scatter(values[:, task].tolist(), held.excess[:, task].tolist(), s=9)
+                axis.scatter(
+                    values[:, task].tolist(),
+                    held.excess[:, task].tolist(),
+                    s=9,
+                    color=f"C{task % 10}",
+                    label=held.tasks[task],
+                )
             axis.axhline(0, color="black", linewidth=0.8)
+        if len(held.tasks) <= LEGEND_TASKS:
+            column[0].legend(fontsize=6)
         column[0].set_xlabel("log weighted norm, relative")
         column[1].set_xlabel("mean angle, degrees")
     for row in axes:
@@ -104,7 +114,7 @@ def _settings(config: Config, folder: Folder) -> Any | None:
 
 
 def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    pyplot = require("matplotlib.pyplot", "the study", "study")
+    pyplot = require("matplotlib.pyplot", "the study")
     return pyplot.subplots(
         rows,
         columns,
@@ -118,5 +128,5 @@ def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
 def _saved(figure: Any, path: Path) -> Path:
     # Without the version of matplotlib in it, the same results give the same file.
     figure.savefig(path, metadata={"Software": None})
-    require("matplotlib.pyplot", "the study", "study").close(figure)
+    require("matplotlib.pyplot", "the study").close(figure)
     return path

@@ -12,11 +12,13 @@ from pathlib import Path
 from examples.imbalance.config import Config
 from examples.imbalance.figures import NAMES, draw_figures
 from examples.imbalance.storage import Folder
+from examples.imbalance.summary import summary_block
 from examples.imbalance.tables import data_block, methods_block, norms_block, settings_block
 
 TEMPLATE = Path(__file__).with_name("page.md")
 BLOCK = re.compile(r"(<!-- study: (?!end)([\w-]+) -->\n).*?(<!-- study: end -->)", re.DOTALL)
 BLOCKS = {
+    "summary": summary_block,
     "data": data_block,
     "norms": norms_block,
     "methods": methods_block,

@@ -125,3 +125,15 @@ def captions(config: Config, folder: Folder) -> list[str]:
         spec = method_spec(config, part, "equal", FULL, config.seeds[0])
         found[part.data] = result_of(folder, spec)["caption"]
     return list(found.values())
+
+
+def environment(config: Config, folder: Folder) -> str:
+    """The torch versions and numbers of threads that the runs with equal weights name."""
+    costs = [
+        result_of(folder, method_spec(config, part, "equal", FULL, seed))["cost"]
+        for part in config.parts
+        for seed in config.seeds
+    ]
+    return "; ".join(
+        sorted({f"torch {cost['torch']}, {cost['threads']} thread a run" for cost in costs})
+    )

@@ -60,7 +60,7 @@ def _run(specs: Sequence[Spec], config: Config, folder: Folder, jobs: int) -> No
     if not specs:
         return
     total = sum(spec.part.steps for spec in specs)
-    tqdm = require("tqdm", "the study", "study").tqdm
+    tqdm = require("tqdm", "the study").tqdm
     with tqdm(total=total, unit="step", desc=f"{len(specs)} runs") as bar:
         if jobs == 1:
             with _one_thread():

@@ -35,7 +35,7 @@ class Folder:
 
     def finish(self, spec: Spec, result: dict[str, Any]) -> None:
         """Writes the result and drops the checkpoint."""
-        text = json.dumps({"asked": spec.asked(), **result}, indent=1) + "\n"
+        text = json.dumps({"asked": spec.asked(), **result}) + "\n"
         self._write(self.root / spec.path, lambda path: path.write_text(text, encoding="utf-8"))
         self._state_path(spec, "checkpoint").unlink(missing_ok=True)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from examples.imbalance.answers import (
+    PAPERS_RULE,
     Duel,
-    Points,
     duels,
     norm_ratio,
     points,
@@ -16,12 +16,9 @@ from examples.imbalance.answers import (
 )
 from examples.imbalance.config import FULL, Config
 from examples.imbalance.ranks import Estimate, Rivals
-from examples.imbalance.results import Score, captions
+from examples.imbalance.results import Score, best_weights, captions, environment, task_names
 from examples.imbalance.specs import grid_points, methods_of
 from examples.imbalance.storage import Folder
-
-PAPERS_RULE = "avgnorm-sum-last"
-"""AvgNorm as the paper has it: S the norm of the summed gradients, on the last shared layer."""
 
 UNIT = "gain over single-task training, %, higher is better"
 
@@ -30,7 +27,7 @@ def data_block(config: Config, folder: Folder) -> str:
     """What was run on what."""
     lines = [["data and encoder", "steps", "batch", "peak rate", "methods", "grid points", "seeds"]]
     for part in config.parts:
-        tasks = len(points_of(config, folder)[part.name, "equal weights"].norms[0])
+        tasks = len(task_names(config, folder, part))
         grid = len(grid_points(part, tasks)) if part.levels else 0
         lines.append(
             [
@@ -44,14 +41,14 @@ def data_block(config: Config, folder: Folder) -> str:
             ]
         )
     listed = "\n".join(f"- {caption}." for caption in captions(config, folder))
-    return f"{listed}\n\n{_table(lines)}"
+    return f"{listed}\n\n{_table(lines)}\nRun with {environment(config, folder)}.\n"
 
 
 def norms_block(config: Config, folder: Folder) -> str:
     """Question 1."""
     lines = [["data and encoder", "runs", "points", "with norm", "with angle", "lead of the norm"]]
     sentences = []
-    for found in points_of(config, folder).values():
+    for found in points(config, folder):
         held = rivals(found)
         lines.append(
             [
@@ -74,6 +71,9 @@ def methods_block(config: Config, folder: Folder) -> str:
         head = ["method", UNIT, "each seed", "steps", "seconds", "cost over equal weights"]
         rows = [_method_row(method, found[method], found["equal"]) for method in order]
         text = f"### {part.name}\n\n{_table([head, *rows])}"
+        if "grid" in found:
+            weights = ", ".join(f"{weight:g}" for weight in best_weights(config, folder, part))
+            text += f"\nThe search chose the weights {weights}.\n"
         if held := duels(part, found):
             text += f"\n{_duel_sentences(held, found)}"
         blocks.append(text)
@@ -114,11 +114,6 @@ SETTING_NAMES = {
     "pretrained": "that half, encoder pre-trained on the other",
     FULL: "all of the data",
 }
-
-
-def points_of(config: Config, folder: Folder) -> dict[tuple[str, str], Points]:
-    """The points of question 1 by part and kind of runs."""
-    return {(found.part, found.runs): found for found in points(config, folder)}
 
 
 def _norm_sentence(held: Rivals) -> str:

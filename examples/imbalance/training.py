@@ -180,7 +180,7 @@ def execute(
     while training.done < spec.part.steps:
         training.step()
         told(1)
-        if training.done % checkpoint_every == 0:
+        if training.done % checkpoint_every == 0 and training.done < spec.part.steps:
             folder.save(spec, "checkpoint", training.state())
     if spec.kind == PRETRAIN:
         folder.save(spec, "encoder", training.model.encoder.state_dict())
