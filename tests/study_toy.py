@@ -37,7 +37,7 @@ STUDY = Config(
         Part(
             data="toy",
             encoder="mlp",
-            steps=40,
+            steps=24,
             batch=8,
             rate=1e-2,
             methods=("equal", "grid", "avgnorm-sum-last", "pcgrad", "uw", "famo", "dbmtl"),
@@ -47,7 +47,7 @@ STUDY = Config(
         ),
     ),
     watch_every=3,
-    checkpoint_every=4,
+    checkpoint_every=5,
 )
 EVERYTHING = replace(STUDY.parts[0], methods=("equal", "grid", *RECIPES))
 

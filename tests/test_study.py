@@ -31,6 +31,7 @@ from examples.imbalance.storage import Folder
 from examples.imbalance.training import Training, execute
 from examples.imbalance.watching import Watch
 from mtlkernels.demo import multimnist
+from mtlkernels.demo.problem import Batch
 
 pytest.importorskip("tqdm")
 
@@ -138,7 +139,7 @@ def test_results_of_another_configuration_do_not_count(finished):
     folder, _ = finished
     spec = method_spec(study_toy.STUDY, PART, "equal", "full", 0)
     assert folder.result(spec) is not None
-    longer = replace(spec, part=replace(PART, steps=41))
+    longer = replace(spec, part=replace(PART, steps=25))
     assert folder.result(longer) is None
     with pytest.raises(MissingRunError, match="run the study first"):
         results.result_of(folder, longer)
@@ -257,8 +258,11 @@ def test_the_rival_that_explains_is_told_from_the_one_that_does_not():
     assert compare(angles, norms, excess).lead.high < 0
 
 
-def test_the_page_is_made_from_the_results_alone_and_keeps_the_text_around(finished, tmp_path):
+def test_the_page_is_made_from_the_results_alone_and_keeps_the_text_around(
+    finished, tmp_path, monkeypatch
+):
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr("examples.imbalance.ranks.REPLICATES", 100)
     folder, _ = finished
     page = tmp_path / "study.md"
     written = write_page(study_toy.STUDY, folder, page)
@@ -273,6 +277,7 @@ def test_the_page_is_made_from_the_results_alone_and_keeps_the_text_around(finis
     assert f"{found.mean:+.2f} ± {found.deviation:.2f}" in text
     assert "](study/norms.png)" in text
     page.write_text(text.replace("# The imbalance study", "# Ours").replace("| `pcgrad`", "| ?"))
+    monkeypatch.setattr("examples.imbalance.page.draw_figures", lambda *_: written[1:])
     write_page(study_toy.STUDY, folder, page)
     assert page.read_text() == text.replace("# The imbalance study", "# Ours")
 
@@ -367,15 +372,31 @@ def test_no_digit_is_in_two_of_both_halves_validation_and_test(monkeypatch):
     assert digits(data.draw("ab", 2000, generator).inputs) & groups[1]
 
 
-def test_halves_of_the_stereo_scene_and_its_held_out_columns_do_not_overlap():
+def test_halves_of_the_stereo_scene_and_its_held_out_columns_do_not_overlap(monkeypatch):
     pytest.importorskip("skimage")
     data = problems.stereo_data()
-    ends = [problems.STEREO_COLUMNS[half] for half in ("a", "b")]
-    held_out = [(s.start, s.stop) for s in (problems.STEREO_VALIDATION, problems.STEREO_TEST)]
-    assert all(left[1] <= right[0] for left, right in itertools.pairwise(ends + held_out))
-    batch = data.draw("b", 2, torch.Generator().manual_seed(0))
-    assert batch.inputs.shape == (2, 4, problems.CROP, problems.CROP)
-    for held, width in ((data.validation, 122), (data.test, 124)):
+    columns = sorted(
+        [problems.STEREO_COLUMNS[half] for half in ("a", "b")]
+        + [(s.start, s.stop) for s in (problems.STEREO_VALIDATION, problems.STEREO_TEST)]
+    )
+    assert all(left[1] <= right[0] for left, right in itertools.pairwise(columns))
+    places = torch.arange(741.0).expand(500, 741)
+    scene = Batch(places[None, None], {"edges": places[None, None]})
+    monkeypatch.setattr(problems, "CROP", 4)
+    monkeypatch.setattr(problems.stereo, "load_motorcycle", lambda: ())
+    monkeypatch.setattr(problems.stereo, "dense_maps", lambda: scene)
+    numbered = problems.stereo_data.__wrapped__()
+    generator = torch.Generator().manual_seed(0)
+    drawn = {half: numbered.draw(half, 3000, generator).inputs for half in ("a", "b", "ab")}
+    for half in ("a", "b"):
+        assert drawn[half].aminmax() == (
+            problems.STEREO_COLUMNS[half][0],
+            problems.STEREO_COLUMNS[half][1] - 1,
+        )
+    assert set(drawn["ab"].unique().tolist()) == set(
+        drawn["a"].unique().tolist() + drawn["b"].unique().tolist()
+    )
+    for held, width in ((data.validation, 124), (data.test, 122)):
         assert held.inputs.shape == (1, 4, 500, width)
         assert all(target.shape[-1] == width for target in held.targets.values())
 
