@@ -117,7 +117,7 @@ SETTING_NAMES = {
 
 
 def _norm_sentence(held: Rivals) -> str:
-    side = _side(held.first, "the smaller a task's norm, the more it loses", "the larger, the more")
+    side = _side(held.first)
     if held.lead.low > 0:
         rival = "The norm explains more than the angle does."
     elif held.lead.high < 0:
@@ -127,11 +127,11 @@ def _norm_sentence(held: Rivals) -> str:
     return f"{side} {rival}"
 
 
-def _side(estimate: Estimate, negative: str, positive: str) -> str:
+def _side(estimate: Estimate) -> str:
     if estimate.high < 0:
-        return f"{negative}."
+        return "the smaller a task's norm, the more it loses."
     if estimate.low > 0:
-        return f"{positive}."
+        return "the larger a task's norm, the more it loses."
     return "the interval of the correlation with the norm holds 0."
 
 
