@@ -33,6 +33,7 @@ def test_nyuv2_marks_what_is_unknown(tmp_path: Path) -> None:
     data = NYUv2(trees.nyuv2(tmp_path), "val")
     assert len(data) == 3
     image, targets = data[1]
+    assert [task.name for task in data.tasks] == [*targets]
     stored = np.load(tmp_path / "val" / "image" / "1.npy")
     assert image.dtype == torch.float32
     assert torch.equal(image, torch.from_numpy(stored).permute(2, 0, 1))
@@ -116,11 +117,15 @@ def test_a_crop_shows_the_same_place_in_every_map() -> None:
     place = torch.arange(24.0 * 36).reshape(1, 24, 36) + 1
     sample = (place, {"depth": place.clone(), "segmentation": place[0].long()})
     augment = ScaleCropFlip((1.5,), powers={}, generator=torch.Generator().manual_seed(1))
-    for _ in range(4):
+    corners = set()
+    for _ in range(100):
         image, targets = augment((sample[0], dict(sample[1])))
         assert torch.equal(targets["depth"][0].long(), targets["segmentation"])
+        corners.add(int(targets["segmentation"].min()) - 1)
         assert (image - targets["depth"]).abs().max() < 2 * 36 + 2
         assert targets["segmentation"].unique().numel() == 16 * 24
+    assert {corner // 36 for corner in corners} == set(range(24 - 16 + 1))
+    assert {corner % 36 for corner in corners} == set(range(36 - 24 + 1))
 
 
 def test_an_interpolated_normal_is_of_unit_length_or_unknown(tmp_path: Path) -> None:
@@ -159,7 +164,16 @@ def _unlink(*parts: str) -> Callable[[Path], None]:
         (_unlink("train", "image", "1.npy"), "1.npy is missing"),
         (_unlink("train", "depth", "2.npy"), "3 images but 2 files in depth"),
         (lambda root: (root / "train/label/1.npy").write_bytes(b"no"), "cannot be read"),
-        (lambda root: trees.save(root / "train/label/1.npy", np.full(SIZE, 0.5)), "whole numbers"),
+        (
+            lambda root: trees.save(root / "train/label/1.npy", np.full(SIZE, 0.5)),
+            "holds 0.5, which",
+        ),
+        (
+            lambda root: trees.save(root / "train/label/1.npy", np.full(SIZE, 13)),
+            "from 0 to 12 nor",
+        ),
+        (lambda root: trees.save(root / "train/label/1.npy", np.full(SIZE, -2)), "holds -2, which"),
+        (lambda root: trees.save(root / "train/label/1.npy", np.full(SIZE, np.nan)), "holds nan"),
         (lambda root: trees.save(root / "train/depth/1.npy", np.ones((4, 5, 1))), "(4, 5) pixels"),
         (lambda root: trees.save(root / "train/normal/1.npy", np.ones((*SIZE, 2))), "3 components"),
     ],
@@ -273,6 +287,7 @@ def test_pascal_context_reads_five_tasks(tmp_path: Path) -> None:
     data = PascalContext(trees.pascal_context(tmp_path))
     assert len(data) == 2
     image, targets = data[0]
+    assert [task.name for task in data.tasks] == [*targets]
     assert image.shape == (3, *SIZE)
     assert image.eq(1).all()
     assert targets["segmentation"][0].eq(-1).all()

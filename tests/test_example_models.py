@@ -101,9 +101,19 @@ def test_vit_keeps_each_patch_at_its_place() -> None:
         nn.init.zeros_(block.attn.proj.weight)
     images = torch.randn(1, 3, 32, 48)
     changed = images.clone()
-    changed[..., 16:, 32:] += 1
+    changed[..., :16, 32:] += 1
     differs = (encoder(images) != encoder(changed)).any(dim=1)[0]
-    assert differs.tolist() == [[False, False, False], [False, False, True]]
+    assert differs.tolist() == [[False, False, True], [False, False, False]]
+
+
+def test_vit_attends_to_all_patches_and_knows_their_places() -> None:
+    encoder = ViT(16, 1, 4, (32, 48))
+    images = torch.zeros(1, 3, 32, 48)
+    changed = images.clone()
+    changed[..., :16, 32:] += 1
+    before, after = encoder(images), encoder(changed)
+    assert (before != after).any(dim=1).all()
+    assert not torch.allclose(before[..., 0, 0], before[..., 0, 1], atol=1e-4)
 
 
 def test_segnet_puts_maxima_back_where_they_were() -> None:

@@ -1,7 +1,8 @@
 """The field's data sets, read from the layouts in which people have them.
 
 Every data set is a `torch.utils.data.Dataset` of pairs `(inputs, targets)`, `targets` a dict with
-one tensor a task, so the default collation makes batches of them. What is unknown says so in the
+one tensor a task, so the default collation makes batches of them; its `tasks` tell what to train
+and measure on each. What is unknown says so in the
 target itself, in one way for all sets, whatever the files do:
 
 * a map of classes is int64 (H, W), and an unknown pixel holds -1, the `IGNORE` of `common`;

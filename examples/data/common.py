@@ -105,14 +105,22 @@ def channels_first(pixels: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0), dtype=np.float32))
 
 
-def class_map(pixels: np.ndarray[Any, Any], classes: int) -> Tensor:
-    """Whole numbers (H, W) -> int64 (H, W), with -1 for whatever is no class in [0, classes)."""
+def class_map(pixels: np.ndarray[Any, Any], classes: int, ignored: int = IGNORE) -> Tensor:
+    """Whole numbers (H, W) in [0, classes) -> int64 (H, W), with -1 where they are `ignored`.
+
+    Raises ValueError on any other number: labels of another set of classes are no ignored ones.
+    """
     if pixels.ndim != 2:
         raise ValueError(f"a map of classes has height and width, not the shape {pixels.shape}")
-    labels = torch.from_numpy(np.asarray(pixels, dtype=np.float64)).nan_to_num(nan=IGNORE)
-    if not torch.equal(labels, labels.round()):
-        raise ValueError("a map of classes holds whole numbers")
-    return torch.where((labels >= 0) & (labels < classes), labels, IGNORE).long()
+    stored = torch.from_numpy(np.asarray(pixels, dtype=np.float64))
+    labels = torch.where(stored == ignored, IGNORE, stored.nan_to_num(nan=torch.inf))
+    wrong = (labels != IGNORE) & ((labels < 0) | (labels >= classes) | (labels != labels.round()))
+    if wrong.any():
+        raise ValueError(
+            f"a map of classes holds {stored[wrong][0].item():g}, which is neither a whole number "
+            f"from 0 to {classes - 1} nor {ignored}, the mark of no class"
+        )
+    return labels.long()
 
 
 def unknown_where(maps: Tensor, unknown: Tensor) -> Tensor:

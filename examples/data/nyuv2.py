@@ -35,3 +35,4 @@ class NYUv2(NpyMaps):
             "normals": Map("normal", "normals"),
         }
         super().__init__(Layout("NYUv2", root, TREE), split, maps, transform)
+        self.tasks = TASKS

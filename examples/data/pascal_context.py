@@ -93,6 +93,7 @@ class PascalContext(Dataset[Sample]):
     ) -> None:
         self.layout = Layout("PASCAL-Context", root, TREE)
         self.transform = transform
+        self.tasks = TASKS
         listed = self.layout.file("ImageSets", "Context", f"{self.layout.split(split, SPLITS)}.txt")
         self.names = listed.read_text(encoding="utf-8").split()
         if not self.names:
@@ -129,7 +130,7 @@ class PascalContext(Dataset[Sample]):
 
 
 def _read_classes(path: Path) -> Tensor:
-    return class_map(read_pixels(path), CLASSES)
+    return class_map(read_pixels(path), CLASSES, ignored=255)
 
 
 def _read_saliency(path: Path) -> Tensor:
