@@ -13,7 +13,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 REQUIRES := import importlib.metadata as m, sys; extra = f"extra == \"{sys.argv[1]}\""; \
 	print(*(r.replace(extra, "python_version > \"3\"") for r in m.requires("mtlkernels") if extra in r), sep="\n")
 
-.PHONY: demo test test-frameworks lint bench bench-smoke gpu-check dist-check clean
+.PHONY: demo test test-frameworks lint bench bench-smoke study study-smoke gpu-check dist-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m mtlkernels demo
@@ -34,6 +34,16 @@ bench: $(VENV)/.bench
 
 bench-smoke: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks --benchmark-only -k smoke
+
+# Killed and started again, it goes on where it was. Its page and results are part of the repository.
+study: $(VENV)/.demo $(VENV)/.data
+	$(BIN)/python -m examples.imbalance run examples/imbalance/study.json --out examples/imbalance/results --jobs 2
+	$(BIN)/python -m examples.imbalance report examples/imbalance/study.json --out examples/imbalance/results --page docs/study.md
+
+study-smoke: $(VENV)/.demo $(VENV)/.data
+	rm -rf mtlkernels-study-smoke
+	$(BIN)/python -m examples.imbalance run examples/imbalance/smoke.json --out mtlkernels-study-smoke --jobs 2
+	$(BIN)/python -m examples.imbalance report examples/imbalance/smoke.json --out mtlkernels-study-smoke --page mtlkernels-study-smoke/page.md
 
 # With the Python that is there, its torch and nvcc: nothing is installed.
 gpu-check:

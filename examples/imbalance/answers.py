@@ -1,0 +1,139 @@
+"""The study's three questions, answered in numbers from the JSONs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from examples.imbalance.config import FULL, SETTINGS, Config, Part
+from examples.imbalance.ranks import Rivals, compare
+from examples.imbalance.results import Score, baselines, result_of, score, task_names
+from examples.imbalance.specs import Spec, grid_specs, method_spec, methods_of
+from examples.imbalance.storage import Folder
+
+PAPERS_RULE = "avgnorm-sum-last"
+"""AvgNorm as the paper has it: S the norm of the summed gradients, on the last shared layer."""
+
+EQUAL, GRID_POINTS = "equal weights", "grid points"
+
+
+@dataclass(frozen=True)
+class Points:
+    """Runs of one part, each field (runs, tasks).
+
+    norms: log of the task's gradient norm, times its weight, over the geometric mean of the run's.
+    angles: mean angle to the other tasks' gradients, in degrees.
+    excess: log of the test loss over that of the task trained alone; above 0 sharing costs.
+    """
+
+    part: str
+    runs: str
+    tasks: tuple[str, ...]
+    norms: Tensor
+    angles: Tensor
+    excess: Tensor
+
+
+@dataclass(frozen=True)
+class Duel:
+    """A method against the grid search's best, seed by seed, in points of gain."""
+
+    part: str
+    method: str
+    differences: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.differences) / len(self.differences)
+
+    @property
+    def verdict(self) -> str:
+        """What the seeds agree on."""
+        if all(difference > 0 for difference in self.differences):
+            return "better in every seed"
+        if all(difference < 0 for difference in self.differences):
+            return "worse in every seed"
+        return "the seeds disagree"
+
+
+def points(config: Config, folder: Folder) -> list[Points]:
+    """Question 1: of each part the runs with equal weights, and those of its grid search."""
+    found = []
+    for part in config.parts:
+        equal = [method_spec(config, part, "equal", FULL, seed) for seed in config.seeds]
+        found.append(_points(config, folder, part, EQUAL, equal))
+        tasks = len(task_names(config, folder, part))
+        if grid := grid_specs(config, part, tasks):
+            found.append(_points(config, folder, part, GRID_POINTS, grid))
+    return found
+
+
+def rivals(found: Points) -> Rivals:
+    """How the excess loss goes with norms, and with angles."""
+    return compare(found.norms, found.angles, found.excess)
+
+
+def scores(config: Config, folder: Folder, part: Part, setting: str = FULL) -> dict[str, Score]:
+    """Question 2, and with other settings 3: every method of a part, in the configured order."""
+    return {
+        method: score(config, folder, part, method, setting) for method in methods_of(part, setting)
+    }
+
+
+def duels(part: Part, found: dict[str, Score]) -> list[Duel]:
+    """Every method with norms of gradients in its name against the grid's best."""
+    if "grid" not in found:
+        return []
+    best = found["grid"].gains
+    return [
+        Duel(part.name, method, tuple(a - b for a, b in zip(held.gains, best, strict=True)))
+        for method, held in found.items()
+        if method.startswith("avgnorm") or method in ("slw", "ntkmtl", "dbmtl", "imtlg")
+    ]
+
+
+def settings_of(part: Part) -> list[str]:
+    """The settings that a part was run in, "full" first."""
+    return [setting for setting in SETTINGS if setting == FULL or setting in part.settings]
+
+
+def norm_ratio(config: Config, folder: Folder, part: Part, setting: str) -> float:
+    """Largest over smallest gradient norm under equal weights, geometric mean over the seeds."""
+    logs = []
+    for seed in config.seeds:
+        found = result_of(folder, method_spec(config, part, "equal", setting, seed))
+        norms = found["watched"]["norms"]
+        logs.append(math.log(max(norms) / min(norms)))
+    return math.exp(sum(logs) / len(logs))
+
+
+def _points(config: Config, folder: Folder, part: Part, runs: str, specs: Sequence[Spec]) -> Points:
+    tasks = task_names(config, folder, part)
+    norms, angles, excess = [], [], []
+    for spec in specs:
+        found = result_of(folder, spec)
+        single = baselines(config, folder, part, FULL, spec.seed, tasks)
+        weights = spec.weights or [1.0] * len(tasks)
+        norms.append(
+            [math.log(w * n) for w, n in zip(weights, found["watched"]["norms"], strict=True)]
+        )
+        angles.append(found["watched"]["angles"])
+        excess.append(
+            [
+                math.log(found["test"][task]["loss"] / single[task]["test"][task]["loss"])
+                for task in tasks
+            ]
+        )
+    logs = torch.tensor(norms, dtype=torch.float64)
+    return Points(
+        part.name,
+        runs,
+        tuple(tasks),
+        logs - logs.mean(dim=1, keepdim=True),
+        torch.tensor(angles, dtype=torch.float64),
+        torch.tensor(excess, dtype=torch.float64),
+    )

@@ -1,0 +1,76 @@
+"""The study's methods by name, each set up as its paper has it.
+
+Methods that scale losses, the paper's grid search and AvgNorm among them, scale the heads' too;
+those that replace the shared gradient leave the heads their own loss's. AvgNorm and SLW of the
+last shared layer measure there and take one weighted backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mtlkernels
+from mtlkernels import GramMethod, LossMethod, RowMethod
+
+Method = GramMethod | LossMethod | RowMethod
+
+PLAIN = ("equal", "grid")
+"""What needs no method: the backward of a weighted sum of the losses."""
+
+UW_RATE = 0.025
+"""Learning rate of UW's own numbers, as in the nash-mtl code."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`make(tasks, seed)` gives a new method for so many tasks.
+
+    `heads`: whether heads get the weights too; None where the method has no such choice. `last`:
+    whether norms are measured on the last shared layer instead of on all that is shared.
+    """
+
+    make: Callable[[int, int], Method]
+    heads: bool | None = False
+    last: bool = False
+
+    def options(self, last: list[Any]) -> dict[str, Any]:
+        """What to give to MTLOptimizer beside the method."""
+        chosen: dict[str, Any] = {} if self.heads is None else {"weight_heads": self.heads}
+        return {**chosen, "measure": last} if self.last else chosen
+
+
+SCALES: dict[str, Any] = {
+    **{name: name for name in ("sum", "max", "mean", "rms", "median", "min", "harmonic")},
+    "one": 1.0,
+}
+"""Every S of AvgNorm."""
+
+RECIPES: dict[str, Recipe] = {
+    **{
+        f"avgnorm-{name}-{where}": Recipe(
+            lambda tasks, seed, scale=scale: mtlkernels.AvgNorm(scale),  # type: ignore[misc]
+            heads=True,
+            last=where == "last",
+        )
+        for name, scale in SCALES.items()
+        for where in ("last", "all")
+    },
+    "slw": Recipe(lambda tasks, seed: mtlkernels.SLW(), heads=True, last=True),
+    "ntkmtl": Recipe(lambda tasks, seed: mtlkernels.NTKMTL(), heads=True),
+    "dbmtl": Recipe(lambda tasks, seed: mtlkernels.DBMTL(beta=0.9, log_losses=True)),
+    "imtlg": Recipe(lambda tasks, seed: mtlkernels.IMTLG()),
+    "pcgrad": Recipe(lambda tasks, seed: mtlkernels.PCGrad(seed=seed)),
+    "cagrad": Recipe(lambda tasks, seed: mtlkernels.CAGrad()),
+    "fairgrad": Recipe(lambda tasks, seed: mtlkernels.FairGrad()),
+    "nashmtl": Recipe(lambda tasks, seed: mtlkernels.NashMTL()),
+    "uw": Recipe(lambda tasks, seed: mtlkernels.UW(tasks), heads=None),
+    "famo": Recipe(lambda tasks, seed: mtlkernels.FAMO(), heads=None),
+}
+
+
+def check_recipe(name: str) -> None:
+    """Raises ValueError where no method of the study has that name."""
+    if name not in PLAIN and name not in RECIPES:
+        raise ValueError(f"{name!r} is none of {', '.join([*PLAIN, *RECIPES])}")

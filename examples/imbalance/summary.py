@@ -1,0 +1,74 @@
+"""What was found, in sentences that follow from the numbers by fixed rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from examples.imbalance.answers import (
+    PAPERS_RULE,
+    duels,
+    norm_ratio,
+    points,
+    rivals,
+    scores,
+    settings_of,
+)
+from examples.imbalance.config import FULL, HALF, PRETRAINED, Config, Part
+from examples.imbalance.ranks import Estimate
+from examples.imbalance.storage import Folder
+
+WORDS = {HALF: "half of the data", PRETRAINED: "a pre-trained encoder", FULL: "all of the data"}
+
+
+def summary_block(config: Config, folder: Folder) -> str:
+    """A paragraph a question."""
+    methods = [_methods_line(config, folder, part) for part in config.parts]
+    settings = [
+        _settings_line(config, folder, part) for part in config.parts if len(settings_of(part)) > 1
+    ]
+    paragraphs = [_norms_line(config, folder), *methods, *settings]
+    return "\n".join(f"- {paragraph}" for paragraph in paragraphs) + "\n"
+
+
+def _norms_line(config: Config, folder: Folder) -> str:
+    held = [rivals(found) for found in points(config, folder)]
+    below, above, open_ = _counts([one.first for one in held])
+    behind, ahead, undecided = _counts([one.lead for one in held])
+    return (
+        f"Question 1, {len(held)} comparisons: the smaller a task's gradient norm the more it "
+        f"loses in {below}, the larger the more in {above}, no clear sign in {open_}. The norm "
+        f"explains more than the angle in {ahead}, less in {behind}, undecided in {undecided}."
+    )
+
+
+def _counts(estimates: Sequence[Estimate]) -> tuple[int, int, int]:
+    """How many intervals lie below 0, above 0, and hold it."""
+    below = sum(estimate.high < 0 for estimate in estimates)
+    above = sum(estimate.low > 0 for estimate in estimates)
+    return below, above, len(estimates) - below - above
+
+
+def _methods_line(config: Config, folder: Folder, part: Part) -> str:
+    found = scores(config, folder, part)
+    ranked = sorted(found, key=lambda method: -found[method].mean)
+    text = f"Question 2, {part.name}: equal weights gain {found['equal'].mean:+.2f} %"
+    if "grid" in found:
+        ratio = found["grid"].steps / found["equal"].steps
+        text += f", the best of the grid {found['grid'].mean:+.2f} % at {ratio:.0f} times the steps"
+    rule = next((d for d in duels(part, found) if d.method == PAPERS_RULE), None)
+    if rule is not None:
+        text += (
+            f", the paper's rule {found[PAPERS_RULE].mean:+.2f} % "
+            f"(against the grid's best: {rule.verdict})"
+        )
+    return f"{text}; the highest mean is that of `{ranked[0]}`, {found[ranked[0]].mean:+.2f} %."
+
+
+def _settings_line(config: Config, folder: Folder, part: Part) -> str:
+    told = [
+        f"with {WORDS[setting]} {scores(config, folder, part, setting)['equal'].mean:+.2f} % at a "
+        f"ratio of norms of {norm_ratio(config, folder, part, setting):.2g}"
+        for setting in (HALF, PRETRAINED, FULL)
+        if setting in settings_of(part)
+    ]
+    return f"Question 3, {part.name}, equal weights: {'; '.join(told)}."

@@ -1,0 +1,90 @@
+"""A study of two tasks on made-up numbers, small enough to be run whole in a test.
+
+As a program, `python tests/study_toy.py FOLDER`, it runs the study and can be killed.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from examples.imbalance import problems
+from examples.imbalance.config import Config, Part
+from examples.imbalance.recipes import RECIPES
+from examples.imbalance.runner import run_study
+from examples.imbalance.storage import Folder
+from mtlkernels.demo.problem import Batch, Task
+
+TASKS = tuple(
+    Task(
+        name=name,
+        loss=functional.mse_loss,
+        measure=lambda prediction, target: functional.mse_loss(prediction, target).item(),
+        metric="squared error",
+        unit="",
+        higher_is_better=False,
+    )
+    for name in ("small", "large")
+)
+STUDY = Config(
+    seeds=(0, 1),
+    parts=(
+        Part(
+            data="toy",
+            encoder="mlp",
+            steps=24,
+            batch=8,
+            rate=1e-2,
+            methods=("equal", "grid", "avgnorm-sum-last", "pcgrad", "uw", "famo", "dbmtl"),
+            levels=(1.0, 8.0),
+            settings=("half", "pretrained"),
+            setting_methods=("equal", "grid", "avgnorm-sum-last"),
+        ),
+    ),
+    watch_every=3,
+    checkpoint_every=5,
+)
+EVERYTHING = replace(STUDY.parts[0], methods=("equal", "grid", *RECIPES))
+
+
+def toy_data() -> problems.Data:
+    """Two regressions on one table whose losses differ in scale by a hundred."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(96, 4, generator=generator)
+    mixed = features @ torch.randn(4, 2, generator=generator)
+    targets = {"small": mixed[:, :1].tanh(), "large": 10 * mixed[:, 1:].sin()}
+    train, validation, test = (
+        Batch(features[rows], {name: target[rows] for name, target in targets.items()})
+        for rows in (slice(0, 48), slice(48, 72), slice(72, 96))
+    )
+    pools = {"a": slice(0, 24), "b": slice(24, 48), "ab": slice(0, 48)}
+
+    def draw(halves: problems.Halves, batch: int, generator: torch.Generator) -> Batch:
+        chosen = torch.arange(48)[pools[halves]]
+        rows = chosen[torch.randint(len(chosen), (batch,), generator=generator)]
+        return Batch(
+            train.inputs[rows], {name: target[rows] for name, target in train.targets.items()}
+        )
+
+    return problems.Data("toy: made-up numbers", TASKS, draw, validation, test)
+
+
+def register() -> None:
+    """Adds the toy to the study's data."""
+    problems.DATA["toy"] = toy_data
+    problems.ENCODERS["toy", "mlp"] = problems.Encoder(
+        build=lambda: nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh()),
+        head=lambda task: nn.Linear(8, 1),
+        last=lambda encoder: encoder.get_submodule("2"),
+    )
+
+
+if __name__ == "__main__":
+    register()
+    print("started", flush=True)
+    run_study(STUDY, Folder(Path(sys.argv[1])))

@@ -1,0 +1,424 @@
+"""The imbalance study: runs that survive being killed, choices, correlations, and the page."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import study_toy
+import torch
+
+from examples.imbalance import problems, results
+from examples.imbalance.__main__ import main
+from examples.imbalance.config import Config, ConfigError, parse_config, read_config
+from examples.imbalance.page import BLOCK, TEMPLATE, fill, write_page
+from examples.imbalance.ranks import compare, ranks, spearman
+from examples.imbalance.recipes import PLAIN
+from examples.imbalance.results import MissingRunError, Score, best_weights, gain
+from examples.imbalance.runner import run_study
+from examples.imbalance.specs import Spec, grid_points, grid_specs, method_spec, single_spec
+from examples.imbalance.storage import Folder
+from examples.imbalance.training import Training, execute
+from examples.imbalance.watching import Watch
+from mtlkernels.demo import multimnist
+from mtlkernels.demo.problem import Batch
+
+pytest.importorskip("tqdm")
+
+ROOT = Path(__file__).parent.parent
+PART = study_toy.STUDY.parts[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    study_toy.register()
+    yield
+    del problems.DATA["toy"]
+    del problems.ENCODERS["toy", "mlp"]
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Folder, float]:
+    """The whole toy study without a break, and the seconds that it took."""
+    folder = Folder(tmp_path_factory.mktemp("unbroken"))
+    start = time.perf_counter()
+    run_study(study_toy.STUDY, folder)
+    return folder, time.perf_counter() - start
+
+
+def numbers(folder: Folder) -> dict[str, dict]:
+    """All results without the seconds, by their place."""
+    found = {}
+    for path in sorted(folder.root.glob("*/*/*.json")):
+        content = json.loads(path.read_text())
+        del content["cost"]["seconds"]
+        found[path.relative_to(folder.root).as_posix()] = content
+    return found
+
+
+def test_killed_at_a_random_moment_and_started_again_it_ends_with_the_same_numbers(
+    finished, tmp_path
+):
+    unbroken, seconds = finished
+    seed = int.from_bytes(os.urandom(4), "little")
+    print(f"random.Random({seed})")
+    chance = random.Random(seed)
+    limit = 0.7 * seconds
+    while True:
+        folder = Folder(tmp_path / f"{limit}")
+        with subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "study_toy.py", folder.root],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"started\n"
+            time.sleep(chance.uniform(0, limit))
+            process.send_signal(signal.SIGKILL)
+        if process.returncode == -signal.SIGKILL:
+            break
+        limit /= 2  # it was too fast and had ended
+    before = numbers(folder)
+    run_study(study_toy.STUDY, folder)
+    after = numbers(folder)
+    assert len(before) < len(after)
+    assert after == numbers(unbroken)
+    assert not folder.work.exists()
+
+
+@pytest.mark.parametrize("method", [m for m in study_toy.EVERYTHING.methods if m != "grid"])
+def test_a_checkpoint_holds_all_that_a_method_changes(method, tmp_path):
+    spec = Spec(replace(PART, steps=7), "method", method, "full", 3, watch_every=2)
+    whole = Folder(tmp_path / "whole")
+    execute(spec, whole, 100, lambda steps: None)
+    cut = Folder(tmp_path / "cut")
+    training = Training(spec)
+    for _ in range(4):
+        training.step()
+    cut.save(spec, "checkpoint", training.state())
+    torch.manual_seed(99)
+    told: list[int] = []
+    execute(spec, cut, 100, told.append)
+    assert sum(told) == 7
+    assert told[0] == 4
+    assert numbers(cut) == numbers(whole)
+
+
+def test_a_write_that_is_cut_off_leaves_what_was_there(tmp_path, monkeypatch):
+    spec = method_spec(study_toy.STUDY, PART, "equal", "full", 0)
+    folder = Folder(tmp_path)
+    folder.save(spec, "checkpoint", {"done": 1})
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        folder.save(spec, "checkpoint", {"done": 2})
+    with pytest.raises(KeyboardInterrupt):
+        folder.finish(spec, {"cost": {}})
+    assert folder.load(spec, "checkpoint") == {"done": 1}
+    assert folder.result(spec) is None
+
+
+def test_results_of_another_configuration_do_not_count(finished):
+    folder, _ = finished
+    spec = method_spec(study_toy.STUDY, PART, "equal", "full", 0)
+    assert folder.result(spec) is not None
+    longer = replace(spec, part=replace(PART, steps=25))
+    assert folder.result(longer) is None
+    with pytest.raises(MissingRunError, match="run the study first"):
+        results.result_of(folder, longer)
+
+
+def test_nothing_is_run_twice(finished, monkeypatch):
+    folder, _ = finished
+
+    def run(*_: object) -> None:
+        raise AssertionError("a finished run was started again")
+
+    monkeypatch.setattr("examples.imbalance.runner.execute", run)
+    run_study(study_toy.STUDY, folder)
+
+
+def test_methods_of_a_seed_share_start_and_batches_and_heads_alone_are_left_out():
+    single, equal, cagrad = (
+        Training(spec)
+        for spec in (
+            single_spec(study_toy.STUDY, PART, "large", "full", 5),
+            method_spec(study_toy.STUDY, PART, "equal", "full", 5),
+            method_spec(study_toy.STUDY, PART, "cagrad", "full", 5),
+        )
+    )
+    assert set(single.model.heads) == {"large"}
+    for name, value in single.model.state_dict().items():
+        assert torch.equal(value, equal.model.state_dict()[name])
+        assert torch.equal(value, cagrad.model.state_dict()[name])
+    assert torch.equal(equal.batches.get_state(), cagrad.batches.get_state())
+    other = Training(method_spec(study_toy.STUDY, PART, "equal", "full", 6))
+    assert not torch.equal(equal.batches.get_state(), other.batches.get_state())
+
+
+def test_the_pretrained_encoder_comes_from_the_other_half(finished, tmp_path):
+    spec = method_spec(study_toy.STUDY, PART, "equal", "pretrained", 0)
+    assert spec.halves == "a"
+    with pytest.raises(RuntimeError, match="has not been trained yet"):
+        execute(spec, Folder(tmp_path), 10, lambda steps: None)
+    found = {path.name for path in (finished[0].root / "toy-mlp" / "pretrained").iterdir()}
+    assert {"pretrain-seed0.json", "grid-seed1.json", "single-small-seed0.json"} <= found
+
+
+def test_watch_sees_the_gradients_of_the_losses_themselves():
+    shared = [torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)]
+    losses = [3 * shared[0][0] + 0 * shared[1][0], shared[0].sum() * -2 + 4 * shared[1][0]]
+    watch = Watch(2, [False, True])
+    watch.look(losses, shared)
+    watch.look([5 * loss for loss in losses], shared)
+    found = watch.result()
+    length = math.sqrt(24)
+    root = math.sqrt(5)
+    assert found["norms"] == pytest.approx([3 * root, length * root])
+    assert found["norms_last"][1] == pytest.approx(4 * root)
+    angle = math.degrees(math.acos(-6 / (3 * length)))
+    assert found["angles"] == pytest.approx([angle, angle])
+    assert found["conflicts"] == 1
+    assert found["looks"] == 2
+
+
+def test_grid_points_are_all_ratios_of_the_levels_once():
+    part = replace(PART, levels=(1.0, 4.0, 16.0), draws=0)
+    points = grid_points(part, 3)
+    every = itertools.product((1, 4, 16), repeat=3)
+    ratios = {tuple(w / min(point) for w in point) for point in every}
+    assert {tuple(w / min(point) for w in point) for point in points} == ratios
+    assert len(points) == len(ratios) == 19
+
+
+def test_drawn_grid_points_are_different_and_the_same_each_time():
+    part = replace(PART, levels=(1.0, 4.0), draws=9)
+    points = grid_points(part, 14)
+    assert len(set(points)) == 9
+    assert points == grid_points(part, 14)
+    assert all(min(point) == 1 and len(point) == 14 for point in points)
+
+
+def test_the_grid_chooses_by_validation_and_pays_for_all_its_points(finished):
+    folder, _ = finished
+    points = grid_specs(study_toy.STUDY, PART, 2)
+    tasks = ("small", "large")
+    single = results.baselines(study_toy.STUDY, folder, PART, "full", 0, tasks)
+    gains = {p.weights: gain(folder.result(p), single, "validation") for p in points}
+    assert best_weights(study_toy.STUDY, folder, PART) == max(gains, key=gains.__getitem__)
+    found = results.score(study_toy.STUDY, folder, PART, "grid", "full")
+    assert found.steps == len(points) * PART.steps
+    assert len(found.gains) == 2
+
+
+def test_gain_is_the_mean_relative_change_and_positive_where_better():
+    tasks = [{"name": "a", "higher_is_better": True}, {"name": "b", "higher_is_better": False}]
+    result = {"tasks": tasks, "test": {"a": {"metric": 0.6}, "b": {"metric": 2.0}}}
+    single = {"a": {"test": {"a": {"metric": 0.5}}}, "b": {"test": {"b": {"metric": 2.5}}}}
+    assert gain(result, single) == pytest.approx(100 * (0.2 + 0.2) / 2)
+    assert Score((1.0, 2.0, 3.0), 1, 1).deviation == pytest.approx(1.0)
+
+
+def test_ranks_share_ties_and_spearman_is_known():
+    values = torch.tensor([10.0, 20.0, 10.0, 30.0])
+    assert ranks(values).tolist() == [1.5, 3.0, 1.5, 4.0]
+    x = torch.tensor([106.0, 100, 86, 101, 99, 103, 97, 113, 112, 110])
+    y = torch.tensor([7.0, 27, 2, 50, 28, 29, 20, 12, 6, 17])
+    assert spearman(x, y).item() == pytest.approx(-29 / 165)
+    assert spearman(x, torch.ones(10)).isnan()
+
+
+def test_the_rival_that_explains_is_told_from_the_one_that_does_not():
+    generator = torch.Generator().manual_seed(2)
+    norms = torch.randn(6, 10, generator=generator)
+    angles = torch.randn(6, 10, generator=generator)
+    excess = -norms.exp() + 0.1 * torch.randn(6, 10, generator=generator)
+    found = compare(norms, angles, excess)
+    assert found.points == 60
+    assert found.first.low <= found.first.value <= found.first.high < -0.8
+    assert found.second.low < 0 < found.second.high
+    assert found.lead.low > 0
+    assert compare(angles, norms, excess).lead.high < 0
+
+
+def test_the_page_is_made_from_the_results_alone_and_keeps_the_text_around(
+    finished, tmp_path, monkeypatch
+):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("examples.imbalance.ranks.REPLICATES", 100)
+    folder, _ = finished
+    page = tmp_path / "study.md"
+    written = write_page(study_toy.STUDY, folder, page)
+    assert {path.name for path in written} == {
+        "study.md", "norms.png", "methods.png", "costs.png", "settings.png",
+    }  # fmt: skip
+    assert all(path.stat().st_size > 0 for path in written)
+    text = page.read_text()
+    for method in PART.methods:
+        assert f"| `{method}` |" in text
+    found = results.score(study_toy.STUDY, folder, PART, "pcgrad", "full")
+    assert f"{found.mean:+.2f} ± {found.deviation:.2f}" in text
+    assert "](study/norms.png)" in text
+    page.write_text(text.replace("# The imbalance study", "# Ours").replace("| `pcgrad`", "| ?"))
+    monkeypatch.setattr("examples.imbalance.page.draw_figures", lambda *_: written[1:])
+    write_page(study_toy.STUDY, folder, page)
+    assert page.read_text() == text.replace("# The imbalance study", "# Ours")
+
+
+def test_without_results_there_is_no_page(tmp_path, capsys):
+    page = tmp_path / "study.md"
+    config = str(ROOT / "examples" / "imbalance" / "smoke.json")
+    assert main(["report", config, "--out", str(tmp_path / "none"), "--page", str(page)]) == 1
+    assert "run the study first" in capsys.readouterr().err
+    assert not page.exists()
+
+
+def test_a_page_with_other_blocks_is_refused():
+    template = TEMPLATE.read_text()
+    names = [found[2] for found in BLOCK.finditer(template)]
+    blocks = {name: f"{name}\n" for name in names}
+    assert fill(template, blocks).count("<!-- study: end -->") == len(names)
+    with pytest.raises(ValueError, match="blocks data: the page and the study differ"):
+        fill(template, {name: text for name, text in blocks.items() if name != "data"})
+
+
+@pytest.mark.parametrize("name", ["study.json", "smoke.json"])
+def test_the_configurations_that_come_along_are_studies(name):
+    config = read_config(ROOT / "examples" / "imbalance" / name)
+    assert len(config.seeds) >= (3 if name == "study.json" else 2)
+    assert all("avgnorm-sum-last" in part.methods for part in config.parts)
+
+
+def changed(**values: object) -> dict:
+    """A configuration as JSON, its only part with some values changed."""
+    part = {
+        "data": "toy", "encoder": "mlp", "steps": 3, "batch": 2, "rate": 0.1, "methods": ["equal"],
+    }  # fmt: skip
+    return {"seeds": [0], "parts": [part | values]}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ([], "the study must be an object"),
+        ({"seeds": [0]}, "the study lacks the key 'parts'"),
+        ({"seeds": [0], "parts": {}}, "parts must be a list"),
+        (changed(step=3), "a part has no key 'step'"),
+        (changed(encoder="resnet"), "toy-resnet: there is stereo with dense"),
+        (changed(steps=0), "steps must be positive"),
+        (changed(methods=["equal", "pcgard"]), "'pcgard' is none of equal, grid, avgnorm-sum-last"),
+        (changed(methods=["pcgrad"]), "methods must have 'equal'"),
+        (changed(methods=["equal", "grid"]), "'grid' in methods and levels go together"),
+        (changed(levels=[0, 1], methods=["equal", "grid"]), "levels are positive"),
+        (changed(settings=["quarter"]), "'quarter' is none of full, half, pretrained"),
+        (changed(settings=["half"]), "setting_methods must have 'equal' too"),
+        (changed(setting_methods=["uw"]), "'uw' of setting_methods is not in methods"),
+        (changed() | {"seeds": [1, 1]}, "seeds: give different whole numbers"),
+        (changed() | {"watch_every": 0}, "watch_every and checkpoint_every"),
+    ],
+)
+def test_a_wrong_configuration_gets_a_sentence(content, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        parse_config(content).check()
+
+
+def test_a_configuration_that_is_no_json_gets_a_sentence(tmp_path, capsys):
+    path = tmp_path / "study.json"
+    path.write_text("{")
+    assert main(["run", str(path), "--out", str(tmp_path)]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_every_method_of_the_study_is_one_that_it_can_run():
+    assert set(PLAIN) < set(study_toy.EVERYTHING.methods)
+    Config(seeds=(0,), parts=(study_toy.EVERYTHING,)).check()
+
+
+def test_no_digit_is_in_two_of_both_halves_validation_and_test(monkeypatch):
+    """Each digit is one grey value of its own, which its composites show in the top left corner."""
+    values = torch.arange(1, 1301, dtype=torch.float32)
+    images = values[:, None, None].expand(-1, 28, 28)
+    monkeypatch.setattr(multimnist, "load_digits", lambda: (images, torch.zeros(1300).long()))
+    monkeypatch.setattr(problems, "VALIDATION_DIGITS", 100)
+    data = problems.multimnist_data.__wrapped__()
+
+    def digits(inputs: torch.Tensor) -> set[int]:
+        grey = inputs * multimnist.DEVIATION + multimnist.MEAN
+        return set(grey[:, 0, [0, -1], [0, -1]].flatten().round().int().tolist())
+
+    generator = torch.Generator().manual_seed(0)
+    groups = [digits(data.draw(half, 2000, generator).inputs) for half in ("a", "b")]
+    groups += [digits(data.validation.inputs), digits(data.test.inputs)]
+    assert all(groups)
+    assert len(set.union(*groups)) == sum(map(len, groups))
+    assert digits(data.draw("ab", 2000, generator).inputs) <= groups[0] | groups[1]
+    assert digits(data.draw("ab", 2000, generator).inputs) & groups[1]
+
+
+def test_halves_of_the_stereo_scene_and_its_held_out_columns_do_not_overlap(monkeypatch):
+    pytest.importorskip("skimage")
+    data = problems.stereo_data()
+    columns = sorted(
+        [problems.STEREO_COLUMNS[half] for half in ("a", "b")]
+        + [(s.start, s.stop) for s in (problems.STEREO_VALIDATION, problems.STEREO_TEST)]
+    )
+    assert all(left[1] <= right[0] for left, right in itertools.pairwise(columns))
+    places = torch.arange(741.0).expand(500, 741)
+    scene = Batch(places[None, None], {"edges": places[None, None]})
+    monkeypatch.setattr(problems, "CROP", 4)
+    monkeypatch.setattr(problems.stereo, "load_motorcycle", lambda: ())
+    monkeypatch.setattr(problems.stereo, "dense_maps", lambda: scene)
+    numbered = problems.stereo_data.__wrapped__()
+    generator = torch.Generator().manual_seed(0)
+    drawn = {half: numbered.draw(half, 3000, generator).inputs for half in ("a", "b", "ab")}
+    for half in ("a", "b"):
+        assert drawn[half].aminmax() == (
+            problems.STEREO_COLUMNS[half][0],
+            problems.STEREO_COLUMNS[half][1] - 1,
+        )
+    assert set(drawn["ab"].unique().tolist()) == set(
+        drawn["a"].unique().tolist() + drawn["b"].unique().tolist()
+    )
+    for held, width in ((data.validation, 124), (data.test, 122)):
+        assert held.inputs.shape == (1, 4, 500, width)
+        assert all(target.shape[-1] == width for target in held.targets.values())
+
+
+def test_yeast_is_cut_in_halves_of_its_training_genes():
+    pytest.importorskip("river")
+    data = problems.yeast_data()
+    generator = torch.Generator().manual_seed(0)
+    genes = [
+        {tuple(row) for row in data.draw(half, 5000, generator).inputs.tolist()}
+        for half in ("a", "b")
+    ]
+    held = [{tuple(row) for row in batch.inputs.tolist()} for batch in (data.validation, data.test)]
+    assert not genes[0] & genes[1]
+    assert not (genes[0] | genes[1]) & (held[0] | held[1])
+    assert [len(rows) for rows in held] == [300, 917]
+
+
+@pytest.mark.parametrize(("data", "encoder"), [("multimnist", "vit"), ("multimnist", "lenet")])
+def test_encoders_tell_their_last_shared_layer(data, encoder):
+    parts = problems.ENCODERS[data, encoder]
+    built = parts.build()
+    last = list(parts.last(built).parameters())
+    assert [len(param) for param in last] == [50, 50]
+    assert parts.head("left")(built(torch.zeros(2, 1, 28, 28))).shape == (2, 10)
