@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from dist_harness import alone
 from dist_models import (
+    advance,
     batches,
     ddp,
     fresh,
@@ -51,9 +52,7 @@ def check_a_task_that_a_rank_lacks() -> None:
             assert report.status.tolist() == [0, Status.ZERO_GRADIENT, 0]
             assert all(p.grad is None for p in model.heads[1].parameters())
         same_params(model, expected)
-        for one in (optimizer, plain):
-            one.step()
-            one.zero_grad()
+        advance(optimizer, plain)
 
 
 def check_a_rank_without_any_task() -> None:

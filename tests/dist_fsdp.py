@@ -11,6 +11,7 @@ import torch.distributed as dist
 from dist_harness import DEVICE, alone, only
 from dist_models import (
     Scalar,
+    advance,
     batches,
     follow,
     fresh,
@@ -177,9 +178,7 @@ def _feature_steps(model: nn.Module, **options: Any) -> None:
             z, wanted = _with_features(expected, batch)
             same_reports(report, plain.backward(wanted, features=z))
         same_params(model, expected)
-        for one in (optimizer, plain):
-            one.step()
-            one.zero_grad()
+        advance(optimizer, plain)
 
 
 @only(2)

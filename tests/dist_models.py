@@ -125,9 +125,14 @@ def follow(
             wanted = whole_optimizer.backward(expected(batch))
         same_reports(report, wanted, **bounds)
         same_params(model, expected, **bounds)
-        for one in (optimizer, whole_optimizer):
-            one.step()
-            one.zero_grad()
+        advance(optimizer, whole_optimizer)
+
+
+def advance(*optimizers: MTLOptimizer) -> None:
+    """Each takes its step, and lets the gradients go."""
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def told(error: type[Exception], part: str, run: Callable[[], Any]) -> None:

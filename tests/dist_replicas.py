@@ -11,6 +11,7 @@ from dist_harness import alone, only
 from dist_models import (
     Model,
     Scalar,
+    advance,
     batches,
     ddp,
     follow,
@@ -166,9 +167,7 @@ def check_features() -> None:
                 wanted[1] = expected.losses(z[first], batch[first])[1] / world
             same_reports(report, plain.backward(wanted, features=z))
         same_params(model, expected)
-        for one in (optimizer, plain):
-            one.step()
-            one.zero_grad()
+        advance(optimizer, plain)
 
 
 def check_measured_on_some_parameters() -> None:
@@ -194,9 +193,7 @@ def check_micro_batches() -> None:
             with alone():
                 same_reports(optimizer.combine(), plain.backward(expected(batch)))
             same_params(model, expected)
-            for one in (optimizer, plain):
-                one.step()
-                one.zero_grad()
+            advance(optimizer, plain)
 
 
 @only(2)

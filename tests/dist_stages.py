@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from dist_harness import DEVICE, HERE, alone, only
 from dist_models import (
+    advance,
     batches,
     fresh,
     reference,
@@ -77,9 +78,7 @@ def steps(
             wanted = plain.backward(expected(batch))
         same_reports(report, wanted, check_dtype=False, **bounds)
         same_stage(pipeline.stage, expected, cut, **bounds)
-        for one in (optimizer, plain):
-            one.step()
-            one.zero_grad()
+        advance(optimizer, plain)
 
 
 def check_gram_methods() -> None:
@@ -215,9 +214,7 @@ def check_stages_that_are_sharded() -> None:
         with alone():
             same_reports(report, plain.backward(expected(batch)))
         same_stage(pipeline.stage, expected)
-        for one in (optimizer, plain):
-            one.step()
-            one.zero_grad()
+        advance(optimizer, plain)
 
 
 def check_what_differs_is_told() -> None:

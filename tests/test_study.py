@@ -1,10 +1,8 @@
-"""The imbalance study: runs that survive being killed, choices, correlations, and the page."""
+"""The imbalance study: runs that survive being killed, the choices, and the page."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import os
 import random
 import signal
@@ -22,16 +20,12 @@ from examples.imbalance import problems, results
 from examples.imbalance.__main__ import main
 from examples.imbalance.config import Config, ConfigError, parse_config, read_config
 from examples.imbalance.page import BLOCK, TEMPLATE, fill, write_page
-from examples.imbalance.ranks import compare, ranks, spearman
 from examples.imbalance.recipes import PLAIN
-from examples.imbalance.results import MissingRunError, Score, best_weights, gain
+from examples.imbalance.results import MissingRunError, best_weights, gain
 from examples.imbalance.runner import run_study
-from examples.imbalance.specs import Spec, grid_points, grid_specs, method_spec, single_spec
+from examples.imbalance.specs import Spec, grid_specs, method_spec, single_spec
 from examples.imbalance.storage import Folder
 from examples.imbalance.training import Training, execute
-from examples.imbalance.watching import Watch
-from mtlkernels.demo import multimnist
-from mtlkernels.demo.problem import Batch
 
 pytest.importorskip("tqdm")
 
@@ -182,40 +176,6 @@ def test_the_pretrained_encoder_comes_from_the_other_half(finished, tmp_path):
     assert {"pretrain-seed0.json", "grid-seed1.json", "single-small-seed0.json"} <= found
 
 
-def test_watch_sees_the_gradients_of_the_losses_themselves():
-    shared = [torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)]
-    losses = [3 * shared[0][0] + 0 * shared[1][0], shared[0].sum() * -2 + 4 * shared[1][0]]
-    watch = Watch(2, [False, True])
-    watch.look(losses, shared)
-    watch.look([5 * loss for loss in losses], shared)
-    found = watch.result()
-    length = math.sqrt(24)
-    root = math.sqrt(5)
-    assert found["norms"] == pytest.approx([3 * root, length * root])
-    assert found["norms_last"][1] == pytest.approx(4 * root)
-    angle = math.degrees(math.acos(-6 / (3 * length)))
-    assert found["angles"] == pytest.approx([angle, angle])
-    assert found["conflicts"] == 1
-    assert found["looks"] == 2
-
-
-def test_grid_points_are_all_ratios_of_the_levels_once():
-    part = replace(PART, levels=(1.0, 4.0, 16.0), draws=0)
-    points = grid_points(part, 3)
-    every = itertools.product((1, 4, 16), repeat=3)
-    ratios = {tuple(w / min(point) for w in point) for point in every}
-    assert {tuple(w / min(point) for w in point) for point in points} == ratios
-    assert len(points) == len(ratios) == 19
-
-
-def test_drawn_grid_points_are_different_and_the_same_each_time():
-    part = replace(PART, levels=(1.0, 4.0), draws=9)
-    points = grid_points(part, 14)
-    assert len(set(points)) == 9
-    assert points == grid_points(part, 14)
-    assert all(min(point) == 1 and len(point) == 14 for point in points)
-
-
 def test_the_grid_chooses_by_validation_and_pays_for_all_its_points(finished):
     folder, _ = finished
     points = grid_specs(study_toy.STUDY, PART, 2)
@@ -226,36 +186,6 @@ def test_the_grid_chooses_by_validation_and_pays_for_all_its_points(finished):
     found = results.score(study_toy.STUDY, folder, PART, "grid", "full")
     assert found.steps == len(points) * PART.steps
     assert len(found.gains) == 2
-
-
-def test_gain_is_the_mean_relative_change_and_positive_where_better():
-    tasks = [{"name": "a", "higher_is_better": True}, {"name": "b", "higher_is_better": False}]
-    result = {"tasks": tasks, "test": {"a": {"metric": 0.6}, "b": {"metric": 2.0}}}
-    single = {"a": {"test": {"a": {"metric": 0.5}}}, "b": {"test": {"b": {"metric": 2.5}}}}
-    assert gain(result, single) == pytest.approx(100 * (0.2 + 0.2) / 2)
-    assert Score((1.0, 2.0, 3.0), 1, 1).deviation == pytest.approx(1.0)
-
-
-def test_ranks_share_ties_and_spearman_is_known():
-    values = torch.tensor([10.0, 20.0, 10.0, 30.0])
-    assert ranks(values).tolist() == [1.5, 3.0, 1.5, 4.0]
-    x = torch.tensor([106.0, 100, 86, 101, 99, 103, 97, 113, 112, 110])
-    y = torch.tensor([7.0, 27, 2, 50, 28, 29, 20, 12, 6, 17])
-    assert spearman(x, y).item() == pytest.approx(-29 / 165)
-    assert spearman(x, torch.ones(10)).isnan()
-
-
-def test_the_rival_that_explains_is_told_from_the_one_that_does_not():
-    generator = torch.Generator().manual_seed(2)
-    norms = torch.randn(6, 10, generator=generator)
-    angles = torch.randn(6, 10, generator=generator)
-    excess = -norms.exp() + 0.1 * torch.randn(6, 10, generator=generator)
-    found = compare(norms, angles, excess)
-    assert found.points == 60
-    assert found.first.low <= found.first.value <= found.first.high < -0.8
-    assert found.second.low < 0 < found.second.high
-    assert found.lead.low > 0
-    assert compare(angles, norms, excess).lead.high < 0
 
 
 def test_the_page_is_made_from_the_results_alone_and_keeps_the_text_around(
@@ -349,76 +279,3 @@ def test_a_configuration_that_is_no_json_gets_a_sentence(tmp_path, capsys):
 def test_every_method_of_the_study_is_one_that_it_can_run():
     assert set(PLAIN) < set(study_toy.EVERYTHING.methods)
     Config(seeds=(0,), parts=(study_toy.EVERYTHING,)).check()
-
-
-def test_no_digit_is_in_two_of_both_halves_validation_and_test(monkeypatch):
-    """Each digit is one grey value of its own, which its composites show in the top left corner."""
-    values = torch.arange(1, 1301, dtype=torch.float32)
-    images = values[:, None, None].expand(-1, 28, 28)
-    monkeypatch.setattr(multimnist, "load_digits", lambda: (images, torch.zeros(1300).long()))
-    monkeypatch.setattr(problems, "VALIDATION_DIGITS", 100)
-    data = problems.multimnist_data.__wrapped__()
-
-    def digits(inputs: torch.Tensor) -> set[int]:
-        grey = inputs * multimnist.DEVIATION + multimnist.MEAN
-        return set(grey[:, 0, [0, -1], [0, -1]].flatten().round().int().tolist())
-
-    generator = torch.Generator().manual_seed(0)
-    groups = [digits(data.draw(half, 2000, generator).inputs) for half in ("a", "b")]
-    groups += [digits(data.validation.inputs), digits(data.test.inputs)]
-    assert all(groups)
-    assert len(set.union(*groups)) == sum(map(len, groups))
-    assert digits(data.draw("ab", 2000, generator).inputs) <= groups[0] | groups[1]
-    assert digits(data.draw("ab", 2000, generator).inputs) & groups[1]
-
-
-def test_halves_of_the_stereo_scene_and_its_held_out_columns_do_not_overlap(monkeypatch):
-    pytest.importorskip("skimage")
-    data = problems.stereo_data()
-    columns = sorted(
-        [problems.STEREO_COLUMNS[half] for half in ("a", "b")]
-        + [(s.start, s.stop) for s in (problems.STEREO_VALIDATION, problems.STEREO_TEST)]
-    )
-    assert all(left[1] <= right[0] for left, right in itertools.pairwise(columns))
-    places = torch.arange(741.0).expand(500, 741)
-    scene = Batch(places[None, None], {"edges": places[None, None]})
-    monkeypatch.setattr(problems, "CROP", 4)
-    monkeypatch.setattr(problems.stereo, "load_motorcycle", lambda: ())
-    monkeypatch.setattr(problems.stereo, "dense_maps", lambda: scene)
-    numbered = problems.stereo_data.__wrapped__()
-    generator = torch.Generator().manual_seed(0)
-    drawn = {half: numbered.draw(half, 3000, generator).inputs for half in ("a", "b", "ab")}
-    for half in ("a", "b"):
-        assert drawn[half].aminmax() == (
-            problems.STEREO_COLUMNS[half][0],
-            problems.STEREO_COLUMNS[half][1] - 1,
-        )
-    assert set(drawn["ab"].unique().tolist()) == set(
-        drawn["a"].unique().tolist() + drawn["b"].unique().tolist()
-    )
-    for held, width in ((data.validation, 124), (data.test, 122)):
-        assert held.inputs.shape == (1, 4, 500, width)
-        assert all(target.shape[-1] == width for target in held.targets.values())
-
-
-def test_yeast_is_cut_in_halves_of_its_training_genes():
-    pytest.importorskip("river")
-    data = problems.yeast_data()
-    generator = torch.Generator().manual_seed(0)
-    genes = [
-        {tuple(row) for row in data.draw(half, 5000, generator).inputs.tolist()}
-        for half in ("a", "b")
-    ]
-    held = [{tuple(row) for row in batch.inputs.tolist()} for batch in (data.validation, data.test)]
-    assert not genes[0] & genes[1]
-    assert not (genes[0] | genes[1]) & (held[0] | held[1])
-    assert [len(rows) for rows in held] == [300, 917]
-
-
-@pytest.mark.parametrize(("data", "encoder"), [("multimnist", "vit"), ("multimnist", "lenet")])
-def test_encoders_tell_their_last_shared_layer(data, encoder):
-    parts = problems.ENCODERS[data, encoder]
-    built = parts.build()
-    last = list(parts.last(built).parameters())
-    assert [len(param) for param in last] == [50, 50]
-    assert parts.head("left")(built(torch.zeros(2, 1, 28, 28))).shape == (2, 10)
