@@ -11,6 +11,7 @@ routes take turns; gloo on one machine says little about NCCL, the other columns
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 import time
 from collections.abc import Callable
@@ -145,12 +146,20 @@ def counted(step: Step, steps: int) -> tuple[float, str]:
     return sent / steps, told
 
 
-def measure(rank: int, ranks: int, arguments: argparse.Namespace, store: str) -> None:
-    """One rank's part; rank 0 prints."""
+def run(rank: int, ranks: int, arguments: argparse.Namespace, store: str) -> None:
+    """One process."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
     )
+    measure(rank, ranks, arguments)
+    dist.barrier()
+    gc.collect()  # cycles hold the group, whose threads must end before Python does
+    dist.destroy_process_group()
+
+
+def measure(rank: int, ranks: int, arguments: argparse.Namespace) -> None:
+    """One rank's part; rank 0 prints."""
     steps = routes(arguments.tasks, arguments.width)
     for step in steps.values():
         step()
@@ -177,8 +186,6 @@ def measure(rank: int, ranks: int, arguments: argparse.Namespace, store: str) ->
                 f"{name:22} {sent / 1e6:8.2f} {sent / unit:6.2f} {middle:7.1f} "
                 f"{low:7.1f}-{high:7.1f}  {told}"
             )
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def timed(step: Step) -> float:
@@ -199,7 +206,7 @@ def main() -> None:
     for ranks in map(int, arguments.ranks.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             store = f"file://{Path(folder) / 'store'}"
-            mp.spawn(measure, (ranks, arguments, store), ranks)
+            mp.spawn(run, (ranks, arguments, store), ranks)
 
 
 if __name__ == "__main__":

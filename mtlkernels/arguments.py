@@ -19,8 +19,8 @@ Runs = Mapping[str, Run] | Sequence[Run]
 
 _SAY_IT = (
     "say how the ranks share the model, MTLOptimizer(base, method, module=model) with what "
-    "DistributedDataParallel, fully_shard or parallelize_module gave, or process_group= for "
-    "replicas without one of them"
+    "DistributedDataParallel, fully_shard or parallelize_module gave, process_group= for "
+    "replicas without one of them, or stages= for those of a pipeline"
 )
 
 

@@ -170,6 +170,8 @@ def check_of_stages() -> None:
         told(NotImplementedError, "leave them out", lambda options=options: wrap(**options))
     told(NotImplementedError, "compares ranks", lambda: wrap(gram="unbiased"))
     told(NotImplementedError, "goes alone", lambda: wrap(module=model))
+    mesh: Any = init_device_mesh(DEVICE, (dist.get_world_size(),))
+    told(TypeError, "mesh.get_group()", lambda: MTLOptimizer(sgd(model), UPGrad(), stages=mesh))
     told(NotImplementedError, "goes alone", lambda: wrap(process_group=dist.group.WORLD))
     mine = model(batches(1)[0])
     told(TypeError, "give a function for each", lambda: wrap().backward(mine))

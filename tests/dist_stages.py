@@ -152,6 +152,41 @@ def check_scales_and_an_infinity() -> None:
     assert all(param.grad.isnan().all() for param in pipeline.stage.trunk.parameters())
 
 
+def check_a_scaler_skips_on_all_stages() -> None:
+    """What overflows in a head's own gradient, and below a stage that holds heads alone."""
+    for cut, spoils in ((1, "heads.1.bias"), (3, "trunk.2.weight")):
+        pipeline = ByHand(fresh(dtype=torch.float32), cut=cut)
+        optimizer = MTLOptimizer(sgd(pipeline.stage), UPGrad(), stages=pipeline.group)
+        scaler = torch.amp.GradScaler(DEVICE, init_scale=8.0)
+        for step, batch in enumerate(batches(3, torch.float32)):
+            before = copy.deepcopy(pipeline.stage.state_dict())
+            scale = float(scaler.scale(torch.ones(())))
+            runs = pipeline.runs(batch, scale=scale)
+            if step == 1:
+                runs = [_spoiling(run, pipeline.stage, spoils) for run in runs]
+            report = optimizer.backward(runs, scaler=scaler)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            assert scaler.get_scale() == (8.0 if step == 0 else 4.0)
+            assert bool(report.status.any()) == (step == 1)
+            for name, value in pipeline.stage.state_dict().items():
+                assert torch.equal(value, before[name]) == (step == 1), name
+
+
+def _spoiling(run: Any, stage: Any, name: str) -> Any:
+    """A run after which that gradient, where the stage has it, is infinite."""
+
+    def spoilt() -> Tensor | None:
+        found = run()
+        grad = getattr(dict(stage.named_parameters()).get(name), "grad", None)
+        if grad is not None:
+            grad.fill_(float("inf"))
+        return found
+
+    return spoilt
+
+
 def check_traffic() -> None:
     """T gradients of activations go back; of our own, K and three numbers on the host."""
     pipeline = ByHand(fresh())
@@ -165,7 +200,7 @@ def check_traffic() -> None:
     assert traffic.calls == Counter()
     sends = Counter() if pipeline.first else Counter({"send": TASKS})
     assert traffic.small == Counter({"all-reduce": 4}) + sends
-    own = (TASKS**2 + TASKS + 2) + 1 + TASKS + 1  # of 8 bytes each, half of them sent twice
+    own = (TASKS**2 + TASKS + 2) + 1 + 2 * TASKS + 1  # of 8 bytes each, half of them sent twice
     back = 0 if pipeline.first else TASKS * len(batch) * pipeline.width
     assert traffic.sent == 8 * (own + back)
 
@@ -239,12 +274,28 @@ def check_what_differs_is_told() -> None:
     mine = [lambda: one if rank else None] * 2
     told(ValueError, "no parameter is shared", lambda: wrap().backward(mine))
     told(ValueError, "shared= names", lambda: wrap(shared=[]).backward(mine))
-    kept = torch.ones(7, 5, dtype=torch.float64)
+    for wrong in (1.0, [one], torch.ones(2)):
+        mine = [lambda wrong=wrong: wrong if rank else None] * 2
+        told(TypeError, "a tensor of one element", lambda mine=mine: wrap().backward(mine))
 
-    def overwrites() -> Tensor | None:
-        for param in pipeline.stage.parameters():
-            param.grad = kept.flatten()[: param.numel()].view(param.shape)
-        return None
 
-    told(ValueError, "in the same memory", lambda: wrap().backward([overwrites, overwrites]))
-    assert all(param.grad is None for param in pipeline.stage.parameters())
+def check_gradients_in_the_memory_of_others() -> None:
+    """Of the run before the last one, and of what .grad held; .grad is what it was then."""
+    pipeline = ByHand(fresh())
+    params = list(pipeline.stage.parameters())
+    buffers = [[torch.ones_like(param) for param in params] for _ in range(2)]
+
+    def leaves(grads: list[Tensor]) -> Any:
+        def run() -> None:
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad
+
+        return run
+
+    a, b = buffers
+    optimizer = MTLOptimizer(sgd(pipeline.stage), UPGrad(), stages=pipeline.group)
+    for before, runs in ((None, [a, b, a]), (a, [b, a])):
+        leaves(before or [None] * len(params))()
+        told(ValueError, "overwrote", lambda runs=runs: optimizer.backward([*map(leaves, runs)]))
+        for p, param in enumerate(params):
+            assert param.grad is (None if before is None else before[p])

@@ -177,6 +177,13 @@ def test_cpp_includes(path: Path) -> None:
     assert not forbidden
 
 
+@pytest.mark.parametrize("path", source_files(), ids=lambda p: str(p.relative_to(CSRC)))
+def test_macros_of_torch_are_those_of_the_oldest_torch(path: Path) -> None:
+    """Newer headers have newer macros, which a build against the version of setup.py lacks."""
+    used = set(re.findall(r"\bSTABLE_TORCH_\w+", path.read_text()))
+    assert used <= {"STABLE_TORCH_LIBRARY_IMPL", "STABLE_TORCH_LIBRARY_FRAGMENT"}
+
+
 LOADED = """
 import sys, subprocess, os
 def refuse(*_, **__): raise AssertionError("a process was started while importing")

@@ -205,6 +205,24 @@ def test_denormals_count(dtype: torch.dtype) -> None:
     assert expected.count_nonzero() > 50
 
 
+@pytest.mark.parametrize("num_tasks", [1, 3, 8, 9])
+@pytest.mark.parametrize("numel", [1, 31, 33, 64, 1000])
+def test_bfloat16_of_any_pattern_comes_through(numel: int, num_tasks: int) -> None:
+    """NaN, infinities and denormals among them, misaligned."""
+    generator = torch.Generator().manual_seed(numel)
+    bits = torch.randint(-(2**15), 2**15, (numel + 1,), generator=generator)
+    row = bits.to(torch.int16).view(torch.bfloat16)[1:]
+    for at in range(num_tasks):
+        rows = [torch.ones(numel, dtype=torch.bfloat16) for _ in range(num_tasks)]
+        rows[at] = row
+        weights = torch.zeros(num_tasks).index_fill(0, torch.tensor(at), 1.0)
+        out = ops.combine(rows, weights)[:numel]
+        expected = row + torch.zeros_like(row)  # the sum with zeros has no negative zero
+        assert torch.equal(out.isnan(), row.isnan())
+        same = out.view(torch.int16) == expected.view(torch.int16)
+        assert (same | row.isnan()).all()
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("num_tasks", [1, 3, 9])
 @pytest.mark.parametrize("at", [0, 15, 700, 4999])

@@ -32,13 +32,13 @@ inline void check_not_empty(const std::vector<Tensor>& grads) {
 // list of many small tensors would pay for more dearly than for its arithmetic.
 inline int32_t raw_dtype(const Tensor& x) {
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
   return dtype;
 }
 
 inline int32_t raw_device_type(const Tensor& x) {
   int32_t type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &type));
   return type;
 }
 

@@ -45,7 +45,7 @@ def engine(
     """
     chosen = Setting(**setting)
     if stages is not None:
-        refuse_for_stages(module, process_group, method, options, chosen.gram)
+        refuse_for_stages(stages, module, process_group, method, options, chosen.gram)
         return Stages(stages, chosen)
     if isinstance(module, DistributedDataParallel):
         _refuse_ddp(module)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from mtlkernels.collect import Row, Starts, starts
+from mtlkernels.distributed.grad_rows import rows_of_grad
+from mtlkernels.distributed.placements import Held
 
 
 class FullyShard:
@@ -34,34 +36,31 @@ class FullyShard:
     def rows(
         self,
         losses: Sequence[Tensor],
-        params: Sequence[Tensor],
+        held: Held,
         scale: Tensor | None,
         retain_graph: bool,
     ) -> list[Row]:
         """T backwards: T lists of this rank's pieces of P gradients.
 
-        params: the sharded ones. While the model is unsharded, `model.parameters()` are others.
+        held: the sharded parameters. While the model is unsharded, `model.parameters()` are others.
         Until the last backward it stays so, which saves T - 1 all-gathers; after it, it must not,
         as the next forward would not see what the optimizer writes.
         """
         begun = starts(losses, scale)
-        before = [param.grad for param in params]
-        rows: list[Row] = []
         last = len(losses) - 1
+
+        def backward(t: int) -> None:
+            with self._resharding(t == last):
+                torch.autograd.backward(
+                    cast(Tensor, begun.edges[t]),
+                    begun.seeds[t],
+                    retain_graph=retain_graph or t < last,
+                )
+
         try:
-            for t, (edge, seed) in enumerate(zip(begun.edges, begun.seeds, strict=True)):
-                for param in params:
-                    param.grad = None
-                with self._resharding(t == last):
-                    torch.autograd.backward(
-                        cast(Tensor, edge), seed, retain_graph=retain_graph or t < last
-                    )
-                rows.append([_piece(param) for param in params])
+            return rows_of_grad(held, [partial(backward, t) for t in range(len(losses))])[0]
         finally:
-            for param, grad in zip(params, before, strict=True):
-                param.grad = grad
             self.reshard()
-        return rows
 
     def cotangents(self, begun: Starts, features: Sequence[Tensor]) -> list[Row]:
         """T backwards to C features and no further; the graph stays."""
@@ -113,9 +112,3 @@ class FullyShard:
         finally:
             for module in self.modules:
                 module.set_reshard_after_backward(True, recurse=False)
-
-
-def _piece(param: Tensor) -> Tensor | None:
-    """This rank's piece of a gradient, which is in the parameter's own layout."""
-    grad = param.grad
-    return grad.to_local() if isinstance(grad, DTensor) else grad

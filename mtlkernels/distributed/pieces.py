@@ -29,6 +29,7 @@ def combine_pieces(
     options: Options,
     totals: Totals,
     setting: Setting,
+    doubt: Tensor | None = None,
 ) -> Report:
     """Adds this rank's piece of the direction to .grad.
 
@@ -39,10 +40,13 @@ def combine_pieces(
         heads: positions of the other parameters that a task reaches.
         method, options, setting: how.
         totals: where the ranks' parts of K add up.
+        doubt: (T) 0, or NaN for a task that this rank knows to be spoilt although K does not.
     """
     grads = rows.grads
     groups = piece_groups(grads, held, sections)
     gram = piece_gram(groups, len(grads), options.parts is not None, rows.losses.device)
+    if doubt is not None:
+        gram = gram + doubt.to(gram.device).diag()
     found, losses = totals.judge(gram, rows.losses, method, rows.scale, options.max_norm, setting)
     assert found.weights is not None
     for part, own, weights in zip(
@@ -50,8 +54,9 @@ def combine_pieces(
     ):
         add_weighted_sum(own, weights, [held.tensors[p] for p in part])
     members = [held.tensors[p] for p in heads]
-    ones = torch.ones_like(found.status, dtype=torch.float64)
-    head_weights = found.weights if options.weight_heads else ones
+    # What another rank skips, one that holds heads alone has to skip as well.
+    ones = torch.where(found.weights.isfinite().all(), 1.0, torch.nan).to(found.weights)
+    head_weights = found.weights if options.weight_heads else ones.expand(len(grads))
     add_weighted_sum(group_gradients(columns(grads, heads), members), head_weights, members)
     held.hand_back()
     return Report(rows.tasks, found.gram, found.weights, losses, found.status, rows.collected)

@@ -144,11 +144,11 @@ class Shards(OfRanks):
     ) -> Rows:
         tasks, values, kept = self._begin(losses, params, method, options, False)
         scale = scale_of(scaler, values[0].device)
+        held = Held(kept)
         if self.fsdp:
-            rows = self.fsdp.rows(values, kept, scale, retain_graph)
+            rows = self.fsdp.rows(values, held, scale, retain_graph)
             told = "a backward a loss through fully_shard"
         else:
-            held = Held(kept)
             rows = task_gradients(values, kept, retain_graph, scale, held.row)
             refuse_reentrant_checkpoints(values, reach(rows))
             told = "a backward a loss, of DTensors"

@@ -19,16 +19,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mtlkernels.arguments import Losses, Run, no_shared, shared_among
-from mtlkernels.by_rows import reach, sections_of
-from mtlkernels.collect import Row
+from mtlkernels.balancing import total_gram
+from mtlkernels.by_rows import columns, reach, sections_of
 from mtlkernels.distributed.agreement import Agreement, View, fingerprint
 from mtlkernels.distributed.arguments import refuse_compiling
 from mtlkernels.distributed.collectives import Group, Hosts, OfRanks
+from mtlkernels.distributed.grad_rows import rows_of_grad
 from mtlkernels.distributed.pieces import combine_pieces
 from mtlkernels.distributed.placements import Held
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.verdict import Totals
 from mtlkernels.families import AnyMethod, keeps_weights, takes_rows, weighs_losses
+from mtlkernels.layout import group_gradients
 from mtlkernels.options import Options, check_step
 from mtlkernels.report import Report
 from mtlkernels.rows import Rows
@@ -88,9 +90,15 @@ class Stages(OfRanks):
             View(tasks, (), ()),
             lambda: _setup(cast(nn.Module, method), options, self.setting, held),
         )
-        rows, found = _run_all(runs, held)
-        returned = self.agreement.host.count([loss is not None for loss in found])
-        for task, count in zip(tasks, returned, strict=True):
+        rows, found = rows_of_grad(held, runs)
+        told = [loss is not None for loss in found] + [not _is_loss(loss) for loss in found]
+        counts = self.agreement.host.count(told)
+        for task, count, wrong in zip(tasks, counts, counts[len(tasks) :], strict=False):
+            if wrong:
+                raise TypeError(
+                    f"the function of task {task!r} must return the loss, a tensor of one element, "
+                    "on the stage that computes it, and None on the others"
+                )
             if count != 1:
                 raise ValueError(
                     f"{count} stages returned the loss of task {task!r}: its function returns it "
@@ -98,8 +106,8 @@ class Stages(OfRanks):
                 )
         device = held.tensors[0].device
         values = torch.stack([_value(loss, device) for loss in found])
-        told = f"a run of {dist.get_world_size(self.group)} stages a task"
-        return Rows(tasks, values, kept, rows, scale_of(scaler, device), told)
+        collected = f"a run of {dist.get_world_size(self.group)} stages a task"
+        return Rows(tasks, values, kept, rows, scale_of(scaler, device), collected)
 
     @torch.no_grad()
     def combine_rows(self, rows: Rows, method: Any, options: Options) -> Report:
@@ -120,7 +128,10 @@ class Stages(OfRanks):
             self.hosts,
             stages=dist.get_world_size(self.group),
         )
-        return combine_pieces(rows, held, sections, heads, method, options, totals, self.setting)
+        doubt = _doubt(rows, held, heads)
+        return combine_pieces(
+            rows, held, sections, heads, method, options, totals, self.setting, doubt
+        )
 
 
 def named_runs(given: Any) -> tuple[tuple[str, ...], list[Run]]:
@@ -153,9 +164,19 @@ def named_runs(given: Any) -> tuple[tuple[str, ...], list[Run]]:
 
 
 def refuse_for_stages(
-    module: nn.Module | None, other: Group | None, method: object, options: Options, gram: str
+    stages: object,
+    module: nn.Module | None,
+    other: Group | None,
+    method: object,
+    options: Options,
+    gram: str,
 ) -> None:
     """Raises where something needs more than each task's gradients of a stage's parameters."""
+    if not isinstance(stages, dist.ProcessGroup):
+        raise TypeError(
+            f"stages= is a {type(stages).__name__}: give the process group of the stages, of a "
+            "DeviceMesh mesh.get_group()"
+        )
     if module is not None or other is not None:
         raise NotImplementedError(
             "stages= goes alone: for replicas of a pipeline fully_shard each stage over a mesh "
@@ -197,36 +218,20 @@ def _setup(method: nn.Module, options: Options, setting: Setting, held: Held) ->
     return f"{fingerprint(method, alike, setting, [])}, {mesh}"
 
 
-def _run_all(runs: Sequence[Run], held: Held) -> tuple[list[Row], list[Tensor | None]]:
-    """What each run leaves in .grad, and returns; .grad is afterwards as it was before."""
-    before = [param.grad for param in held.params]
-    rows: list[Row] = []
-    losses: list[Tensor | None] = []
-    try:
-        for run in runs:
-            for param in held.params:
-                param.grad = None
-            losses.append(run())
-            row = held.row([param.grad for param in held.params])
-            if rows and any(map(_same_memory, row, rows[-1])):
-                raise ValueError(
-                    "two runs left their gradients in the same memory, so the second overwrote the "
-                    "first: leave out what keeps it, gradient_as_bucket_view=True for example"
-                )
-            rows.append(row)
-    finally:
-        for param, grad in zip(held.params, before, strict=True):
-            param.grad = grad
-    return rows, losses
+def _doubt(rows: Rows, held: Held, heads: Sequence[int]) -> Tensor:
+    """(T) 0, or NaN where a task's gradient for the heads of this stage is not finite.
+
+    A GradScaler looks at its own stage's .grad, and all have to skip.
+    """
+    T, own = len(rows.tasks), [held.tensors[p] for p in heads]
+    groups = group_gradients(columns(rows.grads, heads), own)
+    if not groups:
+        return torch.zeros(T, dtype=torch.float64, device=rows.losses.device)
+    return 0 * total_gram(groups, T).diagonal()
 
 
-def _same_memory(one: Tensor | None, other: Tensor | None) -> bool:
-    return (
-        one is not None
-        and other is not None
-        and one.numel() > 0
-        and one.data_ptr() == other.data_ptr()
-    )
+def _is_loss(answer: object) -> bool:
+    return answer is None or (isinstance(answer, Tensor) and answer.numel() == 1)
 
 
 def _value(loss: Tensor | None, device: torch.device) -> Tensor:
