@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from examples.imbalance.page import BLOCK, TEMPLATE, fill, write_page
 from examples.imbalance.recipes import PLAIN
 from examples.imbalance.results import MissingRunError, best_weights, gain
 from examples.imbalance.runner import run_study
-from examples.imbalance.specs import Spec, grid_specs, method_spec, single_spec
+from examples.imbalance.specs import Spec, best_spec, grid_specs, method_spec, single_spec
 from examples.imbalance.storage import Folder
 from examples.imbalance.training import Training, execute
 
@@ -147,6 +149,27 @@ def test_nothing_is_run_twice(finished, monkeypatch):
 
     monkeypatch.setattr("examples.imbalance.runner.execute", run)
     run_study(study_toy.STUDY, folder)
+
+
+def test_a_finished_study_trains_its_encoders_anew_for_what_was_deleted(finished, tmp_path):
+    root = tmp_path / "again"
+    shutil.copytree(finished[0].root, root)
+    for name in ("grid-seed0.json", "avgnorm-sum-last-seed1.json"):
+        (root / "toy-mlp" / "pretrained" / name).unlink()
+    run_study(study_toy.STUDY, Folder(root))
+    assert numbers(Folder(root)) == numbers(finished[0])
+
+
+def test_other_levels_choose_anew_in_every_setting(finished, tmp_path):
+    root = tmp_path / "again"
+    shutil.copytree(finished[0].root, root)
+    other = replace(study_toy.STUDY, parts=(replace(PART, levels=(2.0, 4.0)),))
+    run_study(other, Folder(root))
+    (part,) = other.parts
+    best = best_weights(other, Folder(root), part)
+    assert min(best) == 2
+    for setting, seed in itertools.product(("full", "half", "pretrained"), other.seeds):
+        assert Folder(root).result(best_spec(other, part, setting, seed, best)) is not None
 
 
 def test_methods_of_a_seed_share_start_and_batches_and_heads_alone_are_left_out():

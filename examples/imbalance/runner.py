@@ -16,7 +16,7 @@ import torch
 from examples.imbalance.config import PRETRAINED, Config
 from examples.imbalance.problems import DATA
 from examples.imbalance.results import best_weights
-from examples.imbalance.specs import PRETRAIN, Spec, dependent_specs, independent_specs, pretrain_of
+from examples.imbalance.specs import Spec, dependent_specs, independent_specs, pretrain_of
 from examples.imbalance.storage import Folder
 from examples.imbalance.training import execute
 from mtlkernels.demo.packages import require
@@ -28,13 +28,15 @@ _told: SimpleQueue[int] | None = None
 def run_study(config: Config, folder: Folder, jobs: int = 1) -> None:
     """All runs that the folder lacks; killed and started again, it goes on where it was."""
     tasks = {part.data: [task.name for task in DATA[part.data]().tasks] for part in config.parts}
-    _run(_due(independent_specs(config, tasks), config, folder, tasks), config, folder, jobs)
+    _run(_missing(independent_specs(config, tasks), folder), config, folder, jobs)
     best = {
         part.name: best_weights(config, folder, part)
         for part in config.parts
         if "grid" in part.methods
     }
-    _run(_missing(dependent_specs(config, tasks, best), folder), config, folder, jobs)
+    rest = _missing(dependent_specs(config, tasks, best), folder)
+    _run(_lost_encoders(rest, folder), config, folder, jobs)
+    _run(rest, config, folder, jobs)
     folder.clean()
 
 
@@ -42,18 +44,13 @@ def _missing(specs: Sequence[Spec], folder: Folder) -> list[Spec]:
     return [spec for spec in specs if folder.result(spec) is None]
 
 
-def _due(
-    specs: Sequence[Spec], config: Config, folder: Folder, tasks: dict[str, list[str]]
-) -> list[Spec]:
-    """What is missing, with the pre-trainings whose encoder a later run still needs."""
-    later = _missing(dependent_specs(config, tasks, {}), folder)
-    needed = {pretrain_of(spec) for spec in later if spec.setting == PRETRAINED}
-    return [
-        spec
-        for spec in specs
-        if folder.result(spec) is None
-        or (spec.kind == PRETRAIN and spec in needed and folder.load(spec, "encoder") is None)
-    ]
+def _lost_encoders(specs: Sequence[Spec], folder: Folder) -> list[Spec]:
+    """The pre-trainings that these runs start from whose encoder is no longer there.
+
+    A finished study keeps none, and may lack runs again: one was deleted, or the levels changed.
+    """
+    starts = dict.fromkeys(pretrain_of(spec) for spec in specs if spec.setting == PRETRAINED)
+    return [spec for spec in starts if folder.load(spec, "encoder") is None]
 
 
 def _run(specs: Sequence[Spec], config: Config, folder: Folder, jobs: int) -> None:
