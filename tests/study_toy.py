@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -52,6 +53,7 @@ STUDY = Config(
 EVERYTHING = replace(STUDY.parts[0], methods=("equal", "grid", *RECIPES))
 
 
+@cache
 def toy_data() -> problems.Data:
     """Two regressions on one table whose losses differ in scale by a hundred."""
     generator = torch.Generator().manual_seed(0)

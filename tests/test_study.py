@@ -18,11 +18,12 @@ import pytest
 import study_toy
 import torch
 
-from examples.imbalance import problems, results
+import mtlkernels
+from examples.imbalance import problems, results, specs
 from examples.imbalance.__main__ import main
 from examples.imbalance.config import Config, ConfigError, parse_config, read_config
 from examples.imbalance.page import BLOCK, TEMPLATE, fill, write_page
-from examples.imbalance.recipes import PLAIN
+from examples.imbalance.recipes import PLAIN, RECIPES
 from examples.imbalance.results import MissingRunError, best_weights, gain
 from examples.imbalance.runner import run_study
 from examples.imbalance.specs import Spec, best_spec, grid_specs, method_spec, single_spec
@@ -139,6 +140,32 @@ def test_results_of_another_configuration_do_not_count(finished):
     assert folder.result(longer) is None
     with pytest.raises(MissingRunError, match="run the study first"):
         results.result_of(folder, longer)
+
+
+def test_results_of_another_cut_of_the_data_do_not_count(finished, monkeypatch):
+    spec = method_spec(study_toy.STUDY, PART, "equal", "full", 0)
+    other = replace(study_toy.toy_data(), caption="toy: cut otherwise")
+    monkeypatch.setitem(problems.DATA, "toy", lambda: other)
+    assert finished[0].result(spec) is None
+
+
+@pytest.mark.parametrize(
+    "changed", [{"heads": True}, {"last": True}, {"make": lambda tasks, seed: mtlkernels.CAGrad()}]
+)
+def test_results_of_another_recipe_do_not_count(changed, finished, monkeypatch):
+    folder, _ = finished
+    spec = method_spec(study_toy.STUDY, PART, "pcgrad", "full", 0)
+    assert folder.result(spec) is not None
+    monkeypatch.setitem(RECIPES, "pcgrad", replace(RECIPES["pcgrad"], **changed))
+    assert folder.result(spec) is None
+    assert folder.result(method_spec(study_toy.STUDY, PART, "equal", "full", 0)) is not None
+
+
+def test_results_of_an_earlier_protocol_do_not_count(finished, monkeypatch):
+    spec = single_spec(study_toy.STUDY, PART, "large", "full", 0)
+    assert finished[0].result(spec) is not None
+    monkeypatch.setattr("examples.imbalance.specs.PROTOCOL", specs.PROTOCOL + 1)
+    assert finished[0].result(spec) is None
 
 
 def test_nothing_is_run_twice(finished, monkeypatch):

@@ -46,10 +46,13 @@ def test_halves_of_the_stereo_scene_and_its_held_out_columns_do_not_overlap(monk
     places = torch.arange(741.0).expand(500, 741)
     scene = Batch(places[None, None], {"edges": places[None, None]})
     monkeypatch.setattr(problems, "CROP", 4)
+    monkeypatch.setattr(problems, "STEREO_TEST", slice(371, 492))
     monkeypatch.setattr(problems.stereo, "load_motorcycle", lambda: ())
     monkeypatch.setattr(problems.stereo, "dense_maps", lambda: scene)
     numbered = problems.stereo_data.__wrapped__()
     generator = torch.Generator().manual_seed(0)
+    assert "4 x 4 from columns 0 to 246 and 494 to 740" in numbered.caption
+    assert "validation on columns 247 to 370, test on columns 371 to 491;" in numbered.caption
     drawn = {half: numbered.draw(half, 3000, generator).inputs for half in ("a", "b", "ab")}
     for half in ("a", "b"):
         assert drawn[half].aminmax() == (

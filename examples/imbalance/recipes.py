@@ -40,6 +40,11 @@ class Recipe:
         chosen: dict[str, Any] = {} if self.heads is None else {"weight_heads": self.heads}
         return {**chosen, "measure": last} if self.last else chosen
 
+    def told(self, tasks: int, seed: int) -> dict[str, Any]:
+        """All that it sets, as JSON holds it."""
+        method = repr(self.make(tasks, seed))
+        return {"method": method, "heads": self.heads, "last": self.last, "uw_rate": UW_RATE}
+
 
 SCALES: dict[str, Any] = {
     **{name: name for name in ("sum", "max", "mean", "rms", "median", "min", "harmonic")},
