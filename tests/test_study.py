@@ -217,6 +217,20 @@ def test_methods_of_a_seed_share_start_and_batches_and_heads_alone_are_left_out(
     assert not torch.equal(equal.batches.get_state(), other.batches.get_state())
 
 
+WEIGHTED = ("avgnorm-sum-last", "avgnorm-max-all", "slw", "ntkmtl", "imtlg", "nashmtl")
+
+
+@pytest.mark.parametrize("method", [*WEIGHTED, "dbmtl", "pcgrad", "cagrad", "fairgrad"])
+def test_heads_get_the_weights_where_the_losses_are_weighed(method):
+    training = Training(method_spec(study_toy.STUDY, PART, method, "full", 0))
+    losses = training._losses(training.data.draw("ab", 8, training.batches))
+    biases = [head.bias for head in training.model.heads.values()]
+    own = torch.stack(torch.autograd.grad(sum(losses.values()), biases, retain_graph=True))
+    training._backward(losses)
+    ratios = torch.stack([bias.grad for bias in biases]) / own
+    assert (ratios - 1).abs().max() > 1e-3 if method in WEIGHTED else ratios.eq(1).all()
+
+
 def test_the_pretrained_encoder_comes_from_the_other_half(finished, tmp_path):
     spec = method_spec(study_toy.STUDY, PART, "equal", "pretrained", 0)
     assert spec.halves == "a"
