@@ -6,6 +6,8 @@ As a program, `python tests/study_toy.py FOLDER`, it runs the study and can be k
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -74,6 +76,18 @@ def toy_data() -> problems.Data:
         )
 
     return problems.Data("toy: made-up numbers", TASKS, draw, validation, test)
+
+
+@contextmanager
+def registered() -> Iterator[None]:
+    """The toy is among the study's data, and torch on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    register()
+    yield
+    del problems.DATA["toy"]
+    del problems.ENCODERS["toy", "mlp"]
+    torch.set_num_threads(threads)
 
 
 def register() -> None:

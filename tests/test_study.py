@@ -38,13 +38,8 @@ PART = study_toy.STUDY.parts[0]
 
 @pytest.fixture(scope="module", autouse=True)
 def toy():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    study_toy.register()
-    yield
-    del problems.DATA["toy"]
-    del problems.ENCODERS["toy", "mlp"]
-    torch.set_num_threads(threads)
+    with study_toy.registered():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@
 
 `config` says what to run, `specs` lists the runs, `training` is one of them, `runner` does what is
 missing, one JSON a run, and `answers`, `tables`, `figures` and `page` take every number from the
-JSONs; the data they load only to know which of these are stale. A run that was cut off goes on from its last checkpoint and ends with the same numbers.
+JSONs; the data they load only to know which of these are stale. A run that was cut off goes on
+from its last checkpoint and ends with the same numbers.
 
 A data set and network of one's own are an entry in `problems.DATA` and one in `problems.ENCODERS`.
 """

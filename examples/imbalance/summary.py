@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from examples.imbalance.answers import (
+    EQUAL,
     PAPERS_RULE,
     duels,
     norm_ratio,
@@ -31,14 +32,21 @@ def summary_block(config: Config, folder: Folder) -> str:
 
 
 def _norms_line(config: Config, folder: Folder) -> str:
-    held = [rivals(found) for found in points(config, folder)]
+    held = [rivals(found) for found in points(config, folder) if found.runs == EQUAL]
     below, above, open_ = _counts([one.first for one in held])
-    behind, ahead, undecided = _counts([one.lead for one in held])
-    return (
-        f"Question 1, {len(held)} comparisons: the smaller a task's gradient norm the more it "
-        f"loses in {below}, the larger the more in {above}, no clear sign in {open_}. The norm "
-        f"explains more than the angle in {ahead}, less in {behind}, undecided in {undecided}."
+    text = (
+        f"Question 1, the {len(held)} data and encoders with equal weights: the smaller a task's "
+        f"gradient norm the more it loses in {below}, the larger the more in {above}, no clear "
+        f"sign in {open_}."
     )
+    leads = [one.lead for one in held if one.lead is not None]
+    if leads:
+        behind, ahead, undecided = _counts(leads)
+        text += (
+            f" Of the {len(leads)} with more than two tasks the norm explains more than the angle "
+            f"in {ahead}, less in {behind}, undecided in {undecided}."
+        )
+    return text
 
 
 def _counts(estimates: Sequence[Estimate]) -> tuple[int, int, int]:
