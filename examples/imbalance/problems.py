@@ -67,7 +67,8 @@ def stereo_data() -> Data:
     What is beyond the edge of the training columns is other things; the demo's networks find no
     depth edges there. Between them is more of the same.
     """
-    scene = stereo.dense_maps(*stereo.load_motorcycle())
+    halves = [slice(*columns) for columns in STEREO_COLUMNS.values()]
+    scene = stereo.dense_maps(*stereo.load_motorcycle(), halves)
     rows = scene.inputs.shape[-2]
     first, second = (f"{start} to {stop - 1}" for start, stop in STEREO_COLUMNS.values())
     held = [f"{part.start} to {part.stop - 1}" for part in (STEREO_VALIDATION, STEREO_TEST)]
