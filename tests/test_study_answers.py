@@ -135,6 +135,74 @@ def test_of_three_tasks_the_summary_counts_equal_weights_alone(tmp_path, monkeyp
     assert "| grid points: one seed; weights are set, angles are not |" in table
 
 
+def against_the_grid(folder: Folder, gains: Mapping[str, Sequence[float]]) -> None:
+    """Runs with a loss of 1 - gain / 100 for each task and seed, of every method of the part."""
+    put_alone(folder, TWO)
+    for spec in grid_specs(CONFIG, PART, 2):
+        loss = 0.9 if spec.weights == (1.0, 8.0) else 1.0
+        put(folder, spec, dict.fromkeys(TWO, loss), (1.0, 2.0), (80.0, 80.0))
+    for method in METHODS:
+        for seed, gain in zip(CONFIG.seeds, gains[method], strict=True):
+            if method == "grid":
+                spec = best_spec(CONFIG, PART, "full", seed, (1.0, 8.0))
+            else:
+                spec = method_spec(CONFIG, PART, method, "full", seed)
+            put(folder, spec, dict.fromkeys(TWO, 1 - gain / 100), (1.0, 2.0), (80.0, 80.0))
+
+
+GAINS = {
+    "equal": (-3.0, -2.0, -1.0),
+    "grid": (4.0, 5.0, 6.0),
+    "avgnorm-sum-last": (5.0, 7.0, 9.0),
+    "imtlg": (4.5, 4.0, 6.5),
+    "pcgrad": (20.0, 30.0, 40.0),
+}
+
+
+def test_duels_are_seed_by_seed_and_say_how_often_equals_agree(tmp_path, monkeypatch):
+    monkeypatch.setattr("examples.imbalance.ranks.REPLICATES", 50)
+    folder = Folder(tmp_path)
+    against_the_grid(folder, GAINS)
+    found = answers.duels(PART, answers.scores(CONFIG, folder, PART))
+    assert [duel.method for duel in found] == ["avgnorm-sum-last", "imtlg"]
+    rule, other = found
+    assert rule.differences == pytest.approx((1.0, 2.0, 3.0))
+    assert rule.verdict == "better in every seed"
+    assert other.differences == pytest.approx((0.5, -1.0, 0.5))
+    assert other.verdict == "the seeds disagree"
+    lost = replace(rule, differences=tuple(-d for d in rule.differences))
+    assert lost.verdict == "worse in every seed"
+    told = tables.methods_block(CONFIG, folder)
+    assert "| avgnorm-sum-last | +2.00 | better in every seed |" in told
+    assert "Of equals 3 seeds agree, one way or the other, 2 times in 8." in told
+    assert "`avgnorm-sum-last`, ends +2.00 points from the best of the grid search" in told
+    assert "the search took 3 times its steps" in told
+    assert (
+        "equal weights gain -2.00 %, the best of the grid +5.00 % at 3 times the steps, the "
+        "paper's rule +7.00 % (against the grid's best: better in every seed; of equals 3 seeds "
+        "agree, one way or the other, 2 times in 8).\n"
+    ) in summary.summary_block(CONFIG, folder)
+
+
+def test_the_grid_chooses_by_validation_whatever_the_test_says(tmp_path):
+    folder = Folder(tmp_path)
+    put_alone(folder, TWO)
+    put_equal(folder, TWO, [((1.0, 1.0), (1.0, 2.0), (80.0, 80.0))] * 3)
+    by_validation, by_test = (8.0, 1.0), (1.0, 8.0)
+    for spec in grid_specs(CONFIG, PART, 2):
+        test = dict.fromkeys(TWO, 0.5 if spec.weights == by_test else 1.0)
+        validation = dict.fromkeys(TWO, 0.5 if spec.weights == by_validation else 1.0)
+        put(folder, spec, test, validation=validation)
+    assert results.best_weights(CONFIG, folder, PART) == by_validation
+
+
+def test_the_ratio_of_norms_is_the_geometric_mean_over_the_seeds(tmp_path):
+    folder = Folder(tmp_path)
+    norms = ((1.0, 2.0), (12.0, 3.0), (4.0, 32.0))
+    put_equal(folder, TWO, [((1.0, 1.0), row, (80.0, 80.0)) for row in norms])
+    assert answers.norm_ratio(CONFIG, folder, PART, "full") == pytest.approx(4)
+
+
 def test_two_tasks_have_no_angle_to_compare(tmp_path, monkeypatch):
     monkeypatch.setattr("examples.imbalance.ranks.REPLICATES", 200)
     folder = Folder(tmp_path)

@@ -60,6 +60,12 @@ class Duel:
             return "worse in every seed"
         return "the seeds disagree"
 
+    @property
+    def chance(self) -> str:
+        """How often the seeds would agree if the methods were equal."""
+        seeds = len(self.differences)
+        return f"of equals {seeds} seeds agree, one way or the other, 2 times in {2**seeds}"
+
 
 def points(config: Config, folder: Folder) -> list[Points]:
     """Question 1: of each part the runs with equal weights, and those of its grid search."""

@@ -58,7 +58,6 @@ def _counts(estimates: Sequence[Estimate]) -> tuple[int, int, int]:
 
 def _methods_line(config: Config, folder: Folder, part: Part) -> str:
     found = scores(config, folder, part)
-    ranked = sorted(found, key=lambda method: -found[method].mean)
     text = f"Question 2, {part.name}: equal weights gain {found['equal'].mean:+.2f} %"
     if "grid" in found:
         ratio = found["grid"].steps / found["equal"].steps
@@ -67,9 +66,9 @@ def _methods_line(config: Config, folder: Folder, part: Part) -> str:
     if rule is not None:
         text += (
             f", the paper's rule {found[PAPERS_RULE].mean:+.2f} % "
-            f"(against the grid's best: {rule.verdict})"
+            f"(against the grid's best: {rule.verdict}; {rule.chance})"
         )
-    return f"{text}; the highest mean is that of `{ranked[0]}`, {found[ranked[0]].mean:+.2f} %."
+    return f"{text}."
 
 
 def _settings_line(config: Config, folder: Folder, part: Part) -> str:

@@ -143,7 +143,8 @@ def _side(estimate: Estimate) -> str:
 def _duel_sentences(held: Sequence[Duel], found: dict[str, Score]) -> str:
     lines = [["against the grid's best", "difference, points", "verdict"]]
     lines += [[duel.method, f"{duel.mean:+.2f}", duel.verdict] for duel in held]
-    text = _table(lines)
+    chance = held[0].chance
+    text = f"{_table(lines)}\n{chance[0].upper()}{chance[1:]}.\n"
     rule = next((duel for duel in held if duel.method == PAPERS_RULE), None)
     if rule is None:
         return text
