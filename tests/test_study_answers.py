@@ -35,6 +35,7 @@ def put(
     norms: Sequence[float] = (),
     angles: Sequence[float] = (),
     validation: Mapping[str, float] | None = None,
+    jobs: int = 3,
 ) -> None:
     """A result whose metrics are its losses; `validation` is as the test data unless given."""
     numbers = {
@@ -42,7 +43,7 @@ def put(
         for on, found in (("test", losses), ("validation", validation or losses))
     }
     tasks = [{"name": task, "higher_is_better": False} for task in losses]
-    cost = {"steps": 24, "seconds": 1.0, "threads": 1, "torch": "2"}
+    cost = {"steps": 24, "seconds": 1.0, "jobs": jobs, "threads": 1, "torch": "2"}
     watched = {"norms": list(norms), "angles": list(angles)}
     folder.finish(spec, {"tasks": tasks, "cost": cost, "watched": watched, **numbers})
 
@@ -194,6 +195,17 @@ def test_the_grid_chooses_by_validation_whatever_the_test_says(tmp_path):
         validation = dict.fromkeys(TWO, 0.5 if spec.weights == by_validation else 1.0)
         put(folder, spec, test, validation=validation)
     assert results.best_weights(CONFIG, folder, PART) == by_validation
+
+
+def test_the_page_says_how_many_runs_went_on_at_a_time(tmp_path):
+    folder = Folder(tmp_path)
+    put_alone(folder, TWO)
+    put_equal(folder, TWO, [((1.0, 1.0), (1.0, 2.0), (80.0, 80.0))] * 3)
+    config = without_grid()
+    once = "torch 2, 1 thread a run, at most 3 at a time"
+    assert results.environment(config, folder) == once
+    put(folder, single_spec(config, PART, "a", "full", 2), {"a": 1.0}, jobs=8)
+    assert results.environment(config, folder) == f"{once}; {once.replace('3', '8')}"
 
 
 def test_the_ratio_of_norms_is_the_geometric_mean_over_the_seeds(tmp_path):

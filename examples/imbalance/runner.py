@@ -74,7 +74,8 @@ def _run_apart(specs: Sequence[Spec], config: Config, folder: Folder, jobs: int,
     told: SimpleQueue[int] = context.SimpleQueue()
     with ProcessPoolExecutor(jobs, context, _begin_worker, (told,)) as pool:
         waiting = {
-            pool.submit(_execute, spec, folder, config.checkpoint_every): spec for spec in specs
+            pool.submit(_execute, spec, folder, config.checkpoint_every, jobs): spec
+            for spec in specs
         }
         listener = threading.Thread(target=_listen, args=(told, bar), daemon=True)
         listener.start()
@@ -116,9 +117,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _execute(spec: Spec, folder: Folder, checkpoint_every: int) -> None:
+def _execute(spec: Spec, folder: Folder, checkpoint_every: int, jobs: int) -> None:
     assert _told is not None
-    execute(spec, folder, checkpoint_every, _told.put)
+    execute(spec, folder, checkpoint_every, _told.put, jobs)
 
 
 @contextmanager
