@@ -26,7 +26,14 @@ from examples.imbalance.page import BLOCK, TEMPLATE, fill, write_page
 from examples.imbalance.recipes import PLAIN, RECIPES
 from examples.imbalance.results import MissingRunError, best_weights, gain
 from examples.imbalance.runner import run_study
-from examples.imbalance.specs import Spec, best_spec, grid_specs, method_spec, single_spec
+from examples.imbalance.specs import (
+    Spec,
+    best_spec,
+    grid_specs,
+    method_spec,
+    pretrain_of,
+    single_spec,
+)
 from examples.imbalance.storage import Folder
 from examples.imbalance.training import Training, execute
 
@@ -84,11 +91,8 @@ def test_killed_at_a_random_moment_and_started_again_it_ends_with_the_same_numbe
         if process.returncode == -signal.SIGKILL:
             break
         limit /= 2  # it was too fast and had ended
-    before = numbers(folder)
     run_study(study_toy.STUDY, folder)
-    after = numbers(folder)
-    assert len(before) < len(after)
-    assert after == numbers(unbroken)
+    assert numbers(folder) == numbers(unbroken)
     assert not folder.work.exists()
 
 
@@ -229,10 +233,42 @@ def test_heads_get_the_weights_where_the_losses_are_weighed(method):
 def test_the_pretrained_encoder_comes_from_the_other_half(finished, tmp_path):
     spec = method_spec(study_toy.STUDY, PART, "equal", "pretrained", 0)
     assert spec.halves == "a"
+    assert pretrain_of(spec).halves == "b"
     with pytest.raises(RuntimeError, match="has not been trained yet"):
         execute(spec, Folder(tmp_path), 10, lambda steps: None)
     found = {path.name for path in (finished[0].root / "toy-mlp" / "pretrained").iterdir()}
     assert {"pretrain-seed0.json", "grid-seed1.json", "single-small-seed0.json"} <= found
+
+
+def test_a_run_starts_at_its_pretrained_encoder(tmp_path):
+    folder = Folder(tmp_path)
+    spec = method_spec(study_toy.STUDY, PART, "equal", "pretrained", 0)
+    execute(pretrain_of(spec), folder, 100, lambda steps: None)
+    saved = folder.load(pretrain_of(spec), "encoder")
+    assert saved is not None
+    fresh = Training(spec).model.encoder.state_dict()
+    started = Training(spec, saved).model.encoder.state_dict()
+    assert started.keys() == saved.keys()
+    for name, value in saved.items():
+        assert torch.equal(started[name], value)
+        assert not torch.equal(fresh[name], value)
+
+
+@pytest.mark.parametrize("kind", ["pretrained", "half"])
+def test_only_pretrained_runs_get_the_encoder(kind, tmp_path, monkeypatch):
+    folder = Folder(tmp_path)
+    part = replace(PART, steps=1)
+    spec = method_spec(study_toy.STUDY, part, "equal", kind, 0)
+    execute(pretrain_of(spec), folder, 100, lambda steps: None)
+    given: list[object] = []
+
+    def start(spec: Spec, encoder: dict | None) -> Training:
+        given.append(encoder)
+        return Training(spec, encoder)
+
+    monkeypatch.setattr("examples.imbalance.training.Training", start)
+    execute(spec, folder, 100, lambda steps: None)
+    assert [encoder is not None for encoder in given] == [kind == "pretrained"]
 
 
 def test_the_grid_chooses_by_validation_and_pays_for_all_its_points(finished):
