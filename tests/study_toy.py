@@ -1,6 +1,6 @@
 """A study of two tasks on made-up numbers, small enough to be run whole in a test.
 
-As a program, `python tests/study_toy.py FOLDER`, it runs the study and can be killed.
+As a program, `python tests/study_toy.py FOLDER [JOBS]`, it runs the study and can be killed.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def register() -> None:
     )
 
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):
     register()
+if __name__ == "__main__":
     print("started", flush=True)
-    run_study(STUDY, Folder(Path(sys.argv[1])))
+    run_study(STUDY, Folder(Path(sys.argv[1])), *map(int, sys.argv[2:]))

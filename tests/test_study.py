@@ -11,15 +11,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import study_toy
 import torch
 
 import mtlkernels
-from examples.imbalance import problems, results, specs
+from examples.imbalance import problems, results, runner, specs
 from examples.imbalance.__main__ import main
 from examples.imbalance.config import Config, ConfigError, parse_config, read_config
 from examples.imbalance.page import BLOCK, TEMPLATE, fill, write_page
@@ -63,7 +66,7 @@ def numbers(folder: Folder) -> dict[str, dict]:
     found = {}
     for path in sorted(folder.root.glob("*/*/*.json")):
         content = json.loads(path.read_text())
-        del content["cost"]["seconds"]
+        del content["cost"]["seconds"], content["cost"]["jobs"]
         found[path.relative_to(folder.root).as_posix()] = content
     return found
 
@@ -94,6 +97,43 @@ def test_killed_at_a_random_moment_and_started_again_it_ends_with_the_same_numbe
     run_study(study_toy.STUDY, folder)
     assert numbers(folder) == numbers(unbroken)
     assert not folder.work.exists()
+
+
+def test_several_at_a_time_end_with_the_same_numbers_and_tell_so(finished, tmp_path):
+    folder = Folder(tmp_path)
+    subprocess.run(
+        [sys.executable, ROOT / "tests" / "study_toy.py", folder.root, "2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+    )
+    assert numbers(folder) == numbers(finished[0])
+    for held, jobs in ((folder, 2), (finished[0], 1)):
+        results_of = [json.loads(path.read_text()) for path in held.root.glob("*/*/*.json")]
+        assert {found["cost"]["jobs"] for found in results_of} == {jobs}
+
+
+def test_workers_are_heard_to_their_end_though_another_failed(tmp_path, monkeypatch):
+    specs = [single_spec(study_toy.STUDY, PART, t, "full", 0) for t in ("small", "large")]
+    heard: list[int] = []
+    bar = SimpleNamespace(update=heard.append, set_postfix_str=lambda text: None)
+
+    def execute(spec: Spec, folder: Folder, every: int, told: Callable, jobs: int) -> None:
+        if spec.task == "small":
+            raise ValueError("this one fails")
+        time.sleep(0.2)  # by now the failure is known
+        for _ in range(9):
+            told(1)
+
+    def threads(jobs: int, context: object, begin: Callable, arguments: tuple) -> Executor:
+        return ThreadPoolExecutor(jobs, "worker", begin, arguments)
+
+    monkeypatch.setattr(runner, "execute", execute)
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", threads)
+    monkeypatch.setattr(runner, "_told", None)
+    with pytest.raises(ValueError, match="this one fails"):
+        runner._run_apart(specs, study_toy.STUDY, Folder(tmp_path), 2, bar)
+    assert sum(heard) == 9
 
 
 @pytest.mark.parametrize("method", [m for m in study_toy.EVERYTHING.methods if m != "grid"])

@@ -72,13 +72,14 @@ def _run_apart(specs: Sequence[Spec], config: Config, folder: Folder, jobs: int,
     """`jobs` processes, which end with this one however it ends."""
     context = multiprocessing.get_context("spawn")
     told: SimpleQueue[int] = context.SimpleQueue()
-    with ProcessPoolExecutor(jobs, context, _begin_worker, (told,)) as pool:
+    with (
+        _listening(told, bar),
+        ProcessPoolExecutor(jobs, context, _begin_worker, (told,)) as pool,
+    ):
         waiting = {
             pool.submit(_execute, spec, folder, config.checkpoint_every, jobs): spec
             for spec in specs
         }
-        listener = threading.Thread(target=_listen, args=(told, bar), daemon=True)
-        listener.start()
         try:
             for future in as_completed(waiting):
                 future.result()
@@ -86,9 +87,18 @@ def _run_apart(specs: Sequence[Spec], config: Config, folder: Folder, jobs: int,
         except BaseException:
             _give_up(list(waiting))
             raise
-        finally:
-            told.put(0)
-            listener.join()
+
+
+@contextmanager
+def _listening(told: SimpleQueue[int], bar: Any) -> Iterator[None]:
+    """Moves the bar as long as there are workers: one that nobody hears waits on a full pipe."""
+    listener = threading.Thread(target=_listen, args=(told, bar), daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        told.put(0)
+        listener.join()
 
 
 def _give_up(futures: Sequence[Future[None]]) -> None:
