@@ -1,4 +1,4 @@
-"""The imbalance study: runs that survive being killed, the choices, and the page."""
+"""Runs of the imbalance study: they survive being killed, and what is stale is run again."""
 
 from __future__ import annotations
 
@@ -23,16 +23,12 @@ import torch
 
 import mtlkernels
 from examples.imbalance import problems, results, runner, specs
-from examples.imbalance.__main__ import main
-from examples.imbalance.config import Config, ConfigError, parse_config, read_config
-from examples.imbalance.page import BLOCK, TEMPLATE, fill, write_page
-from examples.imbalance.recipes import PLAIN, RECIPES
-from examples.imbalance.results import MissingRunError, best_weights, gain
+from examples.imbalance.recipes import RECIPES
+from examples.imbalance.results import MissingRunError, best_weights
 from examples.imbalance.runner import run_study
 from examples.imbalance.specs import (
     Spec,
     best_spec,
-    grid_specs,
     method_spec,
     pretrain_of,
     single_spec,
@@ -309,108 +305,3 @@ def test_only_pretrained_runs_get_the_encoder(kind, tmp_path, monkeypatch):
     monkeypatch.setattr("examples.imbalance.training.Training", start)
     execute(spec, folder, 100, lambda steps: None)
     assert [encoder is not None for encoder in given] == [kind == "pretrained"]
-
-
-def test_the_grid_chooses_by_validation_and_pays_for_all_its_points(finished):
-    folder, _ = finished
-    points = grid_specs(study_toy.STUDY, PART, 2)
-    tasks = ("small", "large")
-    single = results.baselines(study_toy.STUDY, folder, PART, "full", 0, tasks)
-    gains = {p.weights: gain(folder.result(p), single, "validation") for p in points}
-    assert best_weights(study_toy.STUDY, folder, PART) == max(gains, key=gains.__getitem__)
-    found = results.score(study_toy.STUDY, folder, PART, "grid", "full")
-    assert found.steps == len(points) * PART.steps
-    assert len(found.gains) == 2
-
-
-def test_the_page_is_made_from_the_results_alone_and_keeps_the_text_around(
-    finished, tmp_path, monkeypatch
-):
-    pytest.importorskip("matplotlib")
-    monkeypatch.setattr("examples.imbalance.ranks.REPLICATES", 100)
-    folder, _ = finished
-    page = tmp_path / "study.md"
-    written = write_page(study_toy.STUDY, folder, page)
-    assert {path.name for path in written} == {
-        "study.md", "norms.png", "methods.png", "costs.png", "settings.png",
-    }  # fmt: skip
-    assert all(path.stat().st_size > 0 for path in written)
-    text = page.read_text()
-    for method in PART.methods:
-        assert f"| `{method}` |" in text
-    found = results.score(study_toy.STUDY, folder, PART, "pcgrad", "full")
-    assert f"{found.mean:+.2f} ± {found.deviation:.2f}" in text
-    assert "](study/norms.png)" in text
-    page.write_text(text.replace("# The imbalance study", "# Ours").replace("| `pcgrad`", "| ?"))
-    monkeypatch.setattr("examples.imbalance.page.draw_figures", lambda *_: written[1:])
-    write_page(study_toy.STUDY, folder, page)
-    assert page.read_text() == text.replace("# The imbalance study", "# Ours")
-
-
-def test_without_results_there_is_no_page(tmp_path, capsys):
-    page = tmp_path / "study.md"
-    config = str(ROOT / "examples" / "imbalance" / "smoke.json")
-    assert main(["report", config, "--out", str(tmp_path / "none"), "--page", str(page)]) == 1
-    assert "run the study first" in capsys.readouterr().err
-    assert not page.exists()
-
-
-def test_a_page_with_other_blocks_is_refused():
-    template = TEMPLATE.read_text()
-    names = [found[2] for found in BLOCK.finditer(template)]
-    blocks = {name: f"{name}\n" for name in names}
-    assert fill(template, blocks).count("<!-- study: end -->") == len(names)
-    with pytest.raises(ValueError, match="blocks data: the page and the study differ"):
-        fill(template, {name: text for name, text in blocks.items() if name != "data"})
-
-
-@pytest.mark.parametrize("name", ["study.json", "smoke.json"])
-def test_the_configurations_that_come_along_are_studies(name):
-    config = read_config(ROOT / "examples" / "imbalance" / name)
-    assert len(config.seeds) >= (3 if name == "study.json" else 2)
-    assert all("avgnorm-sum-last" in part.methods for part in config.parts)
-
-
-def changed(**values: object) -> dict:
-    """A configuration as JSON, its only part with some values changed."""
-    part = {
-        "data": "toy", "encoder": "mlp", "steps": 3, "batch": 2, "rate": 0.1, "methods": ["equal"],
-    }  # fmt: skip
-    return {"seeds": [0], "parts": [part | values]}
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ([], "the study must be an object"),
-        ({"seeds": [0]}, "the study lacks the key 'parts'"),
-        ({"seeds": [0], "parts": {}}, "parts must be a list"),
-        (changed(step=3), "a part has no key 'step'"),
-        (changed(encoder="resnet"), "toy-resnet: there is stereo with dense"),
-        (changed(steps=0), "steps must be positive"),
-        (changed(methods=["equal", "pcgard"]), "'pcgard' is none of equal, grid, avgnorm-sum-last"),
-        (changed(methods=["pcgrad"]), "methods must have 'equal'"),
-        (changed(methods=["equal", "grid"]), "'grid' in methods and levels go together"),
-        (changed(levels=[0, 1], methods=["equal", "grid"]), "levels are positive"),
-        (changed(settings=["quarter"]), "'quarter' is none of full, half, pretrained"),
-        (changed(settings=["half"]), "setting_methods must have 'equal' too"),
-        (changed(setting_methods=["uw"]), "'uw' of setting_methods is not in methods"),
-        (changed() | {"seeds": [1, 1]}, "seeds: give different whole numbers"),
-        (changed() | {"watch_every": 0}, "watch_every and checkpoint_every"),
-    ],
-)
-def test_a_wrong_configuration_gets_a_sentence(content, sentence):
-    with pytest.raises(ConfigError, match=sentence):
-        parse_config(content).check()
-
-
-def test_a_configuration_that_is_no_json_gets_a_sentence(tmp_path, capsys):
-    path = tmp_path / "study.json"
-    path.write_text("{")
-    assert main(["run", str(path), "--out", str(tmp_path)]) == 1
-    assert "cannot be read" in capsys.readouterr().err
-
-
-def test_every_method_of_the_study_is_one_that_it_can_run():
-    assert set(PLAIN) < set(study_toy.EVERYTHING.methods)
-    Config(seeds=(0,), parts=(study_toy.EVERYTHING,)).check()
