@@ -45,10 +45,6 @@ def _norms(config: Config, folder: Folder) -> Any:
     for column, held in zip(axes.T, found, strict=True):
         column[0].set_title(f"{held.part}\n{held.runs}", fontsize=9)
         drawn = [held.norms, held.angles] if len(held.tasks) > 2 else [held.norms]
-        if len(drawn) == 1:
-            column[1].text(
-                0.5, 0.5, "two tasks, one angle", ha="center", transform=column[1].transAxes
-            )
         for axis, values in zip(column, drawn, strict=False):
             for task in range(values.shape[1]):
                 axis.scatter(
@@ -63,6 +59,8 @@ def _norms(config: Config, folder: Folder) -> Any:
             column[0].legend(fontsize=6)
         column[0].set_xlabel("log weighted norm, relative")
         column[1].set_xlabel("mean angle, degrees, relative")
+        if len(drawn) == 1:
+            column[1].set(xticks=[], yticks=[], xlabel="two tasks have one angle")
     for row in axes:
         row[0].set_ylabel("log test loss over\nthat alone, relative")
     return figure
