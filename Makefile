@@ -2,6 +2,8 @@
 # TORCH names another torch to install, for example TORCH=torch==2.11.0.
 
 TORCH ?= torch==2.13.0
+# Runs of the study at a time, each on one thread.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,12 +39,12 @@ bench-smoke: $(VENV)/.test
 
 # Killed and started again, it goes on where it was. Its page and results are part of the repository.
 study: $(VENV)/.demo $(VENV)/.data
-	$(BIN)/python -m examples.imbalance run examples/imbalance/study.json --out examples/imbalance/results --jobs 2
+	$(BIN)/python -m examples.imbalance run examples/imbalance/study.json --out examples/imbalance/results --jobs $(JOBS)
 	$(BIN)/python -m examples.imbalance report examples/imbalance/study.json --out examples/imbalance/results --page docs/study.md
 
 study-smoke: $(VENV)/.demo $(VENV)/.data
 	rm -rf mtlkernels-study-smoke
-	$(BIN)/python -m examples.imbalance run examples/imbalance/smoke.json --out mtlkernels-study-smoke --jobs 2
+	$(BIN)/python -m examples.imbalance run examples/imbalance/smoke.json --out mtlkernels-study-smoke --jobs $(JOBS)
 	$(BIN)/python -m examples.imbalance report examples/imbalance/smoke.json --out mtlkernels-study-smoke --page mtlkernels-study-smoke/page.md
 
 # With the Python that is there, its torch and nvcc: nothing is installed.

@@ -59,7 +59,8 @@ class SegmentationMeter:
     """`miou` and `pixel_accuracy` in [0, 1] of logits (B, C, H, W) against classes (B, H, W).
 
     The IoU of a class is what prediction and target share over what either has; classes that
-    neither has, in the set or the image, are left out of the mean.
+    neither has, in the set or the image, are left out of the mean. Raises ValueError where there
+    are more logits than classes.
     """
 
     def __init__(self, classes: int, over: Literal["set", "image"] = "set") -> None:
@@ -68,6 +69,11 @@ class SegmentationMeter:
         self.confusions: list[Tensor] = []
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
+        if prediction.shape[1] > self.classes:
+            raise ValueError(
+                f"{prediction.shape[1]} logits a pixel are more than the meter's {self.classes} "
+                "classes: build it with as many"
+            )
         confusion = self._confusion(prediction.argmax(dim=1), target)
         if self.over == "image":
             self.confusions.append(confusion)
@@ -152,11 +158,15 @@ class NormalsMeter:
 class BinaryMeter:
     """`error`, `precision`, `recall` and `f1` of logits against 0 or 1, over all known entries.
 
+    `first` comes first in the result, as what the task is judged by where one metric counts: "f1"
+    where ones are rare, as edges are, since a model that never says 1 errs little there.
+
     A logit above 0 says 1. `error` is the share that is wrong. Precision is NaN where nothing was
     said to be 1, recall where nothing is, `f1` where neither; it is that of 1, not a mean of both.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: Literal["error", "f1"] = "error") -> None:
+        self.first = _one_of(first, ("error", "f1"))
         self.counts: Tensor | None = None
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
@@ -170,12 +180,13 @@ class BinaryMeter:
         hits, said, true, known = (
             (0, 0, 0, 0) if self.counts is None else (int(count) for count in self.counts)
         )
-        return {
+        found = {
             "error": _ratio(said + true - 2 * hits, known),
             "precision": _ratio(hits, said),
             "recall": _ratio(hits, true),
             "f1": _ratio(2 * hits, said + true),
         }
+        return {self.first: found[self.first]} | found
 
 
 def mean_error(meters: Sequence[BinaryMeter]) -> float:
@@ -206,6 +217,8 @@ def delta_by_convention(
     * "nash" (Nash-MTL, CAGrad, FAMO): all metrics count equally, LOWER is better;
     * "libmtl": metrics averaged within tasks, tasks count equally, HIGHER is better;
     * "astmt" (ASTMT, MTI-Net): the first metric of each task, HIGHER is better.
+
+    Raises ValueError for another convention, and where a metric that counts is NaN.
     """
     _one_of(convention, ("nash", "libmtl", "astmt"))
     chosen = [
@@ -213,6 +226,12 @@ def delta_by_convention(
         for task, numbers in base.items()
         for metric in list(numbers)[: 1 if convention == "astmt" else None]
     ]
+    for task, metric in chosen:
+        if math.isnan(base[task][metric]) or math.isnan(results[task][metric]):
+            raise ValueError(
+                f"{metric} of {task} is NaN, as of data in which nothing is known or nothing is 1: "
+                "leave that metric out of results and base, or take more data"
+            )
     return delta_m(
         [results[task][metric] for task, metric in chosen],
         [base[task][metric] for task, metric in chosen],

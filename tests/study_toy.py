@@ -1,12 +1,15 @@
 """A study of two tasks on made-up numbers, small enough to be run whole in a test.
 
-As a program, `python tests/study_toy.py FOLDER`, it runs the study and can be killed.
+As a program, `python tests/study_toy.py FOLDER [JOBS]`, it runs the study and can be killed.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -52,6 +55,7 @@ STUDY = Config(
 EVERYTHING = replace(STUDY.parts[0], methods=("equal", "grid", *RECIPES))
 
 
+@cache
 def toy_data() -> problems.Data:
     """Two regressions on one table whose losses differ in scale by a hundred."""
     generator = torch.Generator().manual_seed(0)
@@ -74,6 +78,18 @@ def toy_data() -> problems.Data:
     return problems.Data("toy: made-up numbers", TASKS, draw, validation, test)
 
 
+@contextmanager
+def registered() -> Iterator[None]:
+    """The toy is among the study's data, and torch on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    register()
+    yield
+    del problems.DATA["toy"]
+    del problems.ENCODERS["toy", "mlp"]
+    torch.set_num_threads(threads)
+
+
 def register() -> None:
     """Adds the toy to the study's data."""
     problems.DATA["toy"] = toy_data
@@ -84,7 +100,8 @@ def register() -> None:
     )
 
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):
     register()
+if __name__ == "__main__":
     print("started", flush=True)
-    run_study(STUDY, Folder(Path(sys.argv[1])))
+    run_study(STUDY, Folder(Path(sys.argv[1])), *map(int, sys.argv[2:]))

@@ -164,6 +164,39 @@ def test_attributes_by_hand() -> None:
     assert mean_error(attributes()) == pytest.approx(25.0)
 
 
+def test_edges_are_judged_by_f1_and_not_by_saying_nothing() -> None:
+    """One pixel of 100 is an edge; saying so, and so of two others, errs more than silence does."""
+    truth = torch.zeros(1, 1, 10, 10)
+    truth[0, 0, 0, 0] = 1
+    silent, finding = torch.full_like(truth, -1.0), torch.full_like(truth, -1.0)
+    finding[0, 0, 0, :3] = 1.0
+    edges = tasks.binary("edges", dense=True)
+    found = []
+    for prediction in (silent, finding):
+        meter = edges.meter()
+        meter.update(prediction, truth)
+        found.append({"edges": meter.result()})
+    assert found[0]["edges"]["error"] < found[1]["edges"]["error"]
+    assert delta_by_convention(found[0], found[1], "astmt") == pytest.approx(-100)
+    assert next(iter(tasks.binary("label", dense=False).meter().result())) == "error"
+    assert set(found[0]["edges"]) == {"error", "precision", "recall", "f1"}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_metric_that_is_nan_is_refused(first: bool) -> None:
+    good, bad = {"edges": {"f1": 0.5}}, {"edges": {"f1": math.nan}}
+    results, base = (bad, good) if first else (good, bad)
+    with pytest.raises(ValueError, match="f1 of edges is NaN, as of data in which"):
+        delta_by_convention(results, base, "libmtl")
+    rest = {"edges": {"f1": 0.5, "precision": math.nan}}
+    assert delta_by_convention(rest, good, "astmt") == 0
+
+
+def test_more_logits_than_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 logits a pixel are more than the meter's 3 classes"):
+        SegmentationMeter(3).update(logits(FOUND, 4), TRUE)
+
+
 def test_f1_averages_by_hand() -> None:
     """Macro: (2/3 + 0) / 2; micro: one hit, three said and two true."""
     assert f1(attributes(), "macro") == pytest.approx(1 / 3)
@@ -187,6 +220,8 @@ def test_an_unknown_variant_is_refused() -> None:
             build()
     with pytest.raises(ValueError, match="'weighted' is none of macro, micro"):
         f1(attributes(), "weighted")
+    with pytest.raises(ValueError, match="'recall' is none of error, f1"):
+        BinaryMeter("recall")
     with pytest.raises(ValueError, match="'ours' is none of nash, libmtl, astmt"):
         delta_by_convention(nyuv2_results(NASH), nyuv2_results(SINGLE), "ours")
 

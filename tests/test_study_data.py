@@ -46,10 +46,20 @@ def test_halves_of_the_stereo_scene_and_its_held_out_columns_do_not_overlap(monk
     places = torch.arange(741.0).expand(500, 741)
     scene = Batch(places[None, None], {"edges": places[None, None]})
     monkeypatch.setattr(problems, "CROP", 4)
+    monkeypatch.setattr(problems, "STEREO_TEST", slice(371, 492))
     monkeypatch.setattr(problems.stereo, "load_motorcycle", lambda: ())
-    monkeypatch.setattr(problems.stereo, "dense_maps", lambda: scene)
+    given: list[slice] = []
+
+    def dense_maps(training: list[slice]) -> Batch:
+        given.extend(training)
+        return scene
+
+    monkeypatch.setattr(problems.stereo, "dense_maps", dense_maps)
     numbered = problems.stereo_data.__wrapped__()
+    assert given == [slice(0, 247), slice(494, 741)]
     generator = torch.Generator().manual_seed(0)
+    assert "4 x 4 from columns 0 to 246 and 494 to 740" in numbered.caption
+    assert "validation on columns 247 to 370, test on columns 371 to 491;" in numbered.caption
     drawn = {half: numbered.draw(half, 3000, generator).inputs for half in ("a", "b", "ab")}
     for half in ("a", "b"):
         assert drawn[half].aminmax() == (
@@ -62,6 +72,17 @@ def test_halves_of_the_stereo_scene_and_its_held_out_columns_do_not_overlap(monk
     for held, width in ((data.validation, 124), (data.test, 122)):
         assert held.inputs.shape == (1, 4, 500, width)
         assert all(target.shape[-1] == width for target in held.targets.values())
+
+
+def test_depth_is_relative_to_the_columns_that_are_trained_on():
+    image, disparity = torch.zeros(3, 4, 6), torch.full((4, 6), 20.0)
+    disparity[:, 2:4] = 5.0
+    outer = (slice(0, 2), slice(4, 6))
+    depth = problems.stereo.dense_maps(image, disparity, outer).targets["depth"][0, 0]
+    assert depth[:, [0, 1, 4, 5]].abs().max() < 1e-6
+    assert depth[:, 2:4].min() > 1
+    left = problems.stereo.dense_maps(image, disparity).targets["depth"]
+    assert abs(left.mean().item()) < 1e-6
 
 
 def test_yeast_is_cut_in_halves_of_its_training_genes():

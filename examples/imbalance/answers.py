@@ -23,11 +23,12 @@ EQUAL, GRID_POINTS = "equal weights", "grid points"
 
 @dataclass(frozen=True)
 class Points:
-    """Runs of one part, each field (runs, tasks).
+    """Runs of one part, each field (runs, tasks), less its mean over the tasks of the run: what is
+    to be explained is which task of a run loses, not which run.
 
-    norms: log of the task's gradient norm, times its weight, over the geometric mean of the run's.
+    norms: log of the task's gradient norm times its weight.
     angles: mean angle to the other tasks' gradients, in degrees.
-    excess: log of the test loss over that of the task trained alone; above 0 sharing costs.
+    excess: log of the test loss over that of the task trained alone.
     """
 
     part: str
@@ -59,6 +60,12 @@ class Duel:
             return "worse in every seed"
         return "the seeds disagree"
 
+    @property
+    def chance(self) -> str:
+        """How often the seeds would agree if the methods were equal."""
+        seeds = len(self.differences)
+        return f"of equals {seeds} seeds agree, one way or the other, 2 times in {2**seeds}"
+
 
 def points(config: Config, folder: Folder) -> list[Points]:
     """Question 1: of each part the runs with equal weights, and those of its grid search."""
@@ -73,8 +80,12 @@ def points(config: Config, folder: Folder) -> list[Points]:
 
 
 def rivals(found: Points) -> Rivals:
-    """How the excess loss goes with norms, and with angles."""
-    return compare(found.norms, found.angles, found.excess)
+    """How the excess loss goes with norms, and with angles.
+
+    Two tasks have one angle, that between them: it cannot tell which of them loses.
+    """
+    angles = found.angles if len(found.tasks) > 2 else None
+    return compare(found.norms, angles, found.excess)
 
 
 def scores(config: Config, folder: Folder, part: Part, setting: str = FULL) -> dict[str, Score]:
@@ -128,12 +139,9 @@ def _points(config: Config, folder: Folder, part: Part, runs: str, specs: Sequen
                 for task in tasks
             ]
         )
-    logs = torch.tensor(norms, dtype=torch.float64)
-    return Points(
-        part.name,
-        runs,
-        tuple(tasks),
-        logs - logs.mean(dim=1, keepdim=True),
-        torch.tensor(angles, dtype=torch.float64),
-        torch.tensor(excess, dtype=torch.float64),
-    )
+    return Points(part.name, runs, tuple(tasks), *map(_centred, (norms, angles, excess)))
+
+
+def _centred(rows: list[list[float]]) -> Tensor:
+    values = torch.tensor(rows, dtype=torch.float64)
+    return values - values.mean(dim=1, keepdim=True)

@@ -37,12 +37,15 @@ def draw_figures(config: Config, folder: Folder, target: Path) -> list[Path]:
 
 
 def _norms(config: Config, folder: Folder) -> Any:
-    """Excess loss over the relative gradient norm, and over the angle: a dot a task and run."""
+    """Excess loss over the gradient norm, and over the angle, each relative to the mean over the
+    tasks of its run: a dot a task and run. Two tasks have one angle, which is not drawn.
+    """
     found = points(config, folder)
     figure, axes = _panels(2, len(found), width=2.8, height=2.6)
     for column, held in zip(axes.T, found, strict=True):
         column[0].set_title(f"{held.part}\n{held.runs}", fontsize=9)
-        for axis, values in zip(column, (held.norms, held.angles), strict=True):
+        drawn = [held.norms, held.angles] if len(held.tasks) > 2 else [held.norms]
+        for axis, values in zip(column, drawn, strict=False):
             for task in range(values.shape[1]):
                 axis.scatter(
                     values[:, task].tolist(),
@@ -55,9 +58,11 @@ def _norms(config: Config, folder: Folder) -> Any:
         if len(held.tasks) <= LEGEND_TASKS:
             column[0].legend(fontsize=6)
         column[0].set_xlabel("log weighted norm, relative")
-        column[1].set_xlabel("mean angle, degrees")
+        column[1].set_xlabel("mean angle, degrees, relative")
+        if len(drawn) == 1:
+            column[1].set(xticks=[], yticks=[], xlabel="two tasks have one angle")
     for row in axes:
-        row[0].set_ylabel("log test loss\nover that alone")
+        row[0].set_ylabel("log test loss over\nthat alone, relative")
     return figure
 
 

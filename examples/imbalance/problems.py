@@ -67,8 +67,11 @@ def stereo_data() -> Data:
     What is beyond the edge of the training columns is other things; the demo's networks find no
     depth edges there. Between them is more of the same.
     """
-    scene = stereo.dense_maps(*stereo.load_motorcycle())
+    halves = [slice(*columns) for columns in STEREO_COLUMNS.values()]
+    scene = stereo.dense_maps(*stereo.load_motorcycle(), halves)
     rows = scene.inputs.shape[-2]
+    first, second = (f"{start} to {stop - 1}" for start, stop in STEREO_COLUMNS.values())
+    held = [f"{part.start} to {part.stop - 1}" for part in (STEREO_VALIDATION, STEREO_TEST)]
 
     def draw(halves: Halves, batch: int, generator: torch.Generator) -> Batch:
         starts = torch.tensor(
@@ -85,8 +88,8 @@ def stereo_data() -> Data:
     return Data(
         caption=(
             "stereo: one real image (Middlebury Motorcycle, 500 x 741, from scikit-image), crops "
-            f"of {CROP} x {CROP} from columns 0 to 246 and 494 to 740, validation on columns 247 "
-            "to 370, test on columns 371 to 492; three dense tasks"
+            f"of {CROP} x {CROP} from columns {first} and {second}, validation on columns "
+            f"{held[0]}, test on columns {held[1]}; three dense tasks"
         ),
         tasks=stereo.TASKS,
         draw=draw,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -24,13 +25,14 @@ class Estimate:
 class Rivals:
     """Spearman's correlation of what is to be explained with each of two rivals.
 
-    `lead` is |first| - |second|: above 0 the first explains more.
+    `lead` is |first| - |second|: above 0 the first explains more. Without a second rival it and the
+    lead are None.
     """
 
     points: int
     first: Estimate
-    second: Estimate
-    lead: Estimate
+    second: Estimate | None = None
+    lead: Estimate | None = None
 
 
 def ranks(values: Tensor) -> Tensor:
@@ -49,31 +51,36 @@ def spearman(x: Tensor, y: Tensor) -> Tensor:
     return product / (first.square().sum(-1) * second.square().sum(-1)).sqrt()
 
 
-def compare(first: Tensor, second: Tensor, explained: Tensor, seed: int = 0) -> Rivals:
-    """Both rivals against `explained`, all (runs, tasks), over all runs and tasks together.
+def compare(first: Tensor, second: Tensor | None, explained: Tensor, seed: int = 0) -> Rivals:
+    """The rivals against `explained`, all (runs, tasks), over all runs and tasks together.
 
     The interval is that of a bootstrap over both: runs and tasks are drawn with replacement, each
     in whole rows and columns, because the tasks of a run are not independent, nor are the runs of
     a task. Draws in which something does not vary are left out.
     """
     generator = torch.Generator().manual_seed(seed)
+    rivals = [first] if second is None else [first, second]
     found = []
     for _ in range(REPLICATES):
         runs, tasks = (torch.randint(n, (n,), generator=generator) for n in explained.shape)
-        found.append(_pair(*(m[runs][:, tasks] for m in (first, second, explained))))
+        found.append(_correlations(*(m[runs][:, tasks] for m in (explained, *rivals))))
     draws = torch.stack(found)
     draws = draws[draws.isfinite().all(dim=1)]
-    values = _pair(first, second, explained)
+    values = _correlations(explained, *rivals)
     ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = torch.quantile(draws, ends, dim=0) if len(draws) else torch.full((2, 3), torch.nan)
+    low, high = (
+        torch.quantile(draws, ends, dim=0)
+        if len(draws)
+        else torch.full((2, len(values)), torch.nan)
+    )
     estimates = [
         Estimate(*(part.item() for part in row)) for row in zip(values, low, high, strict=True)
     ]
     return Rivals(explained.numel(), *estimates)
 
 
-def _pair(first: Tensor, second: Tensor, explained: Tensor) -> Tensor:
-    """Both correlations and the lead, (3)."""
-    y = explained.flatten()
-    one, two = spearman(first.flatten(), y), spearman(second.flatten(), y)
-    return torch.stack((one, two, one.abs() - two.abs()))
+def _correlations(explained: Tensor, *rivals: Tensor) -> Tensor:
+    """The correlation with each rival and, of two, the lead: (1) or (3)."""
+    found = [spearman(rival.flatten(), explained.flatten()) for rival in rivals]
+    leads = [first.abs() - second.abs() for first, second in itertools.pairwise(found)]
+    return torch.stack(found + leads)

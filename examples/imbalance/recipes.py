@@ -1,8 +1,14 @@
-"""The study's methods by name, each set up as its paper has it.
+"""The study's methods by name, with this library's defaults but for what stands here.
 
-Methods that scale losses, the paper's grid search and AvgNorm among them, scale the heads' too;
-those that replace the shared gradient leave the heads their own loss's. AvgNorm and SLW of the
-last shared layer measure there and take one weighted backward.
+Implementations differ in whether a method's weights reach the heads. Each method follows:
+
+* heads weighted: the grid search, AvgNorm, SLW and NTKMTL, which scale losses; IMTL-G and Nash-MTL
+  as in the nash-mtl code, which weighs the losses (other code replaces the shared gradient alone);
+* heads left their own loss's gradient: CAGrad and FairGrad as in their authors' code, and PCGrad
+  and DB-MTL, as all four replace the shared gradient;
+* no choice: UW and FAMO, whose weights are part of one loss.
+
+AvgNorm and SLW of the last shared layer measure there and take one weighted backward.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ PLAIN = ("equal", "grid")
 """What needs no method: the backward of a weighted sum of the losses."""
 
 UW_RATE = 0.025
-"""Learning rate of UW's own numbers, as in the nash-mtl code."""
+"""Learning rate of UW's own numbers, larger than the networks'."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,12 @@ class Recipe:
         """What to give to MTLOptimizer beside the method."""
         chosen: dict[str, Any] = {} if self.heads is None else {"weight_heads": self.heads}
         return {**chosen, "measure": last} if self.last else chosen
+
+    def told(self, tasks: int, seed: int) -> dict[str, Any]:
+        """All that it sets, as JSON holds it."""
+        method = self.make(tasks, seed)
+        rate = UW_RATE if list(method.parameters()) else None
+        return {"method": repr(method), "heads": self.heads, "last": self.last, "rate": rate}
 
 
 SCALES: dict[str, Any] = {
@@ -60,11 +72,11 @@ RECIPES: dict[str, Recipe] = {
     "slw": Recipe(lambda tasks, seed: mtlkernels.SLW(), heads=True, last=True),
     "ntkmtl": Recipe(lambda tasks, seed: mtlkernels.NTKMTL(), heads=True),
     "dbmtl": Recipe(lambda tasks, seed: mtlkernels.DBMTL(beta=0.9, log_losses=True)),
-    "imtlg": Recipe(lambda tasks, seed: mtlkernels.IMTLG()),
+    "imtlg": Recipe(lambda tasks, seed: mtlkernels.IMTLG(), heads=True),
     "pcgrad": Recipe(lambda tasks, seed: mtlkernels.PCGrad(seed=seed)),
     "cagrad": Recipe(lambda tasks, seed: mtlkernels.CAGrad()),
     "fairgrad": Recipe(lambda tasks, seed: mtlkernels.FairGrad()),
-    "nashmtl": Recipe(lambda tasks, seed: mtlkernels.NashMTL()),
+    "nashmtl": Recipe(lambda tasks, seed: mtlkernels.NashMTL(), heads=True),
     "uw": Recipe(lambda tasks, seed: mtlkernels.UW(tasks), heads=None),
     "famo": Recipe(lambda tasks, seed: mtlkernels.FAMO(), heads=None),
 }

@@ -16,6 +16,7 @@ from examples.imbalance.specs import (
     Spec,
     best_spec,
     grid_specs,
+    independent_specs,
     method_spec,
     single_spec,
 )
@@ -128,12 +129,17 @@ def captions(config: Config, folder: Folder) -> list[str]:
 
 
 def environment(config: Config, folder: Folder) -> str:
-    """The torch versions and numbers of threads that the runs with equal weights name."""
-    costs = [
-        result_of(folder, method_spec(config, part, "equal", FULL, seed))["cost"]
-        for part in config.parts
-        for seed in config.seeds
-    ]
+    """The torch versions, threads and runs at a time that the runs name, but for those that came
+    after the grid's choice.
+    """
+    tasks = {part.data: task_names(config, folder, part) for part in config.parts}
+    costs = [result_of(folder, spec)["cost"] for spec in independent_specs(config, tasks)]
     return "; ".join(
-        sorted({f"torch {cost['torch']}, {cost['threads']} thread a run" for cost in costs})
+        sorted(
+            {
+                f"torch {cost['torch']}, {cost['threads']} thread a run, "
+                f"at most {cost['jobs']} at a time"
+                for cost in costs
+            }
+        )
     )

@@ -16,7 +16,7 @@ import torch
 from examples.imbalance.config import PRETRAINED, Config
 from examples.imbalance.problems import DATA
 from examples.imbalance.results import best_weights
-from examples.imbalance.specs import PRETRAIN, Spec, dependent_specs, independent_specs, pretrain_of
+from examples.imbalance.specs import Spec, dependent_specs, independent_specs, pretrain_of
 from examples.imbalance.storage import Folder
 from examples.imbalance.training import execute
 from mtlkernels.demo.packages import require
@@ -28,13 +28,15 @@ _told: SimpleQueue[int] | None = None
 def run_study(config: Config, folder: Folder, jobs: int = 1) -> None:
     """All runs that the folder lacks; killed and started again, it goes on where it was."""
     tasks = {part.data: [task.name for task in DATA[part.data]().tasks] for part in config.parts}
-    _run(_due(independent_specs(config, tasks), config, folder, tasks), config, folder, jobs)
+    _run(_missing(independent_specs(config, tasks), folder), config, folder, jobs)
     best = {
         part.name: best_weights(config, folder, part)
         for part in config.parts
         if "grid" in part.methods
     }
-    _run(_missing(dependent_specs(config, tasks, best), folder), config, folder, jobs)
+    rest = _missing(dependent_specs(config, tasks, best), folder)
+    _run(_lost_encoders(rest, folder), config, folder, jobs)
+    _run(rest, config, folder, jobs)
     folder.clean()
 
 
@@ -42,18 +44,13 @@ def _missing(specs: Sequence[Spec], folder: Folder) -> list[Spec]:
     return [spec for spec in specs if folder.result(spec) is None]
 
 
-def _due(
-    specs: Sequence[Spec], config: Config, folder: Folder, tasks: dict[str, list[str]]
-) -> list[Spec]:
-    """What is missing, with the pre-trainings whose encoder a later run still needs."""
-    later = _missing(dependent_specs(config, tasks, {}), folder)
-    needed = {pretrain_of(spec) for spec in later if spec.setting == PRETRAINED}
-    return [
-        spec
-        for spec in specs
-        if folder.result(spec) is None
-        or (spec.kind == PRETRAIN and spec in needed and folder.load(spec, "encoder") is None)
-    ]
+def _lost_encoders(specs: Sequence[Spec], folder: Folder) -> list[Spec]:
+    """The pre-trainings that these runs start from whose encoder is no longer there.
+
+    A finished study keeps none, and may lack runs again: one was deleted, or the levels changed.
+    """
+    starts = dict.fromkeys(pretrain_of(spec) for spec in specs if spec.setting == PRETRAINED)
+    return [spec for spec in starts if folder.load(spec, "encoder") is None]
 
 
 def _run(specs: Sequence[Spec], config: Config, folder: Folder, jobs: int) -> None:
@@ -75,12 +72,14 @@ def _run_apart(specs: Sequence[Spec], config: Config, folder: Folder, jobs: int,
     """`jobs` processes, which end with this one however it ends."""
     context = multiprocessing.get_context("spawn")
     told: SimpleQueue[int] = context.SimpleQueue()
-    with ProcessPoolExecutor(jobs, context, _begin_worker, (told,)) as pool:
+    with (
+        _listening(told, bar),
+        ProcessPoolExecutor(jobs, context, _begin_worker, (told,)) as pool,
+    ):
         waiting = {
-            pool.submit(_execute, spec, folder, config.checkpoint_every): spec for spec in specs
+            pool.submit(_execute, spec, folder, config.checkpoint_every, jobs): spec
+            for spec in specs
         }
-        listener = threading.Thread(target=_listen, args=(told, bar), daemon=True)
-        listener.start()
         try:
             for future in as_completed(waiting):
                 future.result()
@@ -88,9 +87,18 @@ def _run_apart(specs: Sequence[Spec], config: Config, folder: Folder, jobs: int,
         except BaseException:
             _give_up(list(waiting))
             raise
-        finally:
-            told.put(0)
-            listener.join()
+
+
+@contextmanager
+def _listening(told: SimpleQueue[int], bar: Any) -> Iterator[None]:
+    """Moves the bar as long as there are workers: one that nobody hears waits on a full pipe."""
+    listener = threading.Thread(target=_listen, args=(told, bar), daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        told.put(0)
+        listener.join()
 
 
 def _give_up(futures: Sequence[Future[None]]) -> None:
@@ -119,9 +127,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _execute(spec: Spec, folder: Folder, checkpoint_every: int) -> None:
+def _execute(spec: Spec, folder: Folder, checkpoint_every: int, jobs: int) -> None:
     assert _told is not None
-    execute(spec, folder, checkpoint_every, _told.put)
+    execute(spec, folder, checkpoint_every, _told.put, jobs)
 
 
 @contextmanager

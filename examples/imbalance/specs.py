@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from examples.imbalance.config import FULL, HALF, PRETRAINED, Config, Part
-from examples.imbalance.problems import Halves
+from examples.imbalance.problems import DATA, Halves
+from examples.imbalance.recipes import RECIPES
 
 SINGLE, METHOD, GRID, PRETRAIN = "single", "method", "grid", "pretrain"
+
+PROTOCOL = 1
+"""To be raised by hand when code changes the numbers in a way that nothing else in `Spec.asked`
+shows: optimizer, schedule, networks, losses, metrics, or how gradients are watched.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,19 @@ class Spec:
         return "ab" if self.setting == FULL else "a"
 
     def asked(self) -> dict[str, Any]:
-        """All that the numbers depend on, as JSON holds it; a result of another is stale."""
+        """All that the numbers depend on, as JSON holds it; a result of another is stale.
+
+        The data's caption stands for its cut, `PROTOCOL` for the code.
+        """
         part = asdict(self.part)
         chosen = {key: part[key] for key in ("data", "encoder", "steps", "batch", "rate")}
         weights = None if self.weights is None else list(self.weights)
+        recipe = RECIPES.get(self.label) if self.kind == METHOD else None
+        data = DATA[self.part.data]()
         return chosen | {
+            "protocol": PROTOCOL,
+            "caption": data.caption,
+            "recipe": None if recipe is None else recipe.told(len(data.tasks), self.seed),
             "kind": self.kind,
             "label": self.label,
             "setting": self.setting,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from examples.imbalance.answers import (
+    EQUAL,
     PAPERS_RULE,
     duels,
     norm_ratio,
@@ -31,14 +32,21 @@ def summary_block(config: Config, folder: Folder) -> str:
 
 
 def _norms_line(config: Config, folder: Folder) -> str:
-    held = [rivals(found) for found in points(config, folder)]
+    held = [rivals(found) for found in points(config, folder) if found.runs == EQUAL]
     below, above, open_ = _counts([one.first for one in held])
-    behind, ahead, undecided = _counts([one.lead for one in held])
-    return (
-        f"Question 1, {len(held)} comparisons: the smaller a task's gradient norm the more it "
-        f"loses in {below}, the larger the more in {above}, no clear sign in {open_}. The norm "
-        f"explains more than the angle in {ahead}, less in {behind}, undecided in {undecided}."
+    text = (
+        f"Question 1, the {len(held)} data and encoders with equal weights: the smaller a task's "
+        f"gradient norm the more it loses in {below}, the larger the more in {above}, no clear "
+        f"sign in {open_}."
     )
+    leads = [one.lead for one in held if one.lead is not None]
+    if leads:
+        behind, ahead, undecided = _counts(leads)
+        text += (
+            f" Of the {len(leads)} with more than two tasks the norm explains more than the angle "
+            f"in {ahead}, less in {behind}, undecided in {undecided}."
+        )
+    return text
 
 
 def _counts(estimates: Sequence[Estimate]) -> tuple[int, int, int]:
@@ -50,7 +58,6 @@ def _counts(estimates: Sequence[Estimate]) -> tuple[int, int, int]:
 
 def _methods_line(config: Config, folder: Folder, part: Part) -> str:
     found = scores(config, folder, part)
-    ranked = sorted(found, key=lambda method: -found[method].mean)
     text = f"Question 2, {part.name}: equal weights gain {found['equal'].mean:+.2f} %"
     if "grid" in found:
         ratio = found["grid"].steps / found["equal"].steps
@@ -59,9 +66,9 @@ def _methods_line(config: Config, folder: Folder, part: Part) -> str:
     if rule is not None:
         text += (
             f", the paper's rule {found[PAPERS_RULE].mean:+.2f} % "
-            f"(against the grid's best: {rule.verdict})"
+            f"(against the grid's best: {rule.verdict}; {rule.chance})"
         )
-    return f"{text}; the highest mean is that of `{ranked[0]}`, {found[ranked[0]].mean:+.2f} %."
+    return f"{text}."
 
 
 def _settings_line(config: Config, folder: Folder, part: Part) -> str:

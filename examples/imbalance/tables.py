@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from examples.imbalance.answers import (
+    EQUAL,
+    GRID_POINTS,
     PAPERS_RULE,
     Duel,
     duels,
@@ -20,6 +22,7 @@ from examples.imbalance.results import Score, best_weights, captions, environmen
 from examples.imbalance.specs import grid_points, methods_of
 from examples.imbalance.storage import Folder
 
+RUNS = {EQUAL: EQUAL, GRID_POINTS: f"{GRID_POINTS}: one seed; weights are set, angles are not"}
 UNIT = "gain over single-task training, %, higher is better"
 
 
@@ -53,9 +56,9 @@ def norms_block(config: Config, folder: Folder) -> str:
         lines.append(
             [
                 found.part,
-                found.runs,
+                RUNS[found.runs],
                 f"{held.points}",
-                *(_estimate(e) for e in (held.first, held.second, held.lead)),
+                *(_estimate(e) if e else "-" for e in (held.first, held.second, held.lead)),
             ]
         )
         sentences.append(f"- {found.part}, {found.runs}: {_norm_sentence(held)}")
@@ -118,7 +121,9 @@ SETTING_NAMES = {
 
 def _norm_sentence(held: Rivals) -> str:
     side = _side(held.first)
-    if held.lead.low > 0:
+    if held.lead is None:
+        rival = "Two tasks have one angle, which is no rival."
+    elif held.lead.low > 0:
         rival = "The norm explains more than the angle does."
     elif held.lead.high < 0:
         rival = "The angle explains more than the norm does."
@@ -138,7 +143,8 @@ def _side(estimate: Estimate) -> str:
 def _duel_sentences(held: Sequence[Duel], found: dict[str, Score]) -> str:
     lines = [["against the grid's best", "difference, points", "verdict"]]
     lines += [[duel.method, f"{duel.mean:+.2f}", duel.verdict] for duel in held]
-    text = _table(lines)
+    chance = held[0].chance
+    text = f"{_table(lines)}\n{chance[0].upper()}{chance[1:]}.\n"
     rule = next((duel for duel in held if duel.method == PAPERS_RULE), None)
     if rule is None:
         return text

@@ -88,8 +88,10 @@ class Training:
         if self.watch is not None:
             self.watch.load(state["watch"])
 
-    def result(self) -> dict[str, Any]:
-        """What the run leaves as JSON; `cost` alone differs from one time to the next."""
+    def result(self, jobs: int) -> dict[str, Any]:
+        """What the run leaves as JSON; `cost` alone differs from one time to the next, and says
+        how many runs went on at a time.
+        """
         return {
             "tasks": [
                 {
@@ -107,6 +109,7 @@ class Training:
             "cost": {
                 "steps": self.done,
                 "seconds": self.seconds,
+                "jobs": jobs,
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             },
@@ -167,11 +170,16 @@ def evaluate(model: MultiTask, tasks: list[Task], batch: Batch) -> dict[str, dic
 
 
 def execute(
-    spec: Spec, folder: Folder, checkpoint_every: int, told: Callable[[int], object]
+    spec: Spec,
+    folder: Folder,
+    checkpoint_every: int,
+    told: Callable[[int], object],
+    jobs: int = 1,
 ) -> None:
     """Runs to the end, from the last checkpoint where there is one, and writes the result.
 
-    `told(steps)` hears how many steps have been done since it was last called.
+    `told(steps)` hears how many steps have been done since it was last called; `jobs` is how many
+    runs go on at a time.
     """
     training = Training(spec, _start(spec, folder))
     if (state := folder.load(spec, "checkpoint")) is not None:
@@ -184,7 +192,7 @@ def execute(
             folder.save(spec, "checkpoint", training.state())
     if spec.kind == PRETRAIN:
         folder.save(spec, "encoder", training.model.encoder.state_dict())
-    folder.finish(spec, training.result())
+    folder.finish(spec, training.result(jobs))
 
 
 def _start(spec: Spec, folder: Folder) -> dict[str, Any] | None:

@@ -11,6 +11,8 @@ view (left (y, x) is right (y, x - disparity)), and unknown pixels hold inf.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -63,16 +65,19 @@ def load_motorcycle() -> tuple[Tensor, Tensor]:
     return image, torch.from_numpy(disparity)
 
 
-def dense_maps(image: Tensor, disparity: Tensor) -> Batch:
+def dense_maps(
+    image: Tensor, disparity: Tensor, training: Sequence[slice] = (slice(TRAIN_COLUMNS),)
+) -> Batch:
     """The whole picture as one batch: inputs (1, 4, H, W) and the three targets, NaN where unknown.
 
     The fourth input is the slope of the pixel's ray, (row - centre) / focal: a crop does not show
-    where the horizon is. Depth is relative to the mean depth of the training columns, which leaves
-    its error as it is and lets a network start near zero.
+    where the horizon is. Depth is relative to the mean depth of the columns `training`, which
+    leaves its error as it is and lets a network start near zero.
     """
     depth = geometry.depth_from_disparity(disparity.double(), MOTORCYCLE)
+    seen = torch.cat([depth[:, columns] for columns in training], dim=1)
     maps = {
-        "depth": (depth - depth[:, :TRAIN_COLUMNS].nanmean())[None],
+        "depth": (depth - seen.nanmean())[None],
         "normals": geometry.normals_from_depth(depth, MOTORCYCLE),
         "edges": geometry.edges_from_depth(depth)[None],
     }
