@@ -11,8 +11,6 @@ import torch
 from examples.data.augment import Resize, ScaleCropFlip
 from examples.data.nyuv2 import NYUv2
 
-SIZE = (trees.HEIGHT, trees.WIDTH)
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
