@@ -8,9 +8,11 @@ from a `JSONL` file, and the Axes to draw on; without Axes it makes a figure of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from mtlkernels.packages import require
 from mtlkernels.records import Record, column, live_parts, mean, steps_taken
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ STYLES = ("-", "--", ":", "-.")
 """Lines that coincide, as equal weights do, stay apart by their dashes."""
 FEW_RECORDS = 30  # up to here each is marked
 FEW_TASKS = 8  # up to here cosines are written out, and legends have one column
+MANY_TASKS = 16  # from here on some have their names only
+LONG_NAME = 20  # letters
 FEW_PARTS = 40  # up to here each has its name
 
 
@@ -67,8 +71,10 @@ def cosines(records: Sequence[Record], axes: Axes | None = None) -> Axes:
         return _nothing(axes)
     image = axes.imshow(values.tolist(), cmap="RdBu", vmin=-1, vmax=1)
     axes.figure.colorbar(image, ax=axes)
-    axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
-    axes.set_yticks(range(len(tasks)), tasks)
+    every = -(-len(tasks) // MANY_TASKS)
+    places, named = range(0, len(tasks), every), [_short(task) for task in tasks[::every]]
+    axes.set_xticks(places, named, rotation=45, ha="right")
+    axes.set_yticks(places, named)
     _as_written([*axes.get_xticklabels(), *axes.get_yticklabels()])
     if len(tasks) <= FEW_TASKS:
         for i, row in enumerate(values.tolist()):
@@ -123,7 +129,7 @@ def _lines(
     if not values.isfinite().any():
         return _nothing(axes)
     steps = steps_taken(records)
-    for t, task in enumerate(tasks):
+    for t in range(len(tasks)):
         axes.plot(
             steps,
             values[:, t].tolist(),
@@ -131,14 +137,34 @@ def _lines(
             color=f"C{t % 10}",
             marker=_marker(records),
             markersize=4,
-            label=task,
         )
     if log and (values > 0).any():
         axes.set_yscale("log")
-    legend = axes.legend(fontsize="small", ncols=-(-len(tasks) // FEW_TASKS))
-    _as_written(legend.get_texts())
+    _legend(axes, tasks, values)
     axes.grid(alpha=0.3)
     return axes
+
+
+def _legend(axes: Axes, tasks: Sequence[str], values: Tensor) -> None:
+    """Names the lines, of many tasks those with the largest numbers."""
+    order = values.abs().nanmean(dim=0).nan_to_num(-1).argsort(descending=True, stable=True)
+    shown = sorted(order[:MANY_TASKS].tolist()) if len(tasks) > MANY_TASKS else range(len(tasks))
+    lines = axes.get_lines()
+    # Set afterwards: a label that begins with an underscore would be left out.
+    legend = axes.legend(
+        [lines[t] for t in shown],
+        [str(t) for t in shown],
+        fontsize="small",
+        ncols=-(-len(shown) // FEW_TASKS),
+        title=f"the largest of {len(tasks)}" if len(shown) < len(tasks) else None,
+    )
+    for text, t in zip(legend.get_texts(), shown, strict=True):
+        text.set_text(_short(tasks[t]))
+    _as_written(legend.get_texts())
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONG_NAME else f"{name[: LONG_NAME - 1]}…"
 
 
 def _axes(axes: Axes | None) -> Axes:
@@ -163,17 +189,5 @@ def _as_written(texts: Iterable[Any]) -> None:
 
 
 def _matplotlib(module: str) -> Any:
-    """A module of matplotlib's.
-
-    Raises:
-        ModuleNotFoundError: it is not installed; the sentence says how to.
-    """
-    try:
-        return import_module(f"matplotlib.{module}")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "matplotlib":
-            raise
-        raise ModuleNotFoundError(
-            "figures need matplotlib, which is not installed: pip install 'mtlkernels[plot]'",
-            name=error.name,
-        ) from error
+    """A module of matplotlib's; raises MissingPackageError where it is not installed."""
+    return require(f"matplotlib.{module}", "a figure", "plot")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,10 +23,11 @@ class Monitor:
 
     Between records everything stays on the device; a record costs one transfer of a few T x T
     numbers. A record holds `step` (the last one), `steps` (how many are in the averages), `tasks`,
-    means of `losses`, `norms`, `weights`, `cosines`, `conflicts`, `shares`, `conflict_rate`,
-    `norm_ratio` and `direction_norm`, and `status`, for each task the names of all flags that came
-    up. The mean of `conflicts` is how often two tasks did. Means are over the steps in which a
-    number is finite and known, and NaN, in JSON null, where there is none such step.
+    means of `losses`, `norms`, `weights`, `weighted_norms`, `cosines`, `conflicts`, `shares`,
+    `conflict_rate`, `norm_ratio` and `direction_norm`, and `status`, for each task the names of all
+    flags that came up. The mean of `conflicts` is how often two tasks did. Means are over the steps
+    in which a number is finite and known, and NaN, in JSON null, where there is none such step;
+    `weights` are NaN where parts had different ones.
 
     With names of parts, `parts` has for each of them means of `norms`, `cosines` and
     `conflict_rate` there, of steps taken with `parts=`:
@@ -74,7 +76,8 @@ class Monitor:
         numbers = _numbers(report, self._parts)
         known = numbers.isfinite()
         flags = _flags(report.status).double().to(numbers.device)
-        row = torch.cat([torch.where(known, numbers, 0.0), known.double(), flags])
+        apart = _apart(report).to(flags)
+        row = torch.cat([torch.where(known, numbers, 0.0), known.double(), flags, apart])
         self._totals = row if self._totals is None else self._totals + row
         self._step += 1
         if self._step % self.every == 0:
@@ -89,7 +92,8 @@ class Monitor:
         totals = self._totals.cpu()
         self._totals = None
         bits = _bits()
-        sums, counts, flags = totals.split([sum(sizes), sum(sizes), len(self._tasks) * bits])
+        ends = [sum(sizes), sum(sizes), len(self._tasks) * bits, 1]
+        sums, counts, flags, apart = totals.split(ends)
         means = (sums / counts).split(sizes)  # NaN where there is nothing
         record: dict[str, Any] = {
             "step": self._step,
@@ -98,6 +102,8 @@ class Monitor:
         }
         for (name, shape), mean in zip(shapes.items(), means, strict=True):
             record[name] = mean.view(shape).tolist()
+        if apart > 0:
+            record["weights"] = [math.nan] * len(self._tasks)
         if self._parts:
             columns = {name: record.pop(_by_part(name)) for name in PART}
             record["parts"] = {
@@ -162,7 +168,11 @@ def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
             "norm_ratio": report.norm_ratio,
         }
         if report.weights is not None:
-            asked |= {"shares": report.shares, "direction_norm": report.direction_norm}
+            asked |= {
+                "weighted_norms": report.weighted_norms,
+                "shares": report.shares,
+                "direction_norm": report.direction_norm,
+            }
         found |= {name: ask() for name, ask in asked.items()}
         if parts and report.gram.dim() == 3:
             _check_parts(parts, len(report.gram))
@@ -172,9 +182,16 @@ def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
                 _by_part("conflict_rate"): report.conflict_rate(by_part=True),
             }
     if report.weights is not None and report.weights.dim() == 2:
-        rows = report.weights  # a row a part: one number a task only where all rows agree
-        found["weights"] = torch.where((rows == rows[0]).all(dim=0), rows[0], torch.nan)
+        found["weights"] = report.weights[0]  # of all parts, or `_apart` says that they differ
     return found
+
+
+def _apart(report: Report) -> Tensor:
+    """(1) whether the parts have weights of their own, so that no one number is a task's."""
+    weights = report.weights
+    if weights is None or weights.dim() == 1:
+        return torch.zeros(1)
+    return ((weights != weights[0]) & weights.isfinite()).any().reshape(1)
 
 
 def _check_parts(names: tuple[str, ...], num_parts: int) -> None:

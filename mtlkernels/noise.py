@@ -63,7 +63,7 @@ class NoiseMeter:
             pairs = (zip(a, b, strict=True) for a, b in zip(self._total, rows, strict=True))
             self._total = [[_sum(a, b) for a, b in row] for row in pairs]
         else:  # in memory of its own: what autograd hands out may be used again
-            self._total = [[None if grad is None else grad.clone() for grad in row] for row in rows]
+            self._total = [[_sum(None, grad) for grad in row] for row in rows]
         self._count += 1
 
     @torch.no_grad()
@@ -142,7 +142,9 @@ def _check_alike(have: list[list[Tensor | None]], more: list[list[Tensor | None]
 
 
 def _sum(have: Tensor | None, more: Tensor | None) -> Tensor | None:
-    """have + more in place; the first of a parameter in memory of its own."""
+    """have + more in place, at least float32; the first of a parameter in memory of its own."""
+    if more is None:
+        return have
     if have is None:
-        return None if more is None else more.clone()
-    return have if more is None else have.add_(more)
+        return more.to(torch.promote_types(more.dtype, torch.float32), copy=True)
+    return have.add_(more)

@@ -19,8 +19,13 @@ def named_parts(model: nn.Module, depth: int | None = None) -> dict[str, list[nn
 
     Returns:
         Name -> parameters, in the model's order; one that several modules share stands with the
-        first. The model itself goes by the name of its class.
+        first. Parameters of the model itself go by the name of its class.
+
+    Raises:
+        ValueError: depth is below 0.
     """
+    if depth is not None and depth < 0:
+        raise ValueError(f"depth={depth}: it must be a number of modules, or None")
     parts: dict[str, list[nn.Parameter]] = {}
     for name, param in model.named_parameters():
         path = name.split(".")[:-1][:depth]

@@ -27,7 +27,10 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except FileNotFoundError:
-        raise ValueError(f"{path} is not there: give a file that JSONL(path) wrote") from None
+        raise ValueError(
+            f"{path} is not there: give a file that JSONL(path) wrote, for a Monitor every k steps "
+            "and at its flush()"
+        ) from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
@@ -39,9 +42,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             _check_alike(found[0] if found else record, record, f"{path}, line {number}")
             found.append(record)
     if not found:
-        raise ValueError(
-            f"{path} is empty: a Monitor writes a record every k steps, and flush() the rest"
-        )
+        raise ValueError(f"{path} is empty: give a file that JSONL(path) wrote")
     return found
 
 
@@ -123,7 +124,10 @@ def column(records: Sequence[Record], name: str, part: str | None = None) -> Ten
 
 
 def mean(records: Sequence[Record], name: str, part: str | None = None) -> Tensor:
-    """The mean of a number over the run, by the steps of each record; NaN where never known."""
+    """The mean of a number over the run's records; NaN where never known.
+
+    Each counts as often as it has steps, also where its own mean is over fewer, the known ones.
+    """
     values = column(records, name, part)
     steps = torch.tensor([record["steps"] for record in records], dtype=torch.float64)
     steps = steps.view(-1, *[1] * (values.dim() - 1))

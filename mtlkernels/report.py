@@ -81,17 +81,28 @@ class Report:
         return torch.where(gram.isnan(), gram, (gram < 0).to(gram))
 
     def conflict_rate(self, by_part: bool = False) -> Tensor:
-        """Share of the T(T-1)/2 pairs whose product is negative, 0 for one task; by part (B)."""
+        """Share of the pairs whose product is negative; by part (B).
+
+        Of the T(T-1)/2 pairs, those whose product is NaN are left out. 0 for one task, NaN where no
+        pair is known.
+        """
         gram = self._measured(by_part)
-        T = gram.shape[-1]
-        pairs = torch.ones_like(gram).triu(diagonal=1)
-        return ((gram < 0) * pairs).sum(dim=(-2, -1)) / max(1, T * (T - 1) // 2)
+        if gram.shape[-1] == 1:
+            return gram.new_zeros(gram.shape[:-2])
+        known = torch.ones_like(gram).triu(diagonal=1) * gram.isnan().logical_not()
+        return ((gram < 0) * known).sum(dim=(-2, -1)) / known.sum(dim=(-2, -1))
 
     def direction_norm(self) -> Tensor:
         """Norm of the direction, sqrt(w^T K w): no pass over the direction is needed."""
         gram = self._given()
         assert self.weights is not None  # a Gram matrix is that of weighted rows
         return direction_norm(self.weights, gram)
+
+    def weighted_norms(self) -> Tensor:
+        """(T) lengths of what the tasks add to the direction, |w_t| |g_t|."""
+        assert self.weights is not None
+        squares = self._given().diagonal(dim1=-2, dim2=-1).clamp_min(0) * self.weights.square()
+        return self._over_parts(squares).sqrt()
 
     def norm_ratio(self) -> Tensor:
         """Largest over smallest norm of a task's gradient; infinite where one is zero."""

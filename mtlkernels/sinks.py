@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 SCALARS = ("conflict_rate", "norm_ratio", "direction_norm")
-VECTORS = ("losses", "norms", "weights", "shares")
+VECTORS = ("losses", "norms", "weights", "weighted_norms", "shares")
 MATRICES = ("cosines", "conflicts")
 PART = ("norms", "cosines", "conflict_rate")  # of each part
 
@@ -33,8 +33,12 @@ class JSONL:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends a line, NaN as null, and closes the file: nothing is lost by a crash."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(_without_nan(record), allow_nan=False) + "\n")
+        text = json.dumps(_without_nan(record), allow_nan=False) + "\n"
+        with self.path.open("a+b") as file:
+            if file.tell():  # a line that was cut off stays one of its own
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read() == b"\n" else "\n" + text
+            file.write(text.encode())
 
 
 class CSV:
@@ -48,12 +52,23 @@ class CSV:
         self.path = Path(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends a row, and before the first one the names of the columns."""
+        """Appends a row, and before the first one the names of the columns.
+
+        Raises:
+            ValueError: the file has other columns.
+        """
         row = {"step": record["step"], "steps": record["steps"], **scalars(record)}
-        fresh = not self.path.exists() or self.path.stat().st_size == 0
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a+", newline="") as file:
+            file.seek(0)
+            columns = next(csv.reader(file), None)
+            if columns not in (None, list(row)):
+                raise ValueError(
+                    f"{self.path} has other columns than this record, of other tasks or parts: use "
+                    "a file for each run"
+                )
+            file.seek(0, os.SEEK_END)
             writer = csv.DictWriter(file, fieldnames=list(row))
-            if fresh:
+            if columns is None:
                 writer.writeheader()
             writer.writerow(row)
 

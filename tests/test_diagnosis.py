@@ -112,6 +112,41 @@ def test_layers_are_ranked_by_conflict() -> None:
     assert "Not known" in sections(diagnose(records_of(quiet, "ab")))["Where in the network"]
 
 
+def test_layers_that_are_not_shown_are_counted() -> None:
+    quiet, loud = torch.eye(2).repeat(STEPS, 1, 1), torch.eye(2).repeat(STEPS, 1, 1)
+    loud[:, 1, 0] = -1
+    names = tuple(f"layer{i}" for i in range(15))
+    for conflicting, shown, said in (
+        (0, 0, "In no layer two tasks conflicted"),
+        (3, 3, None),
+        (12, 10, "2 more layers have conflicts"),
+    ):
+        layers = [loud] * conflicting + [quiet] * (15 - conflicting)
+        told = diagnose(records_of(torch.stack(layers, dim=1), "ab", parts=names))
+        where = sections(told)["Where in the network"]
+        assert where.count("of the pairs conflict in the layer") == shown
+        assert ("more layers" in where) == (conflicting > shown)
+        assert said is None or said in where
+
+
+def test_weights_against_a_task_are_lengths_too() -> None:
+    """Weighted gradients 100 times apart are not evened out by a minus sign."""
+    told = diagnose(
+        records_of(orthogonal(10, 1), "ab", lambda K: torch.tensor([1.0, -0.1]).double())
+    )
+    assert "AvgNorm" in sections(told)["Try next"]
+
+
+def test_a_run_under_avgnorm_is_evened_whatever_its_norms_do() -> None:
+    G = orthogonal(1, 1, 1)
+    G[::2, 0, 0] = 1000
+    monitor, method = Monitor(), AvgNorm("harmonic")
+    for rows in G.double():
+        K = rows @ rows.T
+        monitor(Report(tuple("abc"), K, method(K), None, ops.task_status(K)))
+    assert "even the norms out" in sections(diagnose([monitor.flush()]))["Try next"]
+
+
 def test_a_task_that_runs_against_the_direction_is_named() -> None:
     G = torch.tensor([[1.0, 0.0], [-0.4, 0.1]]).repeat(STEPS, 1, 1)
     assert "It runs against b" in diagnose(records_of(G, "ab"))
@@ -124,7 +159,9 @@ def test_flags_are_told_and_come_first() -> None:
     told = diagnose(records_of(G))
     assert "a: ZERO_GRADIENT came up in 1 of 12 records." in sections(told)["Status"]
     assert "c: NON_FINITE came up in 3 of 12 records." in sections(told)["Status"]
-    assert "why c gave" in sections(told)["Try next"]
+    advice = sections(told)["Try next"]
+    assert "First find out about c (NON_FINITE in 3 of 12 records)" in advice
+    assert "Then: AvgNorm" in advice
     assert "Nothing came up" in diagnose(records_of(orthogonal(1, 2, 3)))
 
 
@@ -135,6 +172,9 @@ def test_flags_are_told_and_come_first() -> None:
 def test_zero_gradients(norms, sentence) -> None:
     assert sentence in diagnose(records_of(orthogonal(*norms)))
     assert "infinitely many times" in diagnose(records_of(orthogonal(0, 1, 4)))
+    advice = sections(diagnose(records_of(orthogonal(*norms))))["Try next"]
+    assert "no gradient of a, " in advice
+    assert "AvgNorm" not in advice
 
 
 def test_one_task_and_no_gradients_are_told() -> None:
@@ -179,13 +219,16 @@ def _lines(G: Tensor) -> list[str]:
         ("good", ["--out", "no/such/folder/page.png"], "cannot be saved"),
         ("good", ["--out", "page.abc"], "abc"),
         ("good", ["--out", "run.jsonl"], "is the log itself"),
+        ("folder", [], "cannot be read"),
     ],
 )
 def test_bad_files_are_one_sentence(content, more, sentence, tmp_path, capsys, monkeypatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     good = "".join(_lines(orthogonal(1, 2, 3)))
-    if content is not None:
+    if content == "folder":
+        (tmp_path / "run.jsonl").mkdir()
+    elif content is not None:
         (tmp_path / "run.jsonl").write_text(good if content == "good" else content)
     assert run("run.jsonl", *more) == 2
     told = capsys.readouterr().err.strip()

@@ -22,7 +22,7 @@ from examples.data.nyuv2 import NYUv2
 from examples.data.pascal_context import PARTS, PascalContext
 from examples.data.taskonomy import Taskonomy
 from examples.data.yeast import LABELS, Yeast, read_yeast, river_file
-from mtlkernels.demo.packages import MissingPackageError
+from mtlkernels.packages import MissingPackageError
 
 SIZE = (trees.HEIGHT, trees.WIDTH)
 

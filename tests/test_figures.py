@@ -37,11 +37,20 @@ def test_lines_are_the_numbers_over_the_steps(name) -> None:
     found = made(("a", "b", "c"))
     axes = Figure().subplots()
     assert LINES[name](found, axes) is axes
-    by_label = {line.get_label(): line for line in axes.get_lines()}
-    for t, task in enumerate("abc"):
-        assert list(by_label[task].get_xdata()) == list(range(1, 9))
-        assert list(by_label[task].get_ydata()) == [record[name][t] for record in found]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "c"]
+    legend = axes.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c"]
+    for t, (line, named) in enumerate(zip(axes.get_lines()[:3], legend.get_lines(), strict=True)):
+        assert list(line.get_xdata()) == list(range(1, 9))
+        assert list(line.get_ydata()) == [record[name][t] for record in found]
+        assert named.get_color() == line.get_color()
+
+
+def test_of_many_tasks_the_largest_are_named() -> None:
+    legend = figures.norms(made(tuple(f"_{t}" for t in range(40)), steps=2)).get_legend()
+    found = records.mean(made(tuple(f"_{t}" for t in range(40)), steps=2), "norms")
+    largest = sorted(found.argsort(descending=True)[:16].tolist())
+    assert [text.get_text() for text in legend.get_texts()] == [f"_{t}" for t in largest]
+    assert legend.get_title().get_text() == "the largest of 40"
 
 
 def test_norms_have_a_logarithmic_scale() -> None:
@@ -79,7 +88,7 @@ def test_conflict_rate_over_the_steps() -> None:
 CASES = {
     "one record": made(("a", "b"), steps=1),
     "one task": made(("a",)),
-    "forty tasks": made(tuple(f"task {t}" for t in range(40)), steps=2),
+    "forty tasks": made(tuple(f"_task with a long name, {t}" for t in range(40)), steps=2),
     "many parts": made(("a", "b"), tuple(f"layer.{p}" for p in range(90)), steps=2),
     "odd names": made(("$a$ $\\oops{$", "b%", "<c>"), ("$\\oops{$", "y")),
     "no gradients": [

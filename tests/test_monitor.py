@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mtlkernels
-from mtlkernels import CSV, JSONL, SI, CAGrad, Monitor, PerPart, Report, Status, Sum
+from mtlkernels import CSV, JSONL, SI, CAGrad, FixedWeights, Monitor, PerPart, Report, Status, Sum
 
 
 def report_of(G: Tensor, weights: Tensor, losses: Tensor | None = None) -> Report:
@@ -155,7 +155,8 @@ def test_every_kind_of_report_is_taken() -> None:
     reused = mtlkernels.Reused(Sum(), 2)
     for method, options in (
         (SI(), {}),
-        (PerPart(CAGrad(), 2), {"parts": parts}),
+        (PerPart(Sum(), 2), {"parts": parts}),
+        (PerPart(FixedWeights([1.0, 2.0]), 2), {"parts": parts}),
         (reused, {}),
         (reused, {}),
         (mtlkernels.GradDrop(), {}),
@@ -167,8 +168,44 @@ def test_every_kind_of_report_is_taken() -> None:
         record = monitor.flush()
         assert record["losses"] == pytest.approx([loss.item() for loss in losses])
         assert math.isnan(record["norms"][0]) == (report.gram is None)
-        flat = report.weights is not None and report.weights.dim() == 1
-        assert math.isnan(record["weights"][0]) != flat
+        assert math.isnan(record["weights"][0]) == (report.weights is None)
+
+
+def test_weights_of_parts_that_differ_in_a_step_are_no_task_s() -> None:
+    """Not the mean over those steps in which they happen to agree."""
+    monitor, grams = Monitor(), torch.eye(2).double().repeat(2, 1, 1)
+    alike, apart = torch.ones(2, 2).double(), torch.tensor([[1.0, 2.0], [1.0, 3.0]]).double()
+    for rows in (alike, apart, alike):
+        monitor(Report(("a", "b"), grams, rows, None, torch.zeros(2, dtype=torch.int64)))
+    record = monitor.flush()
+    assert all(map(math.isnan, record["weights"]))
+    lengths = [math.sqrt(2), (2 * math.sqrt(2) + math.sqrt(13)) / 3]
+    assert record["weighted_norms"] == pytest.approx(lengths)
+
+
+def test_an_unknown_pair_is_no_pair_without_conflict() -> None:
+    K = torch.tensor([[1.0, -0.5, math.nan], [-0.5, 1.0, math.nan], [math.nan] * 3]).double()
+    status = torch.zeros(3, dtype=torch.int64)
+    assert Report(tuple("abc"), K, None, None, status).conflict_rate() == 1
+    nothing = Report(tuple("abc"), K * math.nan, None, None, status)
+    assert nothing.conflict_rate().isnan()
+
+
+def test_a_file_is_continued_whatever_it_ends_with(tmp_path) -> None:
+    report = report_of(torch.eye(2).double(), torch.ones(2).double())
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"step": 1, "ta')  # a crash in the middle of a line
+    for _ in range(2):
+        Monitor(JSONL(path), every=1)(report)
+    assert [line[:8] for line in path.read_text().split("\n")] == ['{"step":'] * 3 + [""]
+    csv_path = tmp_path / "r.csv"
+    Monitor(CSV(csv_path), every=1)(report)
+    Monitor(CSV(csv_path), every=1)(report)
+    before = csv_path.read_text()
+    assert len(before.splitlines()) == 3
+    with pytest.raises(ValueError, match="other columns"):
+        Monitor(CSV(csv_path), every=1)(report_of(torch.eye(3).double(), torch.ones(3).double()))
+    assert csv_path.read_text() == before
 
 
 def test_every_flag_has_its_name() -> None:

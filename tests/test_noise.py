@@ -32,6 +32,22 @@ def noise(generator: torch.Generator) -> Tensor:
     return (own + shared) * math.sqrt(0.5 / SAMPLES)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_of_16_bit_gradients_are_not_rounded_again(dtype) -> None:
+    """Nor do they overflow."""
+    micro = [torch.randn(2, 30, generator=torch.Generator().manual_seed(m)) for m in range(64)]
+    if dtype == torch.float16:
+        micro = [20000 * (1 + G.abs().clamp_max(1)) for G in micro]
+    rounded = [G.to(dtype) for G in micro]
+    found = []
+    for grads in (rounded, [G.double() for G in rounded]):
+        meter = NoiseMeter(SAMPLES)
+        for G in grads:
+            meter.add([[row] for row in G])
+        found.append(meter.step())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5 * found[1].diagonal().max().item())
+
+
 @pytest.fixture(scope="module")
 def simulated() -> tuple[NoiseMeter, Tensor, Tensor]:
     """A meter after many steps, each step's U, and the mean Gram matrix of the steps' batches."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import JSONL, Monitor, Report, records
+from mtlkernels.sinks import VECTORS
 
 
 def written(path, G: Tensor, every: int = 2, tasks: str = "abc", parts: tuple = ()) -> None:
@@ -56,7 +57,7 @@ GOOD = {
     "step": 1,
     "steps": 1,
     "tasks": ["a", "b"],
-    **{name: [1.0, 2.0] for name in ("losses", "norms", "weights", "shares")},
+    **{name: [1.0, 2.0] for name in VECTORS},
     **{name: [[1.0, 0.0], [0.0, 1.0]] for name in ("cosines", "conflicts")},
     **dict.fromkeys(("conflict_rate", "norm_ratio", "direction_norm"), 1.0),
     "status": [[], []],

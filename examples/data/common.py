@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtlkernels.demo import packages
+from mtlkernels import packages
 
 IGNORE = -1
 """The class of a pixel without one."""

@@ -13,7 +13,7 @@ from examples.imbalance.page import write_page
 from examples.imbalance.results import MissingRunError
 from examples.imbalance.runner import run_study
 from examples.imbalance.storage import Folder
-from mtlkernels.demo.packages import MissingPackageError
+from mtlkernels.packages import MissingPackageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from examples.imbalance.answers import points, scores, settings_of
 from examples.imbalance.config import FULL, Config
 from examples.imbalance.specs import methods_of
 from examples.imbalance.storage import Folder
-from mtlkernels.demo.packages import require
+from mtlkernels.packages import require
 
 NAMES = ("norms", "methods", "costs", "settings")
 LEGEND_TASKS = 5

@@ -19,7 +19,7 @@ from examples.imbalance.results import best_weights
 from examples.imbalance.specs import Spec, dependent_specs, independent_specs, pretrain_of
 from examples.imbalance.storage import Folder
 from examples.imbalance.training import execute
-from mtlkernels.demo.packages import require
+from mtlkernels.packages import require
 
 _told: SimpleQueue[int] | None = None
 """In a worker, where to tell of steps that are done."""

@@ -13,12 +13,12 @@ import torch
 from mtlkernels.demo.figure import save_figure
 from mtlkernels.demo.multimnist import multimnist_problem
 from mtlkernels.demo.names import gram_methods
-from mtlkernels.demo.packages import MissingPackageError, require
 from mtlkernels.demo.problem import Problem
 from mtlkernels.demo.record import log_path, write_run, write_single
 from mtlkernels.demo.stereo import stereo_problem
 from mtlkernels.demo.table import NOTES, format_table
 from mtlkernels.demo.training import Run, train, train_single
+from mtlkernels.packages import MissingPackageError, require
 
 DATASETS: dict[str, Callable[[torch.device], Problem]] = {
     "stereo": stereo_problem,

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlkernels.demo.packages import require
 from mtlkernels.demo.problem import Problem
 from mtlkernels.demo.training import Run
+from mtlkernels.packages import require
 
 ROWS = ("gradient norm", "weight", "cosine")
 STYLES = ("-", "--", ":")

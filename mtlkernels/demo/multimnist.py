@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from mtlkernels.demo import metrics
 from mtlkernels.demo.models import MultiTask, digit_head, lenet_encoder
-from mtlkernels.demo.packages import require
 from mtlkernels.demo.problem import Batch, Problem, Task
+from mtlkernels.packages import require
 
 CANVAS = 36
 DIGIT = 28

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mtlkernels.demo import geometry, metrics
 from mtlkernels.demo.models import DenseEncoder, MultiTask, dense_head
-from mtlkernels.demo.packages import require
 from mtlkernels.demo.problem import Batch, Problem, Task
+from mtlkernels.packages import require
 
 MOTORCYCLE = geometry.Camera(
     focal=994.978, baseline=0.193001, centre_x=311.193, centre_y=254.877, shift=31.086

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import mtlkernels
 from mtlkernels.demo.models import MultiTask
 from mtlkernels.demo.names import gram_method
-from mtlkernels.demo.packages import require
 from mtlkernels.demo.problem import Batch, Problem, Task
 from mtlkernels.demo.timing import Split, time_split
+from mtlkernels.packages import require
 
 START_SEED = 0
 BATCH_SEED = 1

@@ -4,31 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtlkernels.diagnosis.facts import OPPOSED, UNLIKE, effective, flags, pairs, ratio
+from mtlkernels.diagnosis.facts import OPPOSED, UNLIKE, flags, pairs, ratio
 from mtlkernels.records import Record, mean
 
+BROKEN = ("NON_FINITE", "INVALID_LOSS", "INVALID_GRAM")
 _COMPARE = "Compare on your own validation metrics: gradients do not say what trains better."
 
 
 def next_step(records: Sequence[Record]) -> str:
     """What is broken comes first, then imbalance of the norms, then conflict."""
-    broken = [task for task, flag, _ in flags(records) if flag in ("NON_FINITE", "INVALID_LOSS")]
-    if broken:
-        return (
-            f"First find out why {', '.join(dict.fromkeys(broken))} gave losses or gradients that "
-            "are not finite or not allowed: no method balances those."
-        )
-    norms = mean(records, "norms")
-    if len(norms) < 2:
+    broken = [
+        f"{task} ({flag} in {count} of {len(records)} records)"
+        for task, flag, count in flags(records)
+        if flag in BROKEN
+    ]
+    if not broken:
+        return _balance(records)
+    return (
+        f"First find out about {', '.join(broken)}: no method balances what is not finite or not "
+        f"allowed, though a GradScaler begins with some such steps. Then: {_balance(records)}"
+    )
+
+
+def _balance(records: Sequence[Record]) -> str:
+    tasks, norms = records[0]["tasks"], mean(records, "norms")
+    if len(tasks) < 2:
         return "Nothing: one task needs no balancing."
     if norms.isfinite().sum() < 2:
         return (
             "Record some steps with a Gram method, for example Sum(), to see norms and conflicts."
         )
+    silent = [task for task, norm in zip(tasks, norms.tolist(), strict=True) if norm == 0]
+    if silent:
+        return (
+            f"Find out why no gradient of {', '.join(silent)} reaches the shared parameters: a "
+            "loss that is 0, saturated, or computed from something detached."
+        )
     unlike = ratio(norms) >= UNLIKE
-    lengths = effective(records)
-    weighted = bool(lengths.isfinite().all())
-    evened = unlike and weighted and ratio(lengths) < UNLIKE
+    lengths = mean(records, "weighted_norms")
+    evened = unlike and bool(lengths.isfinite().all()) and ratio(lengths) < UNLIKE
     opposed = [pair for pair in pairs(records) if pair.cosine <= OPPOSED]
     if unlike and not evened:
         told = "AvgNorm, as the norms are far apart; it weighs them to one length"

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from mtlkernels.diagnosis.words import diagnose
 from mtlkernels.figures import summary
+from mtlkernels.packages import MissingPackageError
 from mtlkernels.records import read
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Report on a run: 0 when done, 1 without matplotlib, 2 for a file that is none of ours."""
     arguments = _parser().parse_args(argv)
-    out = arguments.out or arguments.run.with_suffix(".png")
     try:
+        out = arguments.out or arguments.run.with_suffix(".png")
         records = read(arguments.run)
         if out.absolute() == arguments.run.absolute():
             raise ValueError(f"{out} is the log itself: give the figure another name with --out")
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{arguments.run}\n{diagnose(records)}", flush=True)
     try:
         summary(records, str(arguments.run)).savefig(out)
-    except ModuleNotFoundError as missing:
+    except MissingPackageError as missing:
         print(missing, file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:  # no such folder, no such format

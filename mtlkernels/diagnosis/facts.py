@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import torch
 from torch import Tensor
 
-from mtlkernels.records import Record, column, mean
+from mtlkernels.records import Record, mean
 
 AHEAD = 1.5
 """A task dominates where its norm is so many times the next one's, or its share an equal one's."""
@@ -43,9 +42,9 @@ def ranked(tasks: Sequence[str], values: Tensor) -> list[tuple[str, float]]:
 
 
 def ratio(values: Tensor) -> float:
-    """Largest over smallest of the known numbers; 1 where there are none."""
-    known = values[values.isfinite()]
-    if len(known) == 0 or known.max() <= 0:
+    """Largest over smallest of the known numbers above 0; 1 where there are none."""
+    known = values[values.isfinite() & (values > 0)]
+    if len(known) == 0:
         return 1.0
     return (known.max() / known.min()).item()
 
@@ -72,12 +71,6 @@ def ends(records: Sequence[Record]) -> tuple[float, float] | None:
         return None
     start, end = (mean(part, "norm_ratio") for part in (records[:reach], records[-reach:]))
     return (start.item(), end.item()) if start.isfinite() and end.isfinite() else None
-
-
-def effective(records: Sequence[Record]) -> Tensor:
-    """(T) lengths of the weighted gradients, mean over the run of weight times norm."""
-    lengths = column(records, "weights") * column(records, "norms")
-    return torch.nanmean(torch.where(lengths.isfinite(), lengths, torch.nan), dim=0)
 
 
 def flags(records: Sequence[Record]) -> list[tuple[str, str, int]]:

@@ -13,7 +13,7 @@ SHOWN = 10  # pairs, and layers
 
 
 def diagnose(records: Sequence[Record]) -> str:
-    """A page of words on a run; its numbers are means over the run's steps.
+    """A page of words on a run; its numbers are `mtlkernels.records.mean`'s.
 
     Args:
         records: at least one, of the same tasks, as `mtlkernels.records.read` gives them.
@@ -101,7 +101,7 @@ def _by_share(shares: list[tuple[str, float]]) -> list[str]:
         told = f"{first} dominates the direction: {_percent(most)} of it"
     else:
         told = f"No task dominates the direction: the largest part is {first}'s, {_percent(most)}"
-    against = [f"{task} ({_percent(share)})" for task, share in shares if share < 0]
+    against = [f"{task} ({_percent(share)})" for task, share in shares if share < -0.005]
     told += f", where an equal part is {_percent(equal)}."
     if against:
         told += f" It runs against {' and '.join(against)}."
@@ -129,14 +129,14 @@ def _conflicts(records: Sequence[Record]) -> list[str]:
         return ["Not known: these records hold no cosines between two tasks."]
     conflicting = [pair for pair in found if pair.rate > 0]
     if not conflicting:
-        return ["No two tasks conflicted in any step."]
+        return ["No two tasks conflicted in any step that is known."]
     lines = [
         f"{pair.name} conflict in {_percent(pair.rate)} of the steps, "
         f"mean cosine {pair.cosine:+.2f}."
         for pair in conflicting[:SHOWN]
     ]
     if len(conflicting) > SHOWN:
-        lines.append(f"{len(conflicting) - SHOWN} more pairs conflict less often.")
+        lines.append(f"{len(conflicting) - SHOWN} more pairs conflict, none more often.")
     hardest = min(found, key=lambda pair: pair.cosine)
     if len(found) > 1 and hardest.cosine < 0:
         lines.append(f"Most opposed are {hardest.name}, at a mean cosine of {hardest.cosine:+.2f}.")
@@ -154,13 +154,13 @@ def _where(records: Sequence[Record]) -> list[str]:
     rates = sorted(
         ((mean(records, "conflict_rate", part).item(), part) for part in parts), reverse=True
     )
+    rates = [(rate, part) for rate, part in rates if rate > 0]
     lines = [
         f"{_percent(rate)} of the pairs conflict in the layer {part}."
         for rate, part in rates[:SHOWN]
-        if rate
     ]
     if len(rates) > SHOWN:
-        lines.append(f"{len(rates) - SHOWN} more layers, the least in {rates[-1][1]}.")
+        lines.append(f"{len(rates) - SHOWN} more layers have conflicts, the fewest {rates[-1][1]}.")
     return lines or ["In no layer two tasks conflicted."]
 
 
@@ -187,7 +187,9 @@ def _number(value: float) -> str:
 def _percent(share: float) -> str:
     if share != share:
         return "-"
-    return "below 1 %" if 0 < share < 0.01 else f"{round(100 * share)} %"
+    if 0 < share < 0.01 or 0.99 < share < 1:
+        return "below 1 %" if share < 0.5 else "over 99 %"
+    return f"{round(100 * share)} %"
 
 
 def _count(number: int, what: str) -> str:

@@ -16,7 +16,10 @@ class Whole(GramMethod):
     another order), and the report also knows norms, cosines and conflicts of each part.
 
     Args:
-        method: any Gram method but `PerPart`.
+        method: any Gram method but those that take parts themselves or keep weights (`every=`).
+
+    Raises:
+        ValueError: it is none of those.
     """
 
     keeps = "the method's own state"
@@ -24,7 +27,8 @@ class Whole(GramMethod):
 
     def __init__(self, method: GramMethod) -> None:
         super().__init__()
-        if not isinstance(method, GramMethod) or getattr(method, "takes_parts", False):
+        measures = isinstance(method, GramMethod) and not hasattr(method, "kept_weights")
+        if not measures or getattr(method, "takes_parts", False):
             raise ValueError(
                 f"method is a {type(method).__name__}, not a Gram method of whole gradients"
             )
@@ -42,6 +46,8 @@ class Whole(GramMethod):
         """
         whole = gram.sum(dim=0) if gram.dim() == 3 else gram
         weights: Tensor = self.method(whole, losses)
-        told = self.method.status  # which a method of one's own may leave alone
-        self.status = told if told.shape == whole.shape[:1] else ops.task_status(whole)
+        told: object = self.method.status  # which a method of one's own may leave alone
+        if not isinstance(told, Tensor) or told.shape != whole.shape[:1]:
+            told = ops.task_status(whole)
+        self.status = told
         return weights.expand(len(gram), -1) if gram.dim() == 3 else weights

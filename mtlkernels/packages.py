@@ -1,4 +1,4 @@
-"""Optional packages of the demo and the examples: imported when needed, missed in a sentence."""
+"""Packages of the extras: imported when needed, missed in a sentence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DISTRIBUTIONS = {"skimage": "scikit-image", "PIL": "pillow"}
 """Import names that differ from the name under which pip knows the package."""
 
 
-class MissingPackageError(RuntimeError):
+class MissingPackageError(ModuleNotFoundError):
     """A package of an extra is not installed."""
 
 
