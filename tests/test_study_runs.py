@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -113,10 +114,13 @@ def test_workers_are_heard_to_their_end_though_another_failed(tmp_path, monkeypa
     specs = [single_spec(study_toy.STUDY, PART, t, "full", 0) for t in ("small", "large")]
     heard: list[int] = []
     bar = SimpleNamespace(update=heard.append, set_postfix_str=lambda text: None)
+    begun = threading.Event()  # a run that waits in the queue when another fails is cancelled
 
     def execute(spec: Spec, folder: Folder, every: int, told: Callable, jobs: int) -> None:
         if spec.task == "small":
+            assert begun.wait(60)
             raise ValueError("this one fails")
+        begun.set()
         time.sleep(0.2)  # by now the failure is known
         for _ in range(9):
             told(1)
