@@ -23,11 +23,13 @@ class Monitor:
 
     Between records everything stays on the device; a record costs one transfer of a few T x T
     numbers. A record holds `step` (the last one), `steps` (how many are in the averages), `tasks`,
-    means of `losses`, `norms`, `weights`, `weighted_norms`, `cosines`, `conflicts`, `shares`,
-    `conflict_rate`, `norm_ratio` and `direction_norm`, and `status`, for each task the names of all
-    flags that came up. The mean of `conflicts` is how often two tasks did. Means are over the steps
-    in which a number is finite and known, and NaN, in JSON null, where there is none such step;
-    `weights` are NaN where parts had different ones.
+    means of `losses`, `weights` and what `Report` tells under the same names: `norms`,
+    `weighted_norms`, `projections`, `shares`, `cosines`, `conflicts`, `magnitude_similarity`,
+    `curvature_bound`, `conflict_rate`, `norm_ratio` and `direction_norm`; and `status`, for each
+    task the names of all flags that came up. The mean of `conflicts` is how often two tasks did.
+    Means are over the steps in which a number is finite and known, and NaN, in JSON null, where
+    there is none such step; `weights` are NaN where parts had different ones. The condition number
+    is not among them: each step's would wait for a GPU.
 
     With names of parts, `parts` has for each of them means of `norms`, `cosines` and
     `conflict_rate` there, of steps taken with `parts=`:
@@ -166,10 +168,13 @@ def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
             "conflicts": report.conflicts,
             "conflict_rate": report.conflict_rate,
             "norm_ratio": report.norm_ratio,
+            "magnitude_similarity": report.magnitude_similarity,
+            "curvature_bound": report.curvature_bound,
         }
         if report.weights is not None:
             asked |= {
                 "weighted_norms": report.weighted_norms,
+                "projections": report.projections,
                 "shares": report.shares,
                 "direction_norm": report.direction_norm,
             }

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 SCALARS = ("conflict_rate", "norm_ratio", "direction_norm")
-VECTORS = ("losses", "norms", "weights", "weighted_norms", "shares")
-MATRICES = ("cosines", "conflicts")
+VECTORS = ("losses", "norms", "weights", "weighted_norms", "projections", "shares")
+MATRICES = ("cosines", "conflicts", "magnitude_similarity", "curvature_bound")
 PART = ("norms", "cosines", "conflict_rate")  # of each part
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import JSONL, Monitor, Report, records
-from mtlkernels.sinks import VECTORS
+from mtlkernels.sinks import MATRICES, SCALARS, VECTORS
 
 
 def written(path, G: Tensor, every: int = 2, tasks: str = "abc", parts: tuple = ()) -> None:
@@ -58,8 +58,8 @@ GOOD = {
     "steps": 1,
     "tasks": ["a", "b"],
     **{name: [1.0, 2.0] for name in VECTORS},
-    **{name: [[1.0, 0.0], [0.0, 1.0]] for name in ("cosines", "conflicts")},
-    **dict.fromkeys(("conflict_rate", "norm_ratio", "direction_norm"), 1.0),
+    **{name: [[1.0, 0.0], [0.0, 1.0]] for name in MATRICES},
+    **dict.fromkeys(SCALARS, 1.0),
     "status": [[], []],
 }
 PART = {"norms": [1.0, 2.0], "cosines": GOOD["cosines"], "conflict_rate": None}
