@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import study_toy
 
 from examples.imbalance import results
 from examples.imbalance.__main__ import main
+from examples.imbalance.config import read_config
 from examples.imbalance.page import BLOCK, TEMPLATE, fill, write_page
 from examples.imbalance.results import best_weights, gain
 from examples.imbalance.runner import run_study
@@ -67,6 +69,18 @@ def test_the_page_is_made_from_the_results_alone_and_keeps_the_text_around(
     monkeypatch.setattr("examples.imbalance.page.draw_figures", lambda *_: written[1:])
     write_page(study_toy.STUDY, folder, page)
     assert page.read_text() == text.replace("# The imbalance study", "# Ours")
+
+
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path, monkeypatch):
+    def figures(config: object, folder: object, target: Path) -> list[Path]:
+        return sorted(target.glob("*.png"))
+
+    study, docs = ROOT / "examples" / "imbalance", ROOT / "docs"
+    shutil.copytree(docs / "study", tmp_path / "study")
+    page = tmp_path / "study.md"
+    monkeypatch.setattr("examples.imbalance.page.draw_figures", figures)
+    write_page(read_config(study / "study.json"), Folder(study / "results"), page)
+    assert page.read_text() == (docs / "study.md").read_text()
 
 
 def test_without_results_there_is_no_page(tmp_path, capsys):

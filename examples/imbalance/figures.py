@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from examples.imbalance.answers import points, scores, settings_of
+from torch import Tensor
+
+from examples.imbalance.answers import PAPERS_RULE, Points, points, scores, settings_of
 from examples.imbalance.config import FULL, Config
 from examples.imbalance.specs import methods_of
 from examples.imbalance.storage import Folder
@@ -40,30 +42,32 @@ def _norms(config: Config, folder: Folder) -> Any:
     """Excess loss over the gradient norm, and over the angle, each relative to the mean over the
     tasks of its run: a dot a task and run. Two tasks have one angle, which is not drawn.
     """
-    found = points(config, folder)
-    figure, axes = _panels(2, len(found), width=2.8, height=2.6)
-    for column, held in zip(axes.T, found, strict=True):
-        column[0].set_title(f"{held.part}\n{held.runs}", fontsize=9)
-        drawn = [held.norms, held.angles] if len(held.tasks) > 2 else [held.norms]
-        for axis, values in zip(column, drawn, strict=False):
-            for task in range(values.shape[1]):
-                axis.scatter(
-                    values[:, task].tolist(),
-                    held.excess[:, task].tolist(),
-                    s=9,
-                    color=f"C{task % 10}",
-                    label=held.tasks[task],
-                )
-            axis.axhline(0, color="black", linewidth=0.8)
-        if len(held.tasks) <= LEGEND_TASKS:
-            column[0].legend(fontsize=6)
-        column[0].set_xlabel("log weighted norm, relative")
-        column[1].set_xlabel("mean angle, degrees, relative")
-        if len(drawn) == 1:
-            column[1].set(xticks=[], yticks=[], xlabel="two tasks have one angle")
-    for row in axes:
+    rows: dict[str, list[Points]] = {}
+    for held in points(config, folder):
+        rows.setdefault(held.part, []).append(held)
+    figure, axes = _panels(len(rows), 2 * max(map(len, rows.values())), width=3.4, height=2.6)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, (part, found) in zip(axes, rows.items(), strict=True):
+        for k, held in enumerate(found):
+            told = f"{part}, {held.runs.split(':')[0]}"
+            _dots(row[2 * k], held, held.norms, told, "log weighted norm, relative")
+            if len(held.tasks) > 2:
+                _dots(row[2 * k + 1], held, held.angles, told, "mean angle, degrees, relative")
         row[0].set_ylabel("log test loss over\nthat alone, relative")
+        if len(found[0].tasks) <= LEGEND_TASKS:
+            row[0].legend(fontsize=6)
     return figure
+
+
+def _dots(axis: Any, held: Points, values: Tensor, title: str, label: str) -> None:
+    axis.set_axis_on()
+    for task, name in enumerate(held.tasks):
+        x, y = values[:, task].tolist(), held.excess[:, task].tolist()
+        axis.scatter(x, y, s=9, color=f"C{task % 10}", label=name)
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_title(title, fontsize=9)
+    axis.set_xlabel(label)
 
 
 def _methods(config: Config, folder: Folder) -> Any:
@@ -85,13 +89,23 @@ def _methods(config: Config, folder: Folder) -> Any:
 
 
 def _costs(config: Config, folder: Folder) -> Any:
-    """Gain over seconds, the grid search with the cost of all its points."""
+    """Gain over seconds, the grid search with the cost of all its points; few dots have names."""
     figure, axes = _panels(1, len(config.parts), width=3.6, height=3)
+    ticker = require("matplotlib.ticker", "the study")
     for axis, part in zip(axes[0], config.parts, strict=True):
-        for method, held in scores(config, folder, part).items():
-            axis.plot([held.seconds], [held.mean], "o", markersize=4)
-            axis.annotate(method, (held.seconds, held.mean), fontsize=6)
+        found = scores(config, folder, part)
+        best = max(found, key=lambda method: found[method].mean)
+        for method, held in found.items():
+            named = method in (best, "equal", "grid", PAPERS_RULE)
+            axis.plot([held.seconds], [held.mean], "o", markersize=4, color="C0" if named else "C7")
+            if named:
+                place = (held.seconds, held.mean)
+                axis.annotate(method, place, (4, 4), textcoords="offset points", fontsize=7)
+        axis.margins(x=0.15, y=0.1)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.set_title(part.name, fontsize=9)
         axis.set_xlabel("seconds of training")
         axis.set_ylabel("gain, %")
@@ -99,7 +113,7 @@ def _costs(config: Config, folder: Folder) -> Any:
 
 
 def _settings(config: Config, folder: Folder) -> Any | None:
-    """The gain in each setting, a line a method."""
+    """The gain in each setting, a colour a method."""
     parts = [part for part in config.parts if len(settings_of(part)) > 1]
     if not parts:
         return None
@@ -107,10 +121,12 @@ def _settings(config: Config, folder: Folder) -> Any | None:
     for axis, part in zip(axes[0], parts, strict=True):
         settings = sorted(settings_of(part), key=("half", "pretrained", FULL).index)
         found = [scores(config, folder, part, setting) for setting in settings]
-        for method in methods_of(part, settings[0]):
+        for k, method in enumerate(methods_of(part, settings[0])):
             held = [scores_of[method] for scores_of in found]
-            means = [one.mean for one in held]
-            axis.errorbar(settings, means, [one.deviation for one in held], label=method, capsize=3)
+            means, spread = [one.mean for one in held], [one.deviation for one in held]
+            places = [place + 0.08 * k for place in range(len(settings))]  # bars side by side
+            axis.errorbar(places, means, spread, fmt="o", label=method, capsize=3, markersize=4)
+        axis.set_xticks(range(len(settings)), settings)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_title(part.name, fontsize=9)
         axis.legend(fontsize=6, frameon=False)
