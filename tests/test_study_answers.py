@@ -42,7 +42,10 @@ def put(
         on: {task: {"loss": value, "metric": value} for task, value in found.items()}
         for on, found in (("test", losses), ("validation", validation or losses))
     }
-    tasks = [{"name": task, "higher_is_better": False} for task in losses]
+    tasks = [
+        {"name": task, "metric": "error", "unit": "points", "higher_is_better": False}
+        for task in losses
+    ]
     cost = {"steps": 24, "seconds": 1.0, "jobs": jobs, "threads": 1, "torch": "2"}
     watched = {"norms": list(norms), "angles": list(angles)}
     folder.finish(spec, {"tasks": tasks, "cost": cost, "watched": watched, **numbers})
@@ -89,6 +92,21 @@ def test_points_are_relative_to_their_run_and_hold_the_weights(tmp_path):
     assert weighted[1.0, 8.0] == pytest.approx([-once - eight, once + eight])
     assert weighted[8.0, 1.0] == pytest.approx([-once + eight, once - eight])
     assert grid.excess.abs().max() == 0
+    assert answers.apart(equal) is None
+
+
+def test_the_weighted_norm_is_taken_apart_into_weight_and_norm(tmp_path):
+    """A grid in which the weight decides and the norm by itself has the other sign."""
+    folder = Folder(tmp_path)
+    put_alone(folder, TWO)
+    put_equal(folder, TWO, [((1.0, 1.0), (1.0, 1.0), (80.0, 80.0))] * 3)
+    for spec in grid_specs(CONFIG, PART, 2):
+        assert spec.weights is not None
+        losses = {task: 1 / w for task, w in zip(TWO, spec.weights, strict=True)}
+        put(folder, spec, losses, [w**-0.5 for w in spec.weights], (80.0, 80.0))
+    _, grid = answers.points(CONFIG, folder)
+    assert answers.rivals(grid).first.value == pytest.approx(-1.0)
+    assert answers.apart(grid) == pytest.approx((-1.0, 1.0))
 
 
 def three_tasks(folder: Folder) -> None:
@@ -133,7 +151,7 @@ def test_of_three_tasks_the_summary_counts_equal_weights_alone(tmp_path, monkeyp
     assert "the more it loses in 1, the larger the more in 0, no clear sign in 0" in told
     assert "Of the 1 with more than two tasks" in told
     table = tables.norms_block(config, folder)
-    assert "| grid points: one seed; weights are set, angles are not |" in table
+    assert "| grid points: one seed, weights are set |" in table
 
 
 def against_the_grid(folder: Folder, gains: Mapping[str, Sequence[float]]) -> None:
@@ -164,7 +182,8 @@ def test_duels_are_seed_by_seed_and_say_how_often_equals_agree(tmp_path, monkeyp
     monkeypatch.setattr("examples.imbalance.ranks.REPLICATES", 50)
     folder = Folder(tmp_path)
     against_the_grid(folder, GAINS)
-    found = answers.duels(PART, answers.scores(CONFIG, folder, PART))
+    scores = answers.scores(CONFIG, folder, PART)
+    found = answers.duels(scores, "grid")
     assert [duel.method for duel in found] == ["avgnorm-sum-last", "imtlg"]
     rule, other = found
     assert rule.differences == pytest.approx((1.0, 2.0, 3.0))
@@ -173,15 +192,23 @@ def test_duels_are_seed_by_seed_and_say_how_often_equals_agree(tmp_path, monkeyp
     assert other.verdict == "the seeds disagree"
     lost = replace(rule, differences=tuple(-d for d in rule.differences))
     assert lost.verdict == "worse in every seed"
+    assert replace(rule, differences=(0.0, 0.0)).verdict == "the same runs"
+    against_equal = answers.duels(scores, "equal")
+    assert [duel.method for duel in against_equal] == ["grid", "avgnorm-sum-last", "imtlg"]
+    assert against_equal[0].differences == pytest.approx((7.0, 7.0, 7.0))
+    assert answers.duels({"equal": scores["equal"]}, "grid") == []
     told = tables.methods_block(CONFIG, folder)
-    assert "| avgnorm-sum-last | +2.00 | better in every seed |" in told
+    row = "| `avgnorm-sum-last` | +2.00 | better in every seed | +9.00 | better in every seed |"
+    assert row in told
+    assert "| `grid` | - | - | +7.00 | better in every seed |" in told
+    assert "| a | error in points, lower is better | 1 | 1.02 | 0.95 | 0.93 |" in told
     assert "Of equals 3 seeds agree, one way or the other, 2 times in 8." in told
-    assert "`avgnorm-sum-last`, ends +2.00 points from the best of the grid search" in told
+    assert "`avgnorm-sum-last`, ends +2.00 points from the grid search's choice" in told
     assert "the search took 3 times its steps" in told
     assert (
-        "equal weights gain -2.00 %, the best of the grid +5.00 % at 3 times the steps, the "
-        "paper's rule +7.00 % (against the grid's best: better in every seed; of equals 3 seeds "
-        "agree, one way or the other, 2 times in 8).\n"
+        "equal weights gain -2.00 %, the grid's choice +5.00 % at 3 times the steps, the paper's "
+        "rule +7.00 % (the rule against the choice: better in every seed; the rule against equal "
+        "weights: better in every seed; the choice against equal weights: better in every seed).\n"
     ) in summary.summary_block(CONFIG, folder)
 
 

@@ -48,9 +48,19 @@ def test_grid_points_are_all_ratios_of_the_levels_once():
 def test_drawn_grid_points_are_different_and_the_same_each_time():
     part = replace(PART, levels=(1.0, 4.0), draws=9)
     points = grid_points(part, 14)
+    assert points[0] == (1.0,) * 14
     assert len(set(points)) == 9
     assert points == grid_points(part, 14)
     assert all(min(point) == 1 and len(point) == 14 for point in points)
+
+
+def test_as_many_draws_as_there_are_points_are_the_whole_grid():
+    part = replace(PART, levels=(1.0, 4.0))
+    whole = grid_points(replace(part, draws=0), 3)
+    assert len(whole) == 7
+    assert len(set(grid_points(replace(part, draws=6), 3))) == 6
+    for draws in (7, 100):
+        assert grid_points(replace(part, draws=draws), 3) == whole
 
 
 def test_gain_is_the_mean_relative_change_and_positive_where_better():

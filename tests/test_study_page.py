@@ -12,6 +12,7 @@ from examples.imbalance import results
 from examples.imbalance.__main__ import main
 from examples.imbalance.config import read_config
 from examples.imbalance.page import BLOCK, TEMPLATE, fill, write_page
+from examples.imbalance.problems import DATA
 from examples.imbalance.results import best_weights, gain
 from examples.imbalance.runner import run_study
 from examples.imbalance.specs import grid_specs
@@ -81,6 +82,11 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path, monkeypat
     monkeypatch.setattr("examples.imbalance.page.draw_figures", figures)
     write_page(read_config(study / "study.json"), Folder(study / "results"), page)
     assert page.read_text() == (docs / "study.md").read_text()
+
+
+def test_the_page_names_the_precision_of_chance():
+    edges = DATA["stereo"]().test.targets["edges"]
+    assert f"chance, {edges.nanmean():.3f} on the test columns" in TEMPLATE.read_text()
 
 
 def test_without_results_there_is_no_page(tmp_path, capsys):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from examples.imbalance.config import FULL, SETTINGS, Config, Part
-from examples.imbalance.ranks import Rivals, compare
-from examples.imbalance.results import Score, baselines, result_of, score, task_names
-from examples.imbalance.specs import Spec, grid_specs, method_spec, methods_of
+from examples.imbalance.ranks import Rivals, compare, spearman
+from examples.imbalance.results import Score, baselines, result_of, score, spec_of, task_names
+from examples.imbalance.specs import Spec, grid_specs, method_spec, methods_of, single_spec
 from examples.imbalance.storage import Folder
 
 PAPERS_RULE = "avgnorm-sum-last"
@@ -27,6 +27,7 @@ class Points:
     to be explained is which task of a run loses, not which run.
 
     norms: log of the task's gradient norm times its weight.
+    weights: log of its weight alone.
     angles: mean angle to the other tasks' gradients, in degrees.
     excess: log of the test loss over that of the task trained alone.
     """
@@ -35,15 +36,15 @@ class Points:
     runs: str
     tasks: tuple[str, ...]
     norms: Tensor
+    weights: Tensor
     angles: Tensor
     excess: Tensor
 
 
 @dataclass(frozen=True)
 class Duel:
-    """A method against the grid search's best, seed by seed, in points of gain."""
+    """A method against another, seed by seed, in points of gain."""
 
-    part: str
     method: str
     differences: tuple[float, ...]
 
@@ -58,6 +59,8 @@ class Duel:
             return "better in every seed"
         if all(difference < 0 for difference in self.differences):
             return "worse in every seed"
+        if not any(self.differences):
+            return "the same runs"
         return "the seeds disagree"
 
     @property
@@ -88,6 +91,33 @@ def rivals(found: Points) -> Rivals:
     return compare(found.norms, angles, found.excess)
 
 
+def apart(found: Points) -> tuple[float, float] | None:
+    """The excess loss's correlation with the weight alone, and with the norm alone; None where all
+    weights are equal.
+    """
+    if not found.weights.any():
+        return None
+    alone = (found.weights, found.norms - found.weights)
+    weight, norm = (spearman(x.flatten(), found.excess.flatten()).item() for x in alone)
+    return weight, norm
+
+
+def metrics(
+    config: Config, folder: Folder, part: Part, method: str | None
+) -> list[tuple[str, float]]:
+    """Each task's metric on the test data, mean over the seeds; without a method trained alone."""
+    tasks = task_names(config, folder, part)
+    totals = dict.fromkeys(tasks, 0.0)
+    for seed in config.seeds:
+        for task in tasks:
+            if method is None:
+                spec = single_spec(config, part, task, FULL, seed)
+            else:
+                spec = spec_of(config, folder, part, method, FULL, seed)
+            totals[task] += result_of(folder, spec)["test"][task]["metric"]
+    return [(task, total / len(config.seeds)) for task, total in totals.items()]
+
+
 def scores(config: Config, folder: Folder, part: Part, setting: str = FULL) -> dict[str, Score]:
     """Question 2, and with other settings 3: every method of a part, in the configured order."""
     return {
@@ -95,15 +125,15 @@ def scores(config: Config, folder: Folder, part: Part, setting: str = FULL) -> d
     }
 
 
-def duels(part: Part, found: dict[str, Score]) -> list[Duel]:
-    """Every method with norms of gradients in its name against the grid's best."""
-    if "grid" not in found:
+def duels(found: dict[str, Score], rival: str) -> list[Duel]:
+    """The grid's choice and every rule that scales by norms of gradients against a rival."""
+    if rival not in found:
         return []
-    best = found["grid"].gains
     return [
-        Duel(part.name, method, tuple(a - b for a, b in zip(held.gains, best, strict=True)))
+        Duel(method, tuple(a - b for a, b in zip(held.gains, found[rival].gains, strict=True)))
         for method, held in found.items()
-        if method.startswith("avgnorm") or method in ("slw", "ntkmtl", "dbmtl", "imtlg")
+        if method.startswith("avgnorm") or method in ("grid", "slw", "ntkmtl", "dbmtl", "imtlg")
+        if method != rival
     ]
 
 
@@ -124,7 +154,7 @@ def norm_ratio(config: Config, folder: Folder, part: Part, setting: str) -> floa
 
 def _points(config: Config, folder: Folder, part: Part, runs: str, specs: Sequence[Spec]) -> Points:
     tasks = task_names(config, folder, part)
-    norms, angles, excess = [], [], []
+    norms, logs, angles, excess = [], [], [], []
     for spec in specs:
         found = result_of(folder, spec)
         single = baselines(config, folder, part, FULL, spec.seed, tasks)
@@ -132,6 +162,7 @@ def _points(config: Config, folder: Folder, part: Part, runs: str, specs: Sequen
         norms.append(
             [math.log(w * n) for w, n in zip(weights, found["watched"]["norms"], strict=True)]
         )
+        logs.append([math.log(w) for w in weights])
         angles.append(found["watched"]["angles"])
         excess.append(
             [
@@ -139,7 +170,7 @@ def _points(config: Config, folder: Folder, part: Part, runs: str, specs: Sequen
                 for task in tasks
             ]
         )
-    return Points(part.name, runs, tuple(tasks), *map(_centred, (norms, angles, excess)))
+    return Points(part.name, runs, tuple(tasks), *map(_centred, (norms, logs, angles, excess)))
 
 
 def _centred(rows: list[list[float]]) -> Tensor:

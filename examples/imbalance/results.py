@@ -66,6 +66,16 @@ def task_names(config: Config, folder: Folder, part: Part) -> list[str]:
     return [task["name"] for task in found["tasks"]]
 
 
+def metric_names(config: Config, folder: Folder, part: Part) -> dict[str, str]:
+    """What the metric of each task is, with its unit and direction."""
+    found = result_of(folder, method_spec(config, part, "equal", FULL, config.seeds[0]))
+    return {
+        task["name"]: f"{task['metric']}{' in ' + task['unit'] if task['unit'] else ''}, "
+        f"{'higher' if task['higher_is_better'] else 'lower'} is better"
+        for task in found["tasks"]
+    }
+
+
 def baselines(
     config: Config, folder: Folder, part: Part, setting: str, seed: int, tasks: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
@@ -102,7 +112,7 @@ def score(config: Config, folder: Folder, part: Part, method: str, setting: str)
     tasks = task_names(config, folder, part)
     gains, costs = [], []
     for seed in config.seeds:
-        found = result_of(folder, _spec(config, folder, part, method, setting, seed))
+        found = result_of(folder, spec_of(config, folder, part, method, setting, seed))
         gains.append(gain(found, baselines(config, folder, part, setting, seed, tasks)))
         costs.append(found["cost"])
     if method == "grid":
@@ -113,7 +123,10 @@ def score(config: Config, folder: Folder, part: Part, method: str, setting: str)
     return Score(tuple(gains), *means)
 
 
-def _spec(config: Config, folder: Folder, part: Part, method: str, setting: str, seed: int) -> Spec:
+def spec_of(
+    config: Config, folder: Folder, part: Part, method: str, setting: str, seed: int
+) -> Spec:
+    """The run of a method; of "grid" that with the weights which the search chose."""
     if method == "grid":
         return best_spec(config, part, setting, seed, best_weights(config, folder, part))
     return method_spec(config, part, method, setting, seed)

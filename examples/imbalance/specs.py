@@ -102,14 +102,15 @@ def dependent_specs(
 
 def grid_points(part: Part, tasks: int) -> list[tuple[float, ...]]:
     """The weightings of the grid search: every choice of levels, but one of those that differ by a
-    factor, which is the learning rate's business; `draws` of them, if that is given.
+    factor, which is the learning rate's business; of more than `draws`, if that is given, equal
+    weights and others drawn at random.
     """
-    low = min(part.levels)
-    if not part.draws:
+    low, levels = min(part.levels), len(part.levels)
+    if not part.draws or part.draws >= levels**tasks - (levels - 1) ** tasks:
         every = itertools.product(sorted(part.levels), repeat=tasks)
         return [weights for weights in every if min(weights) == low]
     generator = random.Random(0)
-    found: dict[tuple[float, ...], None] = {}
+    found: dict[tuple[float, ...], None] = {(low,) * tasks: None}
     while len(found) < part.draws:
         drawn = tuple(generator.choice(sorted(part.levels)) for _ in range(tasks))
         if min(drawn) == low:

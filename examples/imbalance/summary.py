@@ -61,13 +61,21 @@ def _methods_line(config: Config, folder: Folder, part: Part) -> str:
     text = f"Question 2, {part.name}: equal weights gain {found['equal'].mean:+.2f} %"
     if "grid" in found:
         ratio = found["grid"].steps / found["equal"].steps
-        text += f", the best of the grid {found['grid'].mean:+.2f} % at {ratio:.0f} times the steps"
-    rule = next((d for d in duels(part, found) if d.method == PAPERS_RULE), None)
-    if rule is not None:
-        text += (
-            f", the paper's rule {found[PAPERS_RULE].mean:+.2f} % "
-            f"(against the grid's best: {rule.verdict}; {rule.chance})"
+        text += f", the grid's choice {found['grid'].mean:+.2f} % at {ratio:.0f} times the steps"
+    if PAPERS_RULE in found:
+        text += f", the paper's rule {found[PAPERS_RULE].mean:+.2f} %"
+    told = [
+        f"{name} against {of}: {duel.verdict}"
+        for name, method, rival, of in (
+            ("the rule", PAPERS_RULE, "grid", "the choice"),
+            ("the rule", PAPERS_RULE, "equal", "equal weights"),
+            ("the choice", "grid", "equal", "equal weights"),
         )
+        for duel in duels(found, rival)
+        if duel.method == method
+    ]
+    if told:
+        text += f" ({'; '.join(told)})"
     return f"{text}."
 
 

@@ -9,20 +9,29 @@ from examples.imbalance.answers import (
     GRID_POINTS,
     PAPERS_RULE,
     Duel,
+    apart,
     duels,
+    metrics,
     norm_ratio,
     points,
     rivals,
     scores,
     settings_of,
 )
-from examples.imbalance.config import FULL, Config
+from examples.imbalance.config import FULL, Config, Part
 from examples.imbalance.ranks import Estimate, Rivals
-from examples.imbalance.results import Score, best_weights, captions, environment, task_names
+from examples.imbalance.results import (
+    Score,
+    best_weights,
+    captions,
+    environment,
+    metric_names,
+    task_names,
+)
 from examples.imbalance.specs import grid_points, methods_of
 from examples.imbalance.storage import Folder
 
-RUNS = {EQUAL: EQUAL, GRID_POINTS: f"{GRID_POINTS}: one seed; weights are set, angles are not"}
+RUNS = {EQUAL: EQUAL, GRID_POINTS: f"{GRID_POINTS}: one seed, weights are set"}
 UNIT = "gain over single-task training, %, higher is better"
 
 
@@ -49,16 +58,19 @@ def data_block(config: Config, folder: Folder) -> str:
 
 def norms_block(config: Config, folder: Folder) -> str:
     """Question 1."""
-    lines = [["data and encoder", "runs", "points", "with norm", "with angle", "lead of the norm"]]
+    head = ["data and encoder", "runs", "points", "with weighted norm", "with angle"]
+    lines = [[*head, "lead of the norm", "with the weight alone", "with the norm alone"]]
     sentences = []
     for found in points(config, folder):
-        held = rivals(found)
+        held, alone = rivals(found), apart(found)
         lines.append(
             [
                 found.part,
                 RUNS[found.runs],
                 f"{held.points}",
                 *(_estimate(e) if e else "-" for e in (held.first, held.second, held.lead)),
+                *(f"{value:+.2f}" for value in alone or ()),
+                *("-" for _ in range(0 if alone else 2)),
             ]
         )
         sentences.append(f"- {found.part}, {found.runs}: {_norm_sentence(held)}")
@@ -77,7 +89,8 @@ def methods_block(config: Config, folder: Folder) -> str:
         if "grid" in found:
             weights = ", ".join(f"{weight:g}" for weight in best_weights(config, folder, part))
             text += f"\nThe search chose the weights {weights}.\n"
-        if held := duels(part, found):
+        text += f"\n{_metrics_table(config, folder, part, found)}"
+        if held := duels(found, "grid"):
             text += f"\n{_duel_sentences(held, found)}"
         blocks.append(text)
     return "\n".join(blocks)
@@ -134,25 +147,53 @@ def _norm_sentence(held: Rivals) -> str:
 
 def _side(estimate: Estimate) -> str:
     if estimate.high < 0:
-        return "the smaller a task's norm, the more it loses."
+        return "the smaller a task's weighted norm, the more it loses."
     if estimate.low > 0:
-        return "the larger a task's norm, the more it loses."
-    return "the interval of the correlation with the norm holds 0."
+        return "the larger a task's weighted norm, the more it loses."
+    return "the interval of the correlation with the weighted norm holds 0."
 
 
 def _duel_sentences(held: Sequence[Duel], found: dict[str, Score]) -> str:
-    lines = [["against the grid's best", "difference, points", "verdict"]]
-    lines += [[duel.method, f"{duel.mean:+.2f}", duel.verdict] for duel in held]
+    head = ["method", "points above the grid's choice", "", "points above equal weights", ""]
+    against = {duel.method: duel for duel in held}
+    lines = [
+        [
+            f"`{duel.method}`",
+            *(_duel(against[duel.method]) if duel.method in against else ["-", "-"]),
+            *_duel(duel),
+        ]
+        for duel in duels(found, "equal")
+    ]
     chance = held[0].chance
-    text = f"{_table(lines)}\n{chance[0].upper()}{chance[1:]}.\n"
-    rule = next((duel for duel in held if duel.method == PAPERS_RULE), None)
+    text = (
+        f"{_table([head, *lines])}\n{chance[0].upper()}{chance[1:]}. All are compared with the "
+        "same runs, so the verdicts of a column are not independent.\n"
+    )
+    rule = against.get(PAPERS_RULE)
     if rule is None:
         return text
     ratio = found["grid"].steps / found[PAPERS_RULE].steps
     return (
-        f"{text}\nThe paper's rule, `{PAPERS_RULE}`, ends {rule.mean:+.2f} points from the best of "
-        f"the grid search ({rule.verdict}); the search took {ratio:.0f} times its steps.\n"
+        f"{text}\nThe paper's rule, `{PAPERS_RULE}`, ends {rule.mean:+.2f} points from the "
+        f"grid search's choice ({rule.verdict}); the search took {ratio:.0f} times its steps.\n"
     )
+
+
+def _duel(duel: Duel) -> list[str]:
+    return [f"{duel.mean:+.2f}", duel.verdict]
+
+
+def _metrics_table(config: Config, folder: Folder, part: Part, found: dict[str, Score]) -> str:
+    """What the percentages are of: each task's metric alone and under a few methods."""
+    shown = [None, *(method for method in ("equal", "grid", PAPERS_RULE) if method in found)]
+    columns = [dict(metrics(config, folder, part, method)) for method in shown]
+    kinds = metric_names(config, folder, part)
+    lines = [
+        ["task", "metric on the test data", *(f"`{name}`" if name else "alone" for name in shown)]
+    ]
+    for task, kind in kinds.items():
+        lines.append([task, kind, *(f"{column[task]:.3g}" for column in columns)])
+    return _table(lines)
 
 
 def _method_row(method: str, held: Score, equal: Score) -> list[str]:
