@@ -5,11 +5,15 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import example_trees as trees
+import numpy as np
 import pytest
 
-from examples.data.common import DataFolderError
+from examples.data import taskonomy
+from examples.data.common import DataFolderError, read_pixels
+from examples.data.taskonomy import Taskonomy
 from examples.data.yeast import read_yeast
 
 SIZE = (trees.HEIGHT, trees.WIDTH)
@@ -45,3 +49,38 @@ def test_a_yeast_table_of_other_rows_is_told(
     path.write_bytes(gzip.compress("\n".join([header, *map(change, rows)]).encode()))
     with pytest.raises(DataFolderError, match=told):
         read_yeast(path)
+
+
+def _taskonomy_file(root: Path, folder: str) -> Path:
+    return root / f"allensville_{folder}" / folder / f"point_7_view_0_domain_{folder}.png"
+
+
+@pytest.mark.parametrize(
+    ("folder", "pixels", "told"),
+    [
+        ("depth_zbuffer", np.full(SIZE, 255, np.uint8), "16 bits was expected, not uint8"),
+        ("depth_zbuffer", np.full((*SIZE, 3), 255, np.uint8), "16 bits was expected, not uint8"),
+        ("rgb", np.full((4, 5, 3), 255, np.uint8), "domain_rgb.png and its depth differ in size"),
+        ("normal", np.full((4, 5, 3), 255, np.uint8), "normal.png and its depth differ in size"),
+    ],
+    ids=["8 bits", "a picture", "rgb's size", "normals' size"],
+)
+def test_taskonomy_pictures_that_are_no_views(
+    tmp_path: Path, folder: str, pixels: np.ndarray[Any, Any], told: str
+) -> None:
+    pytest.importorskip("PIL")
+    data = Taskonomy(trees.taskonomy(tmp_path, flat=True), tmp_path / "split.csv")
+    trees.picture(_taskonomy_file(tmp_path, folder), pixels)
+    with pytest.raises(DataFolderError, match=told):
+        data[0]
+
+
+def test_taskonomy_depth_of_a_pillow_that_widens_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("PIL")
+    data = Taskonomy(trees.taskonomy(tmp_path, flat=True), tmp_path / "split.csv", ("depth",))
+    monkeypatch.setattr(taskonomy, "read_pixels", lambda path: read_pixels(path).astype(np.int32))
+    depth = data[0][1]["depth"]
+    assert depth[0, 0, 0].isnan()
+    assert depth[0, 1:].eq(2).all()
