@@ -13,6 +13,7 @@ import pytest
 
 from examples.data import taskonomy
 from examples.data.common import DataFolderError, read_pixels
+from examples.data.pascal_context import PascalContext
 from examples.data.taskonomy import Taskonomy
 from examples.data.yeast import read_yeast
 
@@ -84,3 +85,43 @@ def test_taskonomy_depth_of_a_pillow_that_widens_it(
     depth = data[0][1]["depth"]
     assert depth[0, 0, 0].isnan()
     assert depth[0, 1:].eq(2).all()
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.full(SIZE, 128, np.uint8),
+        np.full((*SIZE, 2), 128, np.uint8),
+        np.full(SIZE, 128, np.uint16),
+    ],
+    ids=["grey", "grey and opacity", "16 bits"],
+)
+def test_pascal_context_normals_that_are_none(tmp_path: Path, pixels: np.ndarray[Any, Any]) -> None:
+    for package in ("PIL", "scipy", "skimage"):
+        pytest.importorskip(package)
+    data = PascalContext(trees.pascal_context(tmp_path))
+    trees.picture(tmp_path / "normals_distill" / "one.png", pixels)
+    with pytest.raises(DataFolderError, match=r"one\.png cannot be read \(normals in 8 bits and 3"):
+        data[0]
+
+
+def test_pascal_context_labels_with_channels(tmp_path: Path) -> None:
+    for package in ("PIL", "scipy", "skimage"):
+        pytest.importorskip(package)
+    from scipy.io import savemat
+
+    data = PascalContext(trees.pascal_context(tmp_path))
+    savemat(
+        tmp_path / "pascal-context" / "trainval" / "one.mat",
+        {"LabelMap": np.zeros((*SIZE, 3), np.uint16)},
+    )
+    with pytest.raises(DataFolderError, match=r"LabelMap has height and width, not the shape \(24"):
+        data[0]
+
+
+def test_pascal_context_list_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "ImageSets" / "Context" / "train.txt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(DataFolderError, match=r"train\.txt cannot be read"):
+        PascalContext(tmp_path)
