@@ -13,6 +13,7 @@ import pytest
 
 from examples.data import taskonomy
 from examples.data.common import DataFolderError, read_pixels
+from examples.data.nyuv2 import NYUv2
 from examples.data.pascal_context import PascalContext
 from examples.data.taskonomy import Taskonomy
 from examples.data.yeast import read_yeast
@@ -125,3 +126,47 @@ def test_pascal_context_list_that_is_no_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x80")
     with pytest.raises(DataFolderError, match=r"train\.txt cannot be read"):
         PascalContext(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "array", "told"),
+    [
+        ("image", np.full((*SIZE, 3), 255), r"lies in \[0, 1\], not in \[255, 255\]"),
+        ("image", np.full((*SIZE, 3), -0.5), r"lies in \[0, 1\], not in \[-0.5, -0.5\]"),
+        ("image", np.full((*SIZE, 3), np.nan), r"lies in \[0, 1\], not in \[nan, nan\]"),
+        ("image", np.full((*SIZE, 4), 0.5), "an image has 3 channels, not 4"),
+        ("image", np.full(SIZE, 0.5), "an image has 3 channels, not 1"),
+        ("label", np.zeros((*SIZE, 3)), "a map of classes has height and width"),
+        ("depth", np.ones((*SIZE, 3)), "a map of depth has 1 channel, not 3"),
+        ("depth", np.full((*SIZE, 1), np.inf), "a number is infinite; 0 is the mark"),
+        ("normal", np.full((*SIZE, 3), np.inf), "a number is infinite; 0 is the mark"),
+    ],
+)
+def test_arrays_that_are_no_maps(
+    tmp_path: Path, folder: str, array: np.ndarray[Any, Any], told: str
+) -> None:
+    data = NYUv2(trees.nyuv2(tmp_path))
+    trees.save(tmp_path / "train" / folder / "0.npy", array)
+    with pytest.raises(DataFolderError, match=told):
+        data[0]
+
+
+def test_an_image_may_leave_its_range_by_rounding(tmp_path: Path) -> None:
+    data = NYUv2(trees.nyuv2(tmp_path))
+    trees.save(tmp_path / "train" / "image" / "0.npy", np.full((*SIZE, 3), 1 + 1e-6))
+    assert data[0][0].shape == (3, *SIZE)
+
+
+def test_a_number_with_leading_zeros_is_told(tmp_path: Path) -> None:
+    trees.nyuv2(tmp_path)
+    trees.save(tmp_path / "train" / "depth" / "00.npy", np.ones((*SIZE, 1)))
+    with pytest.raises(DataFolderError, match=r"depth/00\.npy is not numbered like 0\.npy"):
+        NYUv2(tmp_path)
+
+
+def test_samples_count_from_the_end_too(tmp_path: Path) -> None:
+    data = NYUv2(trees.nyuv2(tmp_path))
+    assert [data[i][1]["depth"][0, 1, 0].item() for i in (-1, -2, -3)] == [3, 2, 1]
+    for index in (3, -4):
+        with pytest.raises(IndexError, match=f"sample {index} of 3"):
+            data[index]
