@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from examples.data import taskonomy
+from examples.data.celeba import CelebA
 from examples.data.common import DataFolderError, read_pixels
 from examples.data.nyuv2 import NYUv2
 from examples.data.pascal_context import PascalContext
@@ -170,3 +171,32 @@ def test_samples_count_from_the_end_too(tmp_path: Path) -> None:
     for index in (3, -4):
         with pytest.raises(IndexError, match=f"sample {index} of 3"):
             data[index]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        ("Eval/list_eval_partition.txt", "4.jpg 0", "4.jpg 3", "line 4 is not a file and a part"),
+        (
+            "Eval/list_eval_partition.txt",
+            "000004.jpg 0\n",
+            "000004.jpg 0\n000004.jpg 1\n",
+            r"line 5 lists 000004\.jpg again",
+        ),
+        (
+            "Anno/list_attr_celeba.txt",
+            "000004.jpg ",
+            "000003.jpg ",
+            r"line 6 lists 000003\.jpg again",
+        ),
+        ("Anno/list_attr_celeba.txt", "Attribute_7 ", "Attribute_8 ", "gives two attributes one"),
+    ],
+)
+def test_celeba_lists_that_contradict_themselves(
+    tmp_path: Path, file: str, old: str, new: str, told: str
+) -> None:
+    pytest.importorskip("PIL")
+    path = trees.celeba(tmp_path) / file
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    with pytest.raises(DataFolderError, match=told):
+        CelebA(tmp_path)
