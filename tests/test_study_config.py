@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import study_toy
 from examples.imbalance.__main__ import main
 from examples.imbalance.config import Config, ConfigError, parse_config, read_config
 from examples.imbalance.recipes import PLAIN
+from examples.imbalance.specs import grid_points
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,8 +24,10 @@ def toy():
         yield
 
 
-@pytest.mark.parametrize("name", ["study.json", "smoke.json"])
-def test_the_configurations_that_come_along_are_studies(name):
+@pytest.mark.parametrize(("name", "package"), [("study.json", "river"), ("smoke.json", "skimage")])
+def test_the_configurations_that_come_along_are_studies(name, package):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed, with the data whose tasks are counted")
     config = read_config(ROOT / "examples" / "imbalance" / name)
     assert len(config.seeds) >= (3 if name == "study.json" else 2)
     assert all("avgnorm-sum-last" in part.methods for part in config.parts)
@@ -53,11 +59,43 @@ def changed(**values: object) -> dict:
         (changed(setting_methods=["uw"]), "'uw' of setting_methods is not in methods"),
         (changed() | {"seeds": [1, 1]}, "seeds: give different whole numbers"),
         (changed() | {"watch_every": 0}, "watch_every and checkpoint_every"),
+        (changed(data=["toy"]), r"data must be a text, not \['toy'\]"),
+        (changed(steps="400"), "toy-mlp: steps must be a whole number, not '400'"),
+        (changed(steps=2.5), "steps must be a whole number, not 2.5"),
+        (changed(steps=True), "steps must be a whole number, not True"),
+        (changed(batch=0.5), "batch must be a whole number, not 0.5"),
+        (changed(rate=math.inf), "rate must be a finite number, not inf"),
+        (changed(draws=2.5), "draws must be a whole number, not 2.5"),
+        (changed(methods="equal"), "methods must be a list of texts, not 'equal'"),
+        (
+            changed(levels=["1"], methods=["equal", "grid"]),
+            r"levels must be a list of finite numbers, not \['1'\]",
+        ),
+        (changed() | {"seeds": 3}, "the study: seeds must be a list of whole numbers, not 3"),
+        (changed() | {"seeds": ["a"]}, r"seeds must be a list of whole numbers, not \['a'\]"),
+        (changed(methods=["equal", "uw", "uw"]), "methods must have nothing twice"),
+        (changed(levels=[1, 1.0], methods=["equal", "grid"]), "levels must have nothing twice"),
+        (
+            changed(levels=[1, 4], methods=["equal", "grid"], draws=4),
+            "draws is 4, but 2 levels of 2 tasks make 3 weightings; 0 tries them all",
+        ),
+        (changed(draws=1), "draws is 1, but 0 levels of 2 tasks make 0 weightings"),
     ],
 )
 def test_a_wrong_configuration_gets_a_sentence(content, sentence):
     with pytest.raises(ConfigError, match=sentence):
         parse_config(content).check()
+
+
+def test_as_many_weightings_can_be_drawn_as_there_are():
+    for levels, tasks in ((2, 2), (3, 2), (3, 3), (2, 5)):
+        part = replace(study_toy.STUDY.parts[0], levels=tuple(range(1, levels + 1)))
+        count = len(grid_points(part, tasks))
+        every = replace(part, draws=count)
+        every._check_draws(tasks)
+        assert set(grid_points(every, tasks)) == set(grid_points(part, tasks))
+        with pytest.raises(ConfigError, match=f"make {count} weightings"):
+            replace(part, draws=count + 1)._check_draws(tasks)
 
 
 def test_a_configuration_that_is_no_json_gets_a_sentence(tmp_path, capsys):

@@ -66,11 +66,15 @@ def _attributes(path: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     names = tuple(header.split())
     if len(names) != ATTRIBUTES:
         raise ValueError(f"line 2 holds {len(names)} names instead of {ATTRIBUTES}")
-    rows = {}
+    if len(set(names)) < ATTRIBUTES:
+        raise ValueError("line 2 gives two attributes one name")
+    rows: dict[str, Tensor] = {}
     for number, line in enumerate(lines, start=3):
         name, *marks = line.split()
         if len(marks) != ATTRIBUTES or not set(marks) <= {"-1", "1"}:
             raise ValueError(f"line {number} is not a file and {ATTRIBUTES} marks of -1 or 1")
+        if name in rows:
+            raise ValueError(f"line {number} lists {name} again")
         rows[name] = torch.tensor([float(mark == "1") for mark in marks])
     if len(rows) != int(count):
         raise ValueError(f"line 1 promises {count} images, {len(rows)} follow")
@@ -78,5 +82,12 @@ def _attributes(path: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
 
 
 def _partition(path: Path) -> dict[str, int]:
-    pairs = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
-    return {name: int(part) for name, part in pairs}
+    parts: dict[str, int] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        name, *part = line.split()
+        if part not in (["0"], ["1"], ["2"]):
+            raise ValueError(f"line {number} is not a file and a part of 0, 1 or 2")
+        if name in parts:
+            raise ValueError(f"line {number} lists {name} again")
+        parts[name] = int(part[0])
+    return parts

@@ -27,6 +27,8 @@ from examples.data.common import (
 )
 
 SPLITS = ("train", "val")
+ROUNDING = 1e-4
+"""How far an image may leave [0, 1]: resizing in float32 does, by less."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Map:
     """One task's files: their folder, and how an array becomes a target.
 
     `kind` is "classes" for whole numbers below `classes`, "positive" for a map whose numbers up to
-    0 are unknown, "normals" for unit vectors, unknown where they are zero.
+    0 (or NaN) are unknown, "normals" for unit vectors, unknown where they are zero.
     """
 
     folder: str
@@ -43,12 +45,17 @@ class Map:
 
     def target(self, array: np.ndarray[Any, Any]) -> Tensor:
         if self.kind == "classes":
-            return class_map(array[..., 0] if array.ndim == 3 else array, self.classes)
+            one_channel = array.ndim == 3 and array.shape[2] == 1
+            return class_map(array[..., 0] if one_channel else array, self.classes)
         values = channels_first(array)
+        if values.isinf().any():
+            raise ValueError("a number is infinite; 0 is the mark of what is unknown")
         if self.kind == "normals":
             if len(values) != 3:
                 raise ValueError(f"a normal has 3 components, not {len(values)}")
             return unit_normals(values)
+        if len(values) != 1:
+            raise ValueError(f"a map of {self.folder} has 1 channel, not {len(values)}")
         return unknown_where(values, ~(values > 0))
 
 
@@ -56,8 +63,8 @@ class NpyMaps(Dataset[Sample]):
     """Images float32 (3, H, W) in [0, 1], and one target a map; see the package for their marks.
 
     Files are counted when the set is made and read when a sample is taken. Raises DataFolderError
-    where a folder or a number is missing, where an array cannot be read, and where a map and its
-    image differ in height or width.
+    where a folder or a number is missing, where an array cannot be read or is not what the tree
+    says, and where a map and its image differ in height or width.
     """
 
     def __init__(
@@ -79,9 +86,10 @@ class NpyMaps(Dataset[Sample]):
         return self.count
 
     def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.count:
+        if not -self.count <= index < self.count:
             raise IndexError(f"sample {index} of {self.count}")
-        image = self._load("image", index, channels_first)
+        index %= self.count
+        image = self._load("image", index, _image)
         targets = {
             task: self._load(found.folder, index, found.target) for task, found in self.maps.items()
         }
@@ -100,7 +108,13 @@ class NpyMaps(Dataset[Sample]):
         if not place.is_dir():
             raise self.layout.broken(f"there is no folder {place}")
         names = [path.stem for path in place.glob("*.npy")]
-        numbers = sorted(int(name) for name in names if name.isdecimal())
+        numbered = [name for name in names if name.isdecimal()]
+        if odd := [name for name in numbered if name != str(int(name))]:
+            raise self.layout.broken(
+                f"{place / min(odd)}.npy is not numbered like 0.npy, 1.npy, ...: "
+                "rename or remove it"
+            )
+        numbers = sorted(map(int, numbered))
         if not numbers:
             raise self.layout.broken(f"{place} holds no numbered .npy file")
         if numbers[-1] != len(numbers) - 1:
@@ -111,6 +125,16 @@ class NpyMaps(Dataset[Sample]):
     def _load(self, folder: str, index: int, convert: Any) -> Tensor:
         path = self.layout.root / self.split / folder / f"{index}.npy"
         return self.layout.read(path, partial(_converted, convert=convert))
+
+
+def _image(array: np.ndarray[Any, Any]) -> Tensor:
+    values = channels_first(array)
+    if len(values) != 3:
+        raise ValueError(f"an image has 3 channels, not {len(values)}")
+    low, high = values.min().item(), values.max().item()
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise ValueError(f"an image lies in [0, 1], not in [{low:g}, {high:g}]")
+    return values
 
 
 def _converted(path: Path, convert: Any) -> Tensor:

@@ -95,7 +95,7 @@ class PascalContext(Dataset[Sample]):
         self.transform = transform
         self.tasks = TASKS
         listed = self.layout.file("ImageSets", "Context", f"{self.layout.split(split, SPLITS)}.txt")
-        self.names = listed.read_text(encoding="utf-8").split()
+        self.names = self.layout.read(listed, _read_names)
         if not self.names:
             raise self.layout.broken(f"{listed} is empty")
 
@@ -129,6 +129,10 @@ class PascalContext(Dataset[Sample]):
         return self.layout.file("semseg", "pascal-context", f"{name}.png")
 
 
+def _read_names(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").split()
+
+
 def _read_classes(path: Path) -> Tensor:
     return class_map(read_pixels(path), CLASSES, ignored=255)
 
@@ -138,11 +142,20 @@ def _read_saliency(path: Path) -> Tensor:
 
 
 def _read_normals(path: Path) -> Tensor:
-    return channels_first(read_pixels(path))[:3] / 255 * 2 - 1
+    pixels = read_pixels(path)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] < 3:
+        raise ValueError(
+            "normals in 8 bits and 3 channels were expected, "
+            f"not {pixels.dtype} of the shape {pixels.shape}"
+        )
+    return channels_first(pixels)[:3] / 255 * 2 - 1
 
 
 def _context_labels(path: Path) -> np.ndarray[Any, Any]:
-    return np.asarray(data_package("scipy.io").loadmat(path)["LabelMap"], dtype=np.int64)
+    labels = np.asarray(data_package("scipy.io").loadmat(path)["LabelMap"], dtype=np.int64)
+    if labels.ndim != 2:
+        raise ValueError(f"LabelMap has height and width, not the shape {labels.shape}")
+    return labels
 
 
 def _edges(labels: np.ndarray[Any, Any]) -> Tensor:

@@ -9,6 +9,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -75,6 +76,7 @@ class Taskonomy(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         image = self.layout.read(self._file(index, "rgb"), read_picture)
         metres = self.layout.read(self._file(index, FOLDERS["depth"]), _read_depth)
+        self._check_size(index, "rgb", image, metres)
         unknown = metres.isnan()
         targets: dict[str, Tensor] = {}
         for task in (task.name for task in self.tasks):
@@ -83,13 +85,14 @@ class Taskonomy(Dataset[Sample]):
             else:
                 reader = _read_normals if task == "normals" else _read_curvature
                 found = self.layout.read(self._file(index, FOLDERS[task]), reader)
-                if found.shape[1:] != metres.shape[1:]:
-                    raise self.layout.broken(
-                        f"{self._file(index, FOLDERS[task])} and its depth differ in size"
-                    )
+                self._check_size(index, FOLDERS[task], found, metres)
                 targets[task] = unknown_where(found, unknown)
         sample = (image, targets)
         return sample if self.transform is None else self.transform(sample)
+
+    def _check_size(self, index: int, folder: str, found: Tensor, metres: Tensor) -> None:
+        if found.shape[1:] != metres.shape[1:]:
+            raise self.layout.broken(f"{self._file(index, folder)} and its depth differ in size")
 
     def _file(self, index: int, folder: str) -> Path:
         building, point, view = self.views[index]
@@ -109,7 +112,10 @@ def _read_views(path: Path) -> list[tuple[str, int, int]]:
 
 
 def _read_depth(path: Path) -> Tensor:
-    stored = channels_first(read_pixels(path))
+    pixels = read_pixels(path)
+    if pixels.dtype not in (np.uint16, np.int32):  # an older pillow reads 16 bits into 32
+        raise ValueError(f"a depth of 16 bits was expected, not {pixels.dtype}")
+    stored = channels_first(pixels)
     if len(stored) != 1:
         raise ValueError("a depth of 16 bits has one channel")
     return unknown_where(stored / UNITS_A_METRE, stored == NO_DEPTH)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import importlib.util
+import zlib
 from pathlib import Path
 
 import torch
@@ -75,11 +76,16 @@ def read_yeast(path: Path) -> tuple[Tensor, Tensor]:
             header, *rows = csv.reader(file)
         if tuple(header) != FEATURES + LABELS:
             raise ValueError("the columns are not Att1 to Att103 and Class1 to Class14")
+        for line, row in enumerate(rows, start=2):
+            if len(row) != len(header):
+                raise ValueError(f"line {line} has {len(row)} columns instead of {len(header)}")
         table = torch.tensor([[float(number) for number in row] for row in rows])
+        if not table.isfinite().all():
+            raise ValueError("a number is not finite")
         labels = table[:, len(FEATURES) :]
         if not ((labels == 0) | (labels == 1)).all():
             raise ValueError("a class is neither 0 nor 1")
-    except (OSError, EOFError, ValueError, IndexError) as error:
+    except (OSError, EOFError, ValueError, IndexError, csv.Error, zlib.error) as error:
         raise DataFolderError(
             f"Yeast: {path} cannot be read ({error}). Expected: a gzipped table with the columns "
             "Att1 to Att103 and Class1 to Class14, a gene a line"

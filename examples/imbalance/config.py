@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from examples.imbalance.problems import ENCODERS
+from examples.imbalance.problems import DATA, ENCODERS
 from examples.imbalance.recipes import check_recipe
 
 FULL, HALF, PRETRAINED = "full", "half", "pretrained"
@@ -18,6 +19,43 @@ SETTINGS = (FULL, HALF, PRETRAINED)
 
 class ConfigError(ValueError):
     """The file does not describe a study; the sentence says what to change."""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, tuple) and all(map(fits, value))
+
+
+TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    "str": (_is_text, "a text"),
+    "int": (_is_whole, "a whole number"),
+    "float": (_is_number, "a finite number"),
+    "tuple[str, ...]": (_list_of(_is_text), "a list of texts"),
+    "tuple[int, ...]": (_list_of(_is_whole), "a list of whole numbers"),
+    "tuple[float, ...]": (_list_of(_is_number), "a list of finite numbers"),
+    "tuple[Part, ...]": (_list_of(lambda value: isinstance(value, Part)), "a list of parts"),
+}
+"""What a field annotated so may hold, and how a sentence calls it."""
+
+
+def _check_types(checked: Part | Config, name: str) -> None:
+    for field in fields(checked):
+        fits, told = TYPES[field.type]
+        value = getattr(checked, field.name)
+        if not fits(value):
+            given = list(value) if isinstance(value, tuple) else value
+            raise ConfigError(f"{name}: {field.name} must be {told}, not {given!r}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +88,14 @@ class Part:
         return f"{self.data}-{self.encoder}"
 
     def check(self) -> None:
-        """Raises ConfigError where something is unknown, missing or out of range."""
+        """Raises ConfigError where something is unknown, missing or out of range.
+
+        Where `draws` is given, the data set is loaded to count its tasks.
+        """
+        _check_types(self, self.name)
+        for field in ("methods", "settings", "setting_methods", "levels"):
+            if len(set(getattr(self, field))) < len(getattr(self, field)):
+                raise ConfigError(f"{self.name}: {field} must have nothing twice")
         if (self.data, self.encoder) not in ENCODERS:
             pairs = ", ".join(f"{data} with {encoder}" for data, encoder in ENCODERS)
             raise ConfigError(f"{self.name}: there is {pairs}")
@@ -74,6 +119,18 @@ class Part:
                 check_recipe(method)
             except ValueError as error:
                 raise ConfigError(f"{self.name}: {error}") from error
+        if self.draws:
+            self._check_draws(len(DATA[self.data]().tasks))
+
+    def _check_draws(self, tasks: int) -> None:
+        """There are that many weightings: of levels the lowest for one task at least."""
+        levels = len(self.levels)
+        count = levels**tasks - (levels - 1) ** tasks if levels else 0
+        if self.draws > count:
+            raise ConfigError(
+                f"{self.name}: draws is {self.draws}, but {levels} levels of {tasks} tasks make "
+                f"{count} weightings; 0 tries them all"
+            )
 
 
 @dataclass(frozen=True)
@@ -93,6 +150,7 @@ class Config:
 
     def check(self) -> None:
         """Raises ConfigError where it does not hold together."""
+        _check_types(self, "the study")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError("seeds: give different whole numbers, three or more")
         if self.watch_every < 1 or self.checkpoint_every < 1:

@@ -18,7 +18,7 @@ class Folder:
     """Results as JSON files; beside them, in `work`, checkpoints and pre-trained encoders.
 
     What belongs to a run that asks for anything else, of an earlier configuration for example,
-    counts as not there.
+    counts as not there; so does a result that a copy cut off.
     """
 
     def __init__(self, root: Path) -> None:
@@ -30,8 +30,12 @@ class Folder:
         path = self.root / spec.path
         if not path.is_file():
             return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found if found["asked"] == spec.asked() else None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # no JSON, or no text at all
+            return None
+        whole = isinstance(found, dict) and found.get("asked") == spec.asked()
+        return found if whole else None
 
     def finish(self, spec: Spec, result: dict[str, Any]) -> None:
         """Writes the result and drops the checkpoint."""
