@@ -5,7 +5,7 @@ A row method takes the gradients themselves and answers with directions; see `ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -48,6 +48,17 @@ def aggregate(
         ValueError, TypeError: gradients that do not fit together, see `layout.group_gradients`; no
             gradient at all; a loss method; or parts that are no partition of the parameters.
     """
+    if isinstance(task_grads, Mapping):
+        raise TypeError(
+            f"task_grads is a {type(task_grads).__name__}: give T lists of P tensors, and their "
+            "names as tasks="
+        )
+    if not isinstance(task_grads, Tensor):
+        task_grads = [row if isinstance(row, Tensor) else list(row) for row in task_grads]
+    if losses is not None and not isinstance(losses, Tensor):
+        raise TypeError(f"losses is a {type(losses).__name__}: give a 1-D tensor of T losses")
+    if tasks is not None and len(tasks) != len(task_grads):
+        raise ValueError(f"{len(tasks)} names were given for {len(task_grads)} tasks")
     if parts is None:
         sections = [group_gradients(task_grads, params)]
     else:

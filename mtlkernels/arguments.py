@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtlkernels.graph import (
     entries_of_one_join,
@@ -31,7 +31,7 @@ def named_losses(losses: Losses) -> tuple[tuple[str, ...], list[Tensor]]:
         losses: a mapping from names, a sequence, or a 1-D tensor of T losses.
 
     Raises:
-        TypeError: not tensors.
+        TypeError: not real tensors.
         ValueError: none, not scalar, without a graph, or one tensor given twice.
     """
     if losses is None or isinstance(losses, str | float | int):
@@ -54,6 +54,8 @@ def named_losses(losses: Losses) -> tuple[tuple[str, ...], list[Tensor]]:
     for task, loss in zip(tasks, values, strict=True):
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss {task!r} is a {type(loss).__name__}, not a tensor")
+        if loss.is_complex():
+            raise TypeError(f"loss {task!r} is complex: give a real one, its .abs() for example")
         if loss.numel() != 1:
             raise ValueError(
                 f"loss {task!r} has shape {tuple(loss.shape)}: reduce it to a scalar, "
@@ -73,11 +75,21 @@ def named_losses(losses: Losses) -> tuple[tuple[str, ...], list[Tensor]]:
     return tasks, values
 
 
+def check_list(params: object, name: str) -> None:
+    """Raises TypeError for one parameter, or a module, where a list of parameters is expected."""
+    if isinstance(params, Tensor | nn.Module):
+        raise TypeError(
+            f"{name} is a {type(params).__name__}: give a list of parameters, for example "
+            "model.encoder.parameters()"
+        )
+
+
 def check_params(params: Sequence[Tensor], sharded: bool = False) -> list[Tensor]:
     """The parameters that require grad; raises where one is not a leaf or stands twice.
 
     sharded: whether DTensors may be among them.
     """
+    check_list(params, "params")
     kept: list[Tensor] = []
     seen: set[int] = set()
     for i, param in enumerate(params):
@@ -124,6 +136,12 @@ def trainable(
     members: Sequence[Tensor], params: Sequence[Tensor], option: str = "shared"
 ) -> list[Tensor]:
     """Those of an option's parameters that require grad; raises where one is not among params."""
+    for member in members:
+        if not isinstance(member, Tensor):
+            raise TypeError(
+                f"{option}= holds a {type(member).__name__}: give parameters, for example "
+                "model.encoder.parameters()"
+            )
     kept = [param for param in members if param.requires_grad]
     known = {id(param) for param in params}
     if any(id(param) not in known for param in kept):

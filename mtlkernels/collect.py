@@ -61,6 +61,8 @@ def task_gradients(
 ) -> list[Row]:
     """T backwards over one graph; the last frees it unless told otherwise.
 
+    What only an earlier loss went through, its head, is freed with that loss.
+
     Args:
         losses: T scalar losses.
         params: P parameters.

@@ -216,15 +216,15 @@ class MTLOptimizer(torch.optim.Optimizer):
         self._mtl.pending = None
         return report
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """The base's own; what `accumulate=True` has added up is dropped too."""
         self._mtl.pending = None
-        super().zero_grad(set_to_none)
+        super().zero_grad(*args, **kwargs)
 
     pc_backward = backward
     """The name the PCGrad ports use."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The optimizer's own state dict; its first group holds the method's as "mtl_state".
 
         With `flatten_optimizer_state_dict=True`, torch.distributed.checkpoint repeats a group's
@@ -232,11 +232,11 @@ class MTLOptimizer(torch.optim.Optimizer):
         """
         method_state.put(self.param_groups, self._mtl.method)  # first: the base's hooks see it too
         try:
-            return super().state_dict()
+            return super().state_dict(*args, **kwargs)
         finally:
             method_state.mark(self.param_groups, self._mtl.method)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Restores both. One saved before wrapping leaves the method's state as it is.
 
         What `flatten_optimizer_state_dict=True` saved before wrapping goes in before it too: torch
@@ -248,7 +248,7 @@ class MTLOptimizer(torch.optim.Optimizer):
         groups = state_dict.get("param_groups")  # a load_state_dict_pre_hook may take other dicts
         if groups:
             method_state.check(groups, self._mtl.method)
-        super().load_state_dict(state_dict)
+        super().load_state_dict(state_dict, *args, **kwargs)
         self._mtl.pending = None
         method_state.take(self.param_groups, self._mtl.method)
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtlkernels.arguments import check_params, refuse_hidden_reach, trainable
+from mtlkernels.arguments import check_list, check_params, refuse_hidden_reach, trainable
 from mtlkernels.families import AnyMethod, check_method, keeps_weights, takes_rows, weighs_losses
 
 
@@ -27,6 +27,8 @@ class Options:
     max_norm: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("shared", "measure"):
+            check_list(getattr(self, name), f"{name}=")
         # An iterator, model.parameters() for example, is walked more than once.
         self.shared = None if self.shared is None else list(self.shared)
         self.measure = None if self.measure is None else list(self.measure)

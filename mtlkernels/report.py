@@ -15,7 +15,7 @@ class Status(IntFlag):
     NON_FINITE = 1
     """The task's gradient, or its loss, holds a NaN or an infinity, which reaches the direction."""
     ZERO_GRADIENT = 2
-    """The task's gradient is zero; it took no part and its weight is 0."""
+    """The task's gradient is zero; it took no part. Its weight is 0, but for rules that draw."""
     STATIONARY = 4
     """Zero lies in the convex hull of the gradients; the method's fallback there was used."""
     NO_CONVERGENCE = 8

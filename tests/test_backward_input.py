@@ -29,8 +29,20 @@ def scalar() -> Tensor:
         ({"seg": scalar(), "depth": torch.ones(())}, ValueError, "'depth' has no graph"),
         (None, TypeError, "losses is a NoneType"),
         ([scalar()] * 2, ValueError, "'0' and '1' are the same tensor"),
+        ([scalar(), scalar() * 1j], TypeError, "'1' is complex"),
     ],
-    ids=["none", "empty-dict", "2-D", "0-D", "float", "vector", "detached", "nothing", "twice"],
+    ids=[
+        "none",
+        "empty-dict",
+        "2-D",
+        "0-D",
+        "float",
+        "vector",
+        "detached",
+        "nothing",
+        "twice",
+        "complex",
+    ],
 )
 def test_wrong_losses_are_told(losses, error, word: str) -> None:
     with pytest.raises(error, match=word):
@@ -101,3 +113,36 @@ def test_a_method_that_returns_something_else_is_told() -> None:
 
     with pytest.raises(ValueError, match=r"returned \(2, 2\)"):
         mtlkernels.aggregate([[torch.ones(2)], [torch.ones(2)]], Wrong())
+
+
+@pytest.mark.parametrize(
+    ("give", "word"),
+    [
+        (lambda trunk: {"shared": trunk}, "shared= is a Linear: give a list of parameters"),
+        (lambda trunk: {"measure": trunk.weight}, "measure= is a Parameter: give a list"),
+        (lambda trunk: {"shared": trunk.named_parameters()}, "shared= holds a tuple"),
+        (lambda trunk: {"measure": [trunk]}, "measure= holds a Linear: give parameters"),
+    ],
+)
+def test_what_is_no_list_of_parameters_is_told(give, word: str) -> None:
+    trunk = nn.Linear(2, 2)
+    losses = [trunk(torch.ones(1, 2)).sum(), trunk(torch.ones(1, 2)).square().sum()]
+    with pytest.raises(TypeError, match=word):
+        mtlkernels.backward(losses, list(trunk.parameters()), Sum(), **give(trunk))
+    with pytest.raises(TypeError, match="params is a Parameter: give a list"):
+        mtlkernels.backward(losses, trunk.weight, Sum())
+    assert trunk.weight.grad is None
+
+
+def test_aggregate_takes_any_iterables_and_tells_what_is_none_of_its_own() -> None:
+    rows = [[torch.ones(2), None], [torch.full((2,), 2.0), torch.ones(3)]]
+    want, _ = mtlkernels.aggregate(rows, Sum())
+    got, _ = mtlkernels.aggregate((iter(row) for row in rows), Sum())
+    for a, b in zip(want, got, strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(TypeError, match="task_grads is a dict: give T lists"):
+        mtlkernels.aggregate(dict(enumerate(rows)), Sum())
+    with pytest.raises(TypeError, match="losses is a list: give a 1-D tensor"):
+        mtlkernels.aggregate(rows, Sum(), losses=[1.0, 2.0])
+    with pytest.raises(ValueError, match="1 names were given for 2 tasks"):
+        mtlkernels.aggregate(rows, Sum(), tasks=["a"])

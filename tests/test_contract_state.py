@@ -225,3 +225,29 @@ def test_a_warning_is_given_once_through_any_object() -> None:
         Relay(optimizer).backward(model(x))
     optimizer.backward(model(x))
     Relay(optimizer).backward(model(x))
+
+
+class Peculiar(torch.optim.SGD):
+    """Methods of its own signatures, as optimizers from elsewhere have them."""
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        super().zero_grad(set_to_none)
+
+    def state_dict(self, note: str = "") -> dict[str, Any]:
+        return {**super().state_dict(), "note": note}
+
+    def load_state_dict(self, state_dict: dict[str, Any], wanted: str = "") -> None:
+        assert state_dict.pop("note") == wanted
+        super().load_state_dict(state_dict)
+
+
+def test_the_base_s_own_signatures_and_defaults_stay() -> None:
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = MTLOptimizer(Peculiar([param], lr=0.1), PCGrad())
+    optimizer.backward([param.sum(), param.square().sum()])
+    optimizer.zero_grad()
+    assert param.grad is not None
+    assert not param.grad.any()
+    optimizer.zero_grad(set_to_none=True)
+    assert param.grad is None
+    optimizer.load_state_dict(optimizer.state_dict(note="here"), wanted="here")

@@ -66,3 +66,18 @@ def test_state_goes_where_the_inputs_are(name: str) -> None:
 def test_every_method_that_keeps_something_is_tested() -> None:
     tested = {type(method) for method, _, _ in CASES.values()}
     assert {cls for cls in METHODS.values() if cls.keeps != "nothing"} <= tested
+
+
+@pytest.mark.parametrize("convert", ["half", "float", "bfloat16"])
+def test_a_model_s_dtype_leaves_the_state_exact(convert: str) -> None:
+    """A method registered in a model is converted with it, but float64 must not be rounded."""
+    method = mtlkernels.GradVac()
+    model = nn.ModuleDict({"layer": nn.Linear(2, 2), "method": method})
+    gram_step(method, 3, torch.device("cpu"))
+    before = {name: buffer.clone() for name, buffer in method.named_buffers()}
+    getattr(model, convert)()
+    assert model["layer"].weight.dtype == getattr(torch, convert)
+    for name, buffer in method.named_buffers():
+        assert buffer.dtype == before[name].dtype
+        assert torch.equal(buffer, before[name])
+    gram_step(method, 3, torch.device("cpu"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -44,6 +44,17 @@ class Method(nn.Module, ABC):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves, but a state in float64 stays so: `half()` of a model must not round it."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            if tensor.dtype != torch.float64 or isinstance(tensor, nn.Parameter):
+                return found
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        return super()._apply(moved, recurse)
 
     def register_lazy(self, name: str) -> None:
         """A float64 buffer that is empty until the first call, or a loaded state, fills it."""
