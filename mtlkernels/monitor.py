@@ -26,8 +26,9 @@ class Monitor:
     means of `losses`, `weights` and what `Report` tells under the same names: `norms`,
     `weighted_norms`, `projections`, `shares`, `cosines`, `conflicts`, `magnitude_similarity`,
     `curvature_bound`, `conflict_rate`, `norm_ratio` and `direction_norm`; and `status`, for each
-    task the names of all flags that came up. The mean of `conflicts` is how often two tasks did.
-    Means are over the steps in which a number is finite and known, and NaN, in JSON null, where
+    task the names of all flags that came up. `known` is the share of the steps in which a pair's
+    cosine is finite, or on the diagonal a task's norm; the mean of `conflicts` is how often two
+    tasks did, of those steps. Means are over the steps in which a number is finite and known, and NaN, in JSON null, where
     there is none such step; `weights` are NaN where parts had different ones. The condition number
     is not among them: each step's would wait for a GPU.
 
@@ -160,12 +161,18 @@ def _numbers(report: Report, parts: tuple[str, ...]) -> Tensor:
 
 def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
     """What the report knows, by name."""
-    found: dict[str, Tensor | None] = {"losses": report.losses, "weights": report.weights}
+    T = len(report.tasks)
+    found: dict[str, Tensor | None] = {
+        "losses": report.losses,
+        "weights": report.weights,
+        "known": torch.zeros(T, T),  # without a Gram matrix; the mean is a share of all steps
+    }
     if report.gram is not None:
         asked: dict[str, Callable[[], Tensor]] = {
             "norms": report.norms,
             "cosines": report.cosines,
-            "conflicts": report.conflicts,
+            "known": lambda: report.cosines().isfinite(),
+            "conflicts": lambda: _conflicts(report),
             "conflict_rate": report.conflict_rate,
             "norm_ratio": report.norm_ratio,
             "magnitude_similarity": report.magnitude_similarity,
@@ -189,6 +196,11 @@ def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
     if report.weights is not None and report.weights.dim() == 2:
         found["weights"] = report.weights[0]  # of all parts, or `_apart` says that they differ
     return found
+
+
+def _conflicts(report: Report) -> Tensor:
+    """Those of known cosines: an infinite product has a sign, and no cosine."""
+    return torch.where(report.cosines().isfinite(), report.conflicts(), torch.nan)
 
 
 def _apart(report: Report) -> Tensor:

@@ -126,14 +126,37 @@ def column(records: Sequence[Record], name: str, part: str | None = None) -> Ten
 def mean(records: Sequence[Record], name: str, part: str | None = None) -> Tensor:
     """The mean of a number over the run's records; NaN where never known.
 
-    Each counts as often as it has steps, also where its own mean is over fewer, the known ones.
+    What comes from the Gram matrix counts for the steps in which it is `known`. Losses, weights and
+    what parts have count for all steps of their record, also where their own mean is over fewer.
     """
     values = column(records, name, part)
     steps = torch.tensor([record["steps"] for record in records], dtype=torch.float64)
     steps = steps.view(-1, *[1] * (values.dim() - 1))
+    if part is None:
+        steps = steps * _share_known(records, name)
     known = values.isfinite()
     total = torch.where(known, values, 0.0) * steps
     return total.sum(dim=0) / (known * steps).sum(dim=0)
+
+
+def _share_known(records: Sequence[Record], name: str) -> Tensor:
+    """(R, ...), or 1: the share of each record's steps in which a number is known."""
+    known = column(records, "known")
+    if name in ("norms", "weighted_norms"):
+        return known.diagonal(dim1=1, dim2=2)
+    if name in ("projections", "shares"):  # a NaN in K spoils those of all tasks
+        return known.amin(dim=(1, 2))[:, None]
+    if name in ("norm_ratio", "direction_norm"):
+        return known.amin(dim=(1, 2))
+    if name == "conflict_rate":  # of the pairs that are known, one or more
+        return (known.tril(-1) if known.shape[1] > 1 else known).amax(dim=(1, 2))
+    return known if name in MATRICES and name != "known" else torch.ones(())
+
+
+def steps_known(records: Sequence[Record]) -> Tensor:
+    """(T, T) in how many of the run's steps a pair's cosine is known, or a task's norm."""
+    steps = torch.tensor([record["steps"] for record in records], dtype=torch.float64)
+    return (column(records, "known") * steps[:, None, None]).sum(dim=0).round()
 
 
 def steps_taken(records: Sequence[Record]) -> list[int]:

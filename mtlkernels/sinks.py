@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 SCALARS = ("conflict_rate", "norm_ratio", "direction_norm")
 VECTORS = ("losses", "norms", "weights", "weighted_norms", "projections", "shares")
-MATRICES = ("cosines", "conflicts", "magnitude_similarity", "curvature_bound")
+MATRICES = ("known", "cosines", "conflicts", "magnitude_similarity", "curvature_bound")
 PART = ("norms", "cosines", "conflict_rate")  # of each part
 
 

@@ -8,7 +8,7 @@ from itertools import combinations
 
 from torch import Tensor
 
-from mtlkernels.records import Record, mean
+from mtlkernels.records import Record, mean, steps_known
 
 AHEAD = 1.5
 """A task dominates where its norm is so many times the next one's, or its share an equal one's."""
@@ -23,11 +23,12 @@ step too, but at cosines around 0."""
 
 @dataclass(frozen=True)
 class Pair:
-    """Two tasks: how often their inner product is negative, and their mean cosine."""
+    """Two tasks: how often their inner product is negative, of how many steps; mean cosine."""
 
     first: str
     second: str
     rate: float
+    steps: int
     cosine: float
 
     @property
@@ -53,8 +54,9 @@ def pairs(records: Sequence[Record]) -> list[Pair]:
     """All pairs of which the cosine is known, those that conflict most often first."""
     tasks = records[0]["tasks"]
     rates, cosines = mean(records, "conflicts"), mean(records, "cosines")
+    steps = steps_known(records)
     found = [
-        Pair(tasks[i], tasks[j], rates[i, j].item(), cosines[i, j].item())
+        Pair(tasks[i], tasks[j], rates[i, j].item(), int(steps[i, j]), cosines[i, j].item())
         for i, j in combinations(range(len(tasks)), 2)
         if cosines[i, j].isfinite() and rates[i, j].isfinite()
     ]

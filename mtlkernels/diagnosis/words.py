@@ -130,8 +130,9 @@ def _conflicts(records: Sequence[Record]) -> list[str]:
     conflicting = [pair for pair in found if pair.rate > 0]
     if not conflicting:
         return ["No two tasks conflicted in any step that is known."]
+    steps = steps_taken(records)[-1]
     lines = [
-        f"{pair.name} conflict in {_percent(pair.rate)} of the steps, "
+        f"{pair.name} conflict in {_percent(pair.rate)} of {_of_steps(pair.steps, steps)}, "
         f"mean cosine {pair.cosine:+.2f}."
         for pair in conflicting[:SHOWN]
     ]
@@ -141,6 +142,10 @@ def _conflicts(records: Sequence[Record]) -> list[str]:
     if len(found) > 1 and hardest.cosine < 0:
         lines.append(f"Most opposed are {hardest.name}, at a mean cosine of {hardest.cosine:+.2f}.")
     return lines
+
+
+def _of_steps(known: int, steps: int) -> str:
+    return "the steps" if known == steps else f"the {known} steps in which it is known"
 
 
 def _where(records: Sequence[Record]) -> list[str]:

@@ -1,0 +1,77 @@
+"""Means and words of steps in which only some numbers are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtlkernels import Monitor, MTLOptimizer, Report, Sum, ops, records
+from mtlkernels.diagnosis import diagnose
+
+CONFLICT = torch.tensor([[1.0, 0.0], [-1.0, 1.0]]).double()
+NONE = torch.tensor([[2.0, 0.0], [2.0, 2.0]]).double()
+UNKNOWN = torch.tensor([[1.0, 0.0], [torch.nan, 1.0]]).double()
+
+
+def taken(steps: list[Tensor], every: int) -> list[Any]:
+    """Records of `every` steps each."""
+    monitor, found = Monitor(every=10**6), []
+    for start in range(0, len(steps), every):
+        for G in steps[start : start + every]:
+            weights = torch.ones(len(G)).double()
+            monitor(
+                Report(tuple("abc"[: len(G)]), G @ G.T, weights, None, ops.task_status(G @ G.T))
+            )
+        found.append(monitor.flush())
+    return found
+
+
+def test_a_record_counts_for_the_steps_in_which_a_number_is_known() -> None:
+    steps = [CONFLICT, UNKNOWN, UNKNOWN, UNKNOWN, NONE, NONE, NONE, NONE]
+    found = taken(steps, every=4)
+    assert [record["known"][0] for record in found] == [[1.0, 0.25], [1.0, 1.0]]
+    each = taken(steps, every=1)
+    for name in ("conflicts", "cosines", "norms", "weighted_norms", "shares", "projections"):
+        torch.testing.assert_close(records.mean(found, name), records.mean(each, name))
+    for name in ("conflict_rate", "norm_ratio", "direction_norm", "magnitude_similarity"):
+        torch.testing.assert_close(records.mean(found, name), records.mean(each, name))
+    assert records.mean(found, "conflicts")[0, 1] == pytest.approx(1 / 5)
+    told = diagnose(found)
+    assert "a / b conflict in 20 % of the 5 steps in which it is known, mean cosine" in told
+    assert "conflict in 20 % of the steps, mean" in diagnose(taken([CONFLICT, *[NONE] * 4], 2))
+
+
+def test_a_pair_that_is_known_counts_beside_one_that_is_not() -> None:
+    good = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [1.0, 1.0]]).double()
+    bad = good.clone()
+    bad[2] = torch.nan
+    (record,) = taken([good, bad], every=2)
+    assert record["known"] == [[1.0, 1.0, 0.5], [1.0, 1.0, 0.5], [0.5, 0.5, 0.5]]
+    told = diagnose([record])
+    assert "a / b conflict in 100 % of the steps, mean" in told
+    steps = [bad] * 3 + [good]
+    assert records.mean(taken(steps, 3), "conflict_rate") == pytest.approx(
+        records.mean(taken(steps, 1), "conflict_rate").item()
+    )
+
+
+def test_steps_between_those_of_a_gram_method_are_not_counted() -> None:
+    x = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = MTLOptimizer(torch.optim.SGD([x], lr=0.0), Sum(), every=3)
+    monitor, found = Monitor(every=10**6), []
+    for step in range(8):
+        sign = -1.0 if step < 4 else 1.0  # measured are steps 0 and 3, then 6
+        monitor(optimizer.backward({"a": x[0] + x[1], "b": sign * x[0]}))
+        if step in (3, 7):
+            found.append(monitor.flush())
+    assert [record["known"][0][1] for record in found] == [0.5, 0.25]
+    assert "a / b conflict in 67 % of the 3 steps in which it is known" in diagnose(found)
+
+
+def test_an_infinite_product_is_no_known_conflict() -> None:
+    (record,) = taken([NONE, CONFLICT * 1e200], every=2)
+    assert record["known"][0] == [0.5, 0.5]
+    assert record["conflicts"][0][1] == 0
