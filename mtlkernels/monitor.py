@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels.report import Report, Status
-from mtlkernels.sinks import MATRICES, PART, SCALARS, VECTORS, as_sink
+from mtlkernels.sinks import JSONL, MATRICES, PART, SCALARS, VECTORS, as_sink, check_names
 
 
 class Monitor:
@@ -28,9 +28,9 @@ class Monitor:
     `curvature_bound`, `conflict_rate`, `norm_ratio` and `direction_norm`; and `status`, for each
     task the names of all flags that came up. `known` is the share of the steps in which a pair's
     cosine is finite, or on the diagonal a task's norm; the mean of `conflicts` is how often two
-    tasks did, of those steps. Means are over the steps in which a number is finite and known, and NaN, in JSON null, where
-    there is none such step; `weights` are NaN where parts had different ones. The condition number
-    is not among them: each step's would wait for a GPU.
+    tasks did, of those steps. Means are over the steps in which a number is finite and known, and
+    NaN, in JSON null, where there is none such step; `weights` are NaN where parts had different
+    ones. The condition number is not among them: each step's would wait for a GPU.
 
     With names of parts, `parts` has for each of them means of `norms`, `cosines` and
     `conflict_rate` there, of steps taken with `parts=`:
@@ -67,14 +67,16 @@ class Monitor:
         """Takes one step's report; writes a record after every k-th.
 
         Raises:
-            ValueError: its tasks are others than those before, or its parts are not as many as
-                there are names.
+            ValueError: its tasks are others than those before, its parts are not as many as there
+                are names, or names with slashes make two columns of a sink one.
         """
         if self._tasks not in ((), report.tasks):
             raise ValueError(
                 f"the report is of the tasks {', '.join(report.tasks)}, those before were of "
                 f"{', '.join(self._tasks)}: use a monitor for each set of tasks"
             )
+        if not self._tasks and not all(isinstance(sink, JSONL) for sink in self._sinks):
+            check_names(report.tasks, self._parts)  # now, not when the first record is lost
         self._tasks = report.tasks
         numbers = _numbers(report, self._parts)
         known = numbers.isfinite()
