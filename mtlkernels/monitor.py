@@ -41,7 +41,7 @@ class Monitor:
 
     Args:
         sinks: `CSV`, `JSONL`, anything with `add_scalar(tag, value, step)` as TensorBoard's writer
-            has, or with `log(numbers, step)` as Weights & Biases' run has.
+            has, or with `log(numbers, step=step)` as Weights & Biases' run has.
         every: k, at least 1.
         parts: names of the parts, in the order of `parts=`.
 
@@ -89,7 +89,10 @@ class Monitor:
             self.flush()
 
     def flush(self) -> dict[str, Any] | None:
-        """Writes the record of the steps since the last one; None where there are none."""
+        """Writes the record of the steps since the last one; None where there are none.
+
+        What sinks raise, the first of it, is raised once all of them have been written to.
+        """
         if self._totals is None:
             return None
         shapes = _shapes(len(self._tasks), len(self._parts))
@@ -120,8 +123,14 @@ class Monitor:
             for row in flags.view(-1, bits).tolist()
         ]
         self._written = self._step
+        errors = []
         for sink in self._sinks:
-            sink.write(record)
+            try:
+                sink.write(record)
+            except Exception as error:  # a full disk is no reason to lose it for the others too
+                errors.append(error)
+        if errors:
+            raise errors[0]
         return record
 
     def postfix(self, report: Report) -> dict[str, str]:

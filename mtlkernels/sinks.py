@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import os
@@ -28,10 +29,13 @@ class JSONL:
 
     Args:
         path: it is appended to.
+
+    Raises:
+        ValueError: the path's folder is not there, or it is a folder itself.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = _checked(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends a line, NaN as null, and closes the file: nothing is lost by a crash."""
@@ -45,10 +49,13 @@ class CSV:
 
     Args:
         path: it is appended to.
+
+    Raises:
+        ValueError: the path's folder is not there, or it is a folder itself.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = _checked(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends a row, and before the first one the names of the columns.
@@ -76,6 +83,15 @@ class CSV:
             return next(csv.reader(file), None)
 
 
+def _checked(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: make the folder {path.parent} first")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file in it")
+    return path
+
+
 def _csv_line(entries: Iterable[Any]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerow(entries)
@@ -100,11 +116,8 @@ def check_names(tasks: Sequence[str], parts: Sequence[str]) -> None:
     zeros: dict[str, Any] = dict.fromkeys(SCALARS, 0.0)
     zeros |= dict.fromkeys(VECTORS, [0.0] * len(tasks))
     zeros |= dict.fromkeys(MATRICES, [[0.0] * len(tasks)] * len(tasks))
-    record = {
-        "tasks": tasks,
-        **zeros,
-        "parts": {part: {name: zeros[name] for name in PART} for part in parts},
-    }
+    part = {name: zeros[name] for name in PART}
+    record = {"tasks": tasks, **zeros, "parts": dict.fromkeys(parts, part)}
     counts = Counter(["step", "steps", *(name for name, _ in _flat(record))])
     name, count = counts.most_common(1)[0]
     if count > 1:
@@ -154,18 +167,35 @@ def as_sink(sink: Any) -> Sink:
     """A sink of ours, around what another library logs with.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is neither, as far as can be told before the first record.
     """
     if isinstance(sink, CSV | JSONL):
         return sink
-    if hasattr(sink, "add_scalar"):
-        return _AddScalar(sink)
-    if hasattr(sink, "log"):
-        return _Log(sink)
+    if not isinstance(sink, type):  # a class's functions take its instance first
+        if _takes(getattr(sink, "add_scalar", None), True, "tag", 0.0, 0):
+            return _AddScalar(sink)
+        if _takes(getattr(sink, "log", None), False, {}, step=0):
+            return _Log(sink)
     raise TypeError(
-        f"a sink is a {type(sink).__name__}: give JSONL(path), CSV(path), or something with "
-        "add_scalar(tag, value, step) or log(numbers, step)"
+        f"a sink is {sink!r:.60}: give JSONL(path), CSV(path), or something with "
+        "add_scalar(tag, value, step) or log(numbers, step=step)"
     )
+
+
+def _takes(function: Any, untold: bool, *args: Any, **kwargs: Any) -> bool:
+    """Whether it can be called so; `untold` where it is compiled and does not tell.
+
+    A compiled writer may have `add_scalar`, but `log` is a logarithm there: `math.log`.
+    """
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:
+        return untold
+    return True
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, float]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import logging
+import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,3 +105,55 @@ def test_no_locale_breaks_a_table_or_the_printed_report(tmp_path) -> None:
     assert ran.returncode == 1, ran.stderr  # without matplotlib
     assert rb"t\xe4sk dominates" in ran.stdout
     assert "norms/täsk" in table(tmp_path / "r.csv")[0]
+
+
+@pytest.mark.parametrize("sink", [JSONL, CSV])
+def test_a_folder_that_is_not_there_is_told_at_once(sink, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"make the folder .*none first"):
+        sink(tmp_path / "none" / "run")
+    with pytest.raises(ValueError, match="is a folder"):
+        sink(tmp_path)
+    sink("run")  # in the working folder, and nothing is written yet
+    assert not os.path.exists("run")
+
+
+class Board:
+    def add_scalar(self, tag: str, value: float, step: int) -> None: ...
+
+
+class Fabric:
+    def log(self, name: str, value: float, step: int | None = None) -> None: ...
+
+
+class NoMethods:
+    add_scalar = log = 3
+
+
+@pytest.mark.parametrize("sink", [logging.getLogger(), math, torch, Board, Fabric(), NoMethods()])
+def test_what_logs_otherwise_is_no_sink(sink) -> None:
+    with pytest.raises(TypeError, match="give JSONL"):
+        Monitor(sink)
+
+
+def test_what_takes_anything_is_a_sink() -> None:
+    got: list[Any] = []
+    run = SimpleNamespace(log=lambda *args, **kwargs: got.append((args, kwargs)))
+    Monitor(run, Board(), every=1)(report())
+    (((numbers,), step),) = got
+    assert step == {"step": 1}
+    assert numbers["norms/b"] == 1
+
+
+def test_a_sink_that_fails_keeps_the_record_from_no_other(tmp_path) -> None:
+    class Full:
+        def __init__(self, told: str) -> None:
+            self.told = told
+
+        def log(self, numbers: Any, step: int) -> None:
+            raise OSError(self.told)
+
+    monitor = Monitor(Full("first"), JSONL(tmp_path / "r.jsonl"), Full("second"), every=1)
+    with pytest.raises(OSError, match="first"):
+        monitor(report())
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 1
+    assert monitor.flush() is None
