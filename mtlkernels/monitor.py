@@ -44,21 +44,28 @@ class Monitor:
             has, or with `log(numbers, step=step)` as Weights & Biases' run has.
         every: k, at least 1.
         parts: names of the parts, in the order of `parts=`.
+        step: how many steps were taken before, for a run that is continued. Without it the steps
+            start at 1 again, and Weights & Biases drops them, TensorBoard draws over the old ones.
 
     Raises:
         TypeError: a sink is none.
-        ValueError: every is no positive whole number, or two parts have one name.
+        ValueError: every is no positive whole number, step a negative or none, or two parts have
+            one name.
     """
 
-    def __init__(self, *sinks: Any, every: int = 50, parts: Iterable[str] = ()) -> None:
+    def __init__(
+        self, *sinks: Any, every: int = 50, parts: Iterable[str] = (), step: int = 0
+    ) -> None:
         if not (isinstance(every, int) and every >= 1):
             raise ValueError(f"every={every}: it must be a whole number, at least 1")
+        if not (isinstance(step, int) and step >= 0):
+            raise ValueError(f"step={step}: give the whole number of steps taken before, 0 or more")
         self.every = every
         self._parts = tuple(parts)
         if len(set(self._parts)) < len(self._parts):
             raise ValueError(f"parts={', '.join(self._parts)}: give each part a name of its own")
         self._sinks = [as_sink(sink) for sink in sinks]
-        self._step = self._written = 0
+        self._step = self._written = step
         self._tasks: tuple[str, ...] = ()
         self._totals: Tensor | None = None
 

@@ -27,6 +27,10 @@ class Sink(Protocol):
 class JSONL:
     """A file with one JSON object a line; an interrupted run's is continued.
 
+    A run that goes on from a checkpoint of step n appends to its file and counts on:
+
+        monitor = Monitor(JSONL("run.jsonl"), step=n)
+
     Args:
         path: it is appended to.
 

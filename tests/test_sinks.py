@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtlkernels import CSV, JSONL, Monitor, Report
+from mtlkernels import CSV, JSONL, Monitor, Report, records
+from mtlkernels.diagnosis import diagnose
 
 TASKS = ("täsk", "b")
 
@@ -157,3 +158,18 @@ def test_a_sink_that_fails_keeps_the_record_from_no_other(tmp_path) -> None:
         monitor(report())
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 1
     assert monitor.flush() is None
+
+
+def test_a_continued_run_counts_on(tmp_path) -> None:
+    path = tmp_path / "r.jsonl"
+    for before, taken in ((0, 3), (3, 4)):
+        monitor = Monitor(JSONL(path), every=2, step=before)
+        for _ in range(taken):
+            monitor(report())
+        monitor.flush()
+    found = records.read(path)
+    assert [(r["step"], r["steps"]) for r in found] == [(2, 2), (3, 1), (4, 1), (6, 2), (7, 1)]
+    assert "starts again" not in diagnose(found)
+    for step in (-1, 2.0, None):
+        with pytest.raises(ValueError, match="steps taken before"):
+            Monitor(step=step)  # type: ignore[arg-type]
