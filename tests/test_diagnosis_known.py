@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtlkernels import Monitor, MTLOptimizer, Report, Sum, ops, records
+from mtlkernels import SI, GradDrop, Monitor, MTLOptimizer, Report, Sum, backward, ops, records
 from mtlkernels.diagnosis import diagnose
 
 CONFLICT = torch.tensor([[1.0, 0.0], [-1.0, 1.0]]).double()
@@ -75,3 +75,29 @@ def test_an_infinite_product_is_no_known_conflict() -> None:
     (record,) = taken([NONE, CONFLICT * 1e200], every=2)
     assert record["known"][0] == [0.5, 0.5]
     assert record["conflicts"][0][1] == 0
+
+
+@pytest.mark.parametrize("bad", [("a",), ("a", "b")])
+def test_a_gram_method_whose_gradients_are_nan_is_no_loss_method(bad) -> None:
+    G = torch.eye(2).double()
+    G[: len(bad)] = torch.nan
+    told = diagnose(taken([G] * 4, every=2))
+    assert f"in each of them NON_FINITE came up for {', '.join(bad)}." in told
+    assert "loss method" not in told
+    assert "Gram method" not in told
+    assert f"First find out about a (NON_FINITE in 2 of 2 records){', b' * (len(bad) == 2)}" in told
+
+
+@pytest.mark.parametrize("method", [SI(), GradDrop()])
+def test_a_method_that_shows_no_norms_is_told_so(method) -> None:
+    """Also where a loss was not finite once: the norms are not missing for that."""
+    monitor, found = Monitor(), []
+    for bad in (False, True, False):
+        x = torch.ones(2, requires_grad=True)
+        losses = [x.square().sum(), (x - 3).square().sum() * (torch.nan if bad else 1.0)]
+        monitor(backward(losses, [x], method))
+        found.append(monitor.flush())
+    assert "NON_FINITE" in found[1]["status"][1]
+    told = diagnose(found)
+    assert "a loss method takes one backward and sees none, and a row method may need none" in told
+    assert "NON_FINITE came up for" not in told

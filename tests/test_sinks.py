@@ -172,4 +172,4 @@ def test_a_continued_run_counts_on(tmp_path) -> None:
     assert "starts again" not in diagnose(found)
     for step in (-1, 2.0, None):
         with pytest.raises(ValueError, match="steps taken before"):
-            Monitor(step=step)  # type: ignore[arg-type]
+            Monitor(step=step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtlkernels.diagnosis.facts import OPPOSED, UNLIKE, flags, pairs, ratio
+from mtlkernels.diagnosis.facts import OPPOSED, UNLIKE, flags, never_finite, pairs, ratio
 from mtlkernels.records import Record, mean
 
 BROKEN = ("NON_FINITE", "INVALID_LOSS", "INVALID_GRAM")
@@ -31,6 +31,8 @@ def _balance(records: Sequence[Record]) -> str:
     if len(tasks) < 2:
         return "Nothing: one task needs no balancing."
     if norms.isfinite().sum() < 2:
+        if never_finite(records):
+            return "Record some steps in which gradients are finite, to see norms and conflicts."
         return (
             "Record some steps with a Gram method, for example Sum(), to see norms and conflicts."
         )

@@ -82,3 +82,10 @@ def flags(records: Sequence[Record]) -> list[tuple[str, str, int]]:
         seen = [flag for record in records for flag in record["status"][t]]
         found += [(task, str(flag), seen.count(flag)) for flag in dict.fromkeys(seen)]
     return found
+
+
+def never_finite(records: Sequence[Record]) -> list[str]:
+    """The tasks of unknown norm for which NON_FINITE came up in every record."""
+    counts = {task: count for task, flag, count in flags(records) if flag == "NON_FINITE"}
+    norms = zip(records[0]["tasks"], mean(records, "norms").tolist(), strict=True)
+    return [task for task, norm in norms if norm != norm and counts.get(task) == len(records)]

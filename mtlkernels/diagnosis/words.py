@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from mtlkernels.diagnosis.advice import next_step
-from mtlkernels.diagnosis.facts import AHEAD, MOVED, UNLIKE, ends, flags, pairs, ranked
+from mtlkernels.diagnosis.facts import (
+    AHEAD,
+    MOVED,
+    UNLIKE,
+    ends,
+    flags,
+    never_finite,
+    pairs,
+    ranked,
+)
 from mtlkernels.records import Record, live_parts, mean, steps_taken
 
 SHOWN = 10  # pairs, and layers
@@ -66,11 +75,22 @@ def _dominating(records: Sequence[Record]) -> list[str]:
         return ["One task: there is nothing to balance."]
     norms = ranked(tasks, mean(records, "norms"))
     if len(norms) < 2:
-        return [
-            "No norms of the tasks' gradients are in these records: a loss method takes one "
-            "backward and sees none. Record some steps with a Gram method, for example Sum()."
-        ]
+        return [_no_norms(records)]
     return [_by_norm(norms), *_by_share(ranked(tasks, mean(records, "shares")))]
+
+
+def _no_norms(records: Sequence[Record]) -> str:
+    bad = never_finite(records)
+    if bad:
+        return (
+            "The norms of two tasks' gradients are in none of these records: in each of them "
+            f"NON_FINITE came up for {', '.join(bad)}."
+        )
+    return (
+        "No norms of the tasks' gradients are in these records: a loss method takes one backward "
+        "and sees none, and a row method may need none. Record some steps with a Gram method, for "
+        "example Sum()."
+    )
 
 
 def _by_norm(norms: list[tuple[str, float]]) -> str:
