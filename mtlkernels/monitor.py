@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels.report import Report, Status
-from mtlkernels.sinks import JSONL, MATRICES, PART, SCALARS, VECTORS, as_sink, check_names
+from mtlkernels.sinks import JSONL, MATRICES, PAIRS, PART, SCALARS, VECTORS, as_sink, check_names
 
 
 class Monitor:
@@ -33,7 +33,8 @@ class Monitor:
     ones. The condition number is not among them: each step's would wait for a GPU.
 
     With names of parts, `parts` has for each of them means of `norms`, `cosines` and
-    `conflict_rate` there, of steps taken with `parts=`:
+    `conflict_rate` there, of steps taken with `parts=`; of all steps those of `pairs`, how many
+    pairs of tasks both reach it with a known gradient, and of `conflicting_pairs` among them:
 
         layers = mtlkernels.named_parts(model.encoder)
         optimizer = MTLOptimizer(base, Whole(PCGrad()), parts=list(layers.values()))
@@ -157,7 +158,7 @@ def _shapes(T: int, B: int) -> dict[str, torch.Size]:
         **dict.fromkeys(MATRICES, torch.Size([T, T])),
         **dict.fromkeys(SCALARS, torch.Size([])),
     }
-    return whole | {_by_part(name): torch.Size([B, *whole[name]]) for name in PART if B}
+    return whole | {_by_part(name): torch.Size([B, *whole.get(name, ())]) for name in PART if B}
 
 
 def _by_part(name: str) -> str:
@@ -183,7 +184,9 @@ def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
     found: dict[str, Tensor | None] = {
         "losses": report.losses,
         "weights": report.weights,
-        "known": torch.zeros(T, T),  # without a Gram matrix; the mean is a share of all steps
+        # Without a Gram matrix none, not unknown: their means are over all steps.
+        "known": torch.zeros(T, T),
+        **{_by_part(name): torch.zeros(len(parts)) for name in PAIRS},
     }
     if report.gram is not None:
         asked: dict[str, Callable[[], Tensor]] = {
@@ -210,6 +213,7 @@ def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
                 _by_part("norms"): report.norms(by_part=True),
                 _by_part("cosines"): report.cosines(by_part=True),
                 _by_part("conflict_rate"): report.conflict_rate(by_part=True),
+                **{_by_part(name): count for name, count in _pairs(report).items()},
             }
     if report.weights is not None and report.weights.dim() == 2:
         found["weights"] = report.weights[0]  # of all parts, or `_apart` says that they differ
@@ -219,6 +223,16 @@ def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
 def _conflicts(report: Report) -> Tensor:
     """Those of known cosines: an infinite product has a sign, and no cosine."""
     return torch.where(report.cosines().isfinite(), report.conflicts(), torch.nan)
+
+
+def _pairs(report: Report) -> dict[str, Tensor]:
+    """(B) numbers of pairs in which both tasks reach the part, and of those that conflict there."""
+    assert report.gram is not None
+    reach = report.norms(by_part=True) > 0
+    known = report.cosines(by_part=True).isfinite()
+    pairs = (known & reach[:, :, None] & reach[:, None, :]).triu(diagonal=1)
+    conflicting = pairs & (report.gram < 0)
+    return {"pairs": pairs.sum(dim=(1, 2)), "conflicting_pairs": conflicting.sum(dim=(1, 2))}
 
 
 def _apart(report: Report) -> Tensor:

@@ -174,6 +174,21 @@ def live_parts(records: Sequence[Record]) -> list[str]:
     return [part for part in parts if (column(records, "norms", part) > 0).any()]
 
 
+def conflicts_by_part(records: Sequence[Record]) -> dict[str, float]:
+    """Share of the pairs that conflict there, of those in which both tasks reach the part.
+
+    A task's head, which no other task reaches, has no pairs and is left out.
+    """
+    rates = {}
+    steps = torch.tensor([record["steps"] for record in records], dtype=torch.float64)
+    for part in records[0].get("parts", {}):
+        pairs = (steps * column(records, "pairs", part)).sum()
+        if pairs > 0:
+            conflicting = (steps * column(records, "conflicting_pairs", part)).sum()
+            rates[part] = (conflicting / pairs).item()
+    return rates
+
+
 def _with_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_nan(entry) for entry in value]

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, Protocol
 SCALARS = ("conflict_rate", "norm_ratio", "direction_norm")
 VECTORS = ("losses", "norms", "weights", "weighted_norms", "projections", "shares")
 MATRICES = ("known", "cosines", "conflicts", "magnitude_similarity", "curvature_bound")
-PART = ("norms", "cosines", "conflict_rate")  # of each part
+PAIRS = ("pairs", "conflicting_pairs")  # numbers of them, of each part only
+PART = ("norms", "cosines", "conflict_rate", *PAIRS)  # of each part
 
 
 class Sink(Protocol):
@@ -120,7 +121,7 @@ def check_names(tasks: Sequence[str], parts: Sequence[str]) -> None:
     zeros: dict[str, Any] = dict.fromkeys(SCALARS, 0.0)
     zeros |= dict.fromkeys(VECTORS, [0.0] * len(tasks))
     zeros |= dict.fromkeys(MATRICES, [[0.0] * len(tasks)] * len(tasks))
-    part = {name: zeros[name] for name in PART}
+    part = {name: zeros.get(name, 0.0) for name in PART}
     record = {"tasks": tasks, **zeros, "parts": dict.fromkeys(parts, part)}
     counts = Counter(["step", "steps", *(name for name, _ in _flat(record))])
     name, count = counts.most_common(1)[0]
@@ -138,7 +139,7 @@ def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _named(numbers: Mapping[str, Any], tasks: Sequence[str]) -> Iterator[tuple[str, float]]:
-    for name in SCALARS:
+    for name in (*SCALARS, *PAIRS):
         if name in numbers:
             yield name, numbers[name]
     for name in VECTORS:

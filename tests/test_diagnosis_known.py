@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtlkernels import SI, GradDrop, Monitor, MTLOptimizer, Report, Sum, backward, ops, records
+from mtlkernels import (
+    SI,
+    GradDrop,
+    Monitor,
+    MTLOptimizer,
+    Report,
+    Sum,
+    backward,
+    figures,
+    ops,
+    records,
+)
 from mtlkernels.diagnosis import diagnose
 
 CONFLICT = torch.tensor([[1.0, 0.0], [-1.0, 1.0]]).double()
@@ -101,3 +112,29 @@ def test_a_method_that_shows_no_norms_is_told_so(method) -> None:
     told = diagnose(found)
     assert "a loss method takes one backward and sees none, and a row method may need none" in told
     assert "NON_FINITE came up for" not in told
+
+
+def test_a_layer_s_pairs_are_those_that_reach_it() -> None:
+    """And steps without one of them count for the others."""
+    trunk = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [1.0, 1.0]]).double()
+    some = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [0.0, 0.0]]).double()
+    head = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]).double()
+    bad = trunk.clone()
+    bad[1] = torch.nan
+    monitor = Monitor(parts=("trunk", "some", "head"))
+    for parts in ([trunk, some, head], [bad, some, head]):
+        K = torch.stack([G @ G.T for G in parts])
+        status = torch.zeros(3, dtype=torch.int64)
+        monitor(Report(tuple("abc"), K, torch.ones(3, 3).double(), None, status))
+    monitor(Report(tuple("abc"), None, None, None, status))  # reused weights
+    found = [monitor.flush()]
+    assert records.conflicts_by_part(found) == pytest.approx({"trunk": 1 / 4, "some": 1.0})
+    told = diagnose(found)
+    assert "100 % of the pairs conflict in the layer some." in told
+    assert "25 % of the pairs conflict in the layer trunk." in told
+    assert "layer head" not in told
+    assert found[0]["parts"]["some"]["conflict_rate"] == pytest.approx(1 / 3)
+    pytest.importorskip("matplotlib")
+    axes = figures.conflict_rate_by_part(found)
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([1 / 4, 1.0])
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["trunk", "some"]

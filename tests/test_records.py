@@ -62,7 +62,13 @@ GOOD = {
     **dict.fromkeys(SCALARS, 1.0),
     "status": [[], []],
 }
-PART = {"norms": [1.0, 2.0], "cosines": GOOD["cosines"], "conflict_rate": None}
+PART = {
+    "norms": [1.0, 2.0],
+    "cosines": GOOD["cosines"],
+    "conflict_rate": None,
+    "pairs": 1.0,
+    "conflicting_pairs": 0.0,
+}
 
 
 @pytest.mark.parametrize(

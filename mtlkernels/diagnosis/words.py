@@ -16,7 +16,7 @@ from mtlkernels.diagnosis.facts import (
     pairs,
     ranked,
 )
-from mtlkernels.records import Record, live_parts, mean, steps_taken
+from mtlkernels.records import Record, conflicts_by_part, live_parts, mean, steps_taken
 
 SHOWN = 10  # pairs, and layers
 
@@ -169,17 +169,14 @@ def _of_steps(known: int, steps: int) -> str:
 
 
 def _where(records: Sequence[Record]) -> list[str]:
-    """Layers by how often pairs of tasks conflict there."""
-    parts = live_parts(records)
-    if not parts:
+    """Layers by how often pairs of tasks that both reach them conflict there."""
+    if not live_parts(records):
         return [
             "Not known: take the steps with parts=, and Whole(method) to change nothing else, and "
             "give Monitor(..., parts=names)."
         ]
-    rates = sorted(
-        ((mean(records, "conflict_rate", part).item(), part) for part in parts), reverse=True
-    )
-    rates = [(rate, part) for rate, part in rates if rate > 0]
+    found = conflicts_by_part(records)
+    rates = sorted(((rate, part) for part, rate in found.items() if rate > 0), reverse=True)
     lines = [
         f"{_percent(rate)} of the pairs conflict in the layer {part}."
         for rate, part in rates[:SHOWN]
