@@ -23,6 +23,7 @@ class Monitor:
 
     Between records everything stays on the device; a record costs one transfer of a few T x T
     numbers. A record holds `step` (the last one), `steps` (how many are in the averages), `tasks`,
+    `statistic` (the last report's, see `Report`; as no number it stands in JSONL only),
     means of `losses`, `weights` and what `Report` tells under the same names: `norms`,
     `weighted_norms`, `projections`, `shares`, `cosines`, `conflicts`, `magnitude_similarity`,
     `curvature_bound`, `conflict_rate`, `norm_ratio` and `direction_norm`; and `status`, for each
@@ -69,6 +70,7 @@ class Monitor:
         self._step = self._written = step
         self._tasks: tuple[str, ...] = ()
         self._totals: Tensor | None = None
+        self._statistic = "exact"
 
     @torch.no_grad()
     def __call__(self, report: Report) -> None:
@@ -86,6 +88,7 @@ class Monitor:
         if not self._tasks and not all(isinstance(sink, JSONL) for sink in self._sinks):
             check_names(report.tasks, self._parts)  # now, not when the first record is lost
         self._tasks = report.tasks
+        self._statistic = report.statistic
         numbers = _numbers(report, self._parts)
         known = numbers.isfinite()
         flags = _flags(report.status).double().to(numbers.device)
@@ -115,6 +118,7 @@ class Monitor:
             "step": self._step,
             "steps": self._step - self._written,
             "tasks": list(self._tasks),
+            "statistic": self._statistic,
         }
         for (name, shape), mean in zip(shapes.items(), means, strict=True):
             record[name] = mean.view(shape).tolist()

@@ -65,6 +65,8 @@ def _wrong(record: Any) -> str | None:
         number = record.get(name)
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             return f"{name} is no whole number above 0"
+    if record.get("statistic") not in ("exact", "unbiased"):
+        return 'statistic is neither "exact" nor "unbiased"'
     for name in ("tasks", "status"):
         if not isinstance(record.get(name), list):
             return f"it has no list of {name}"
@@ -172,6 +174,11 @@ def live_parts(records: Sequence[Record]) -> list[str]:
     """Names of the parts in which some task had a gradient."""
     parts = records[0].get("parts", {})
     return [part for part in parts if (column(records, "norms", part) > 0).any()]
+
+
+def unbiased(records: Sequence[Record]) -> bool:
+    """Whether some of the numbers are of a Gram matrix without the batch's noise."""
+    return any(record["statistic"] == "unbiased" for record in records)
 
 
 def conflicts_by_part(records: Sequence[Record]) -> dict[str, float]:

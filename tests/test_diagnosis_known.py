@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from mtlkernels import (
+    CSV,
+    JSONL,
     SI,
     GradDrop,
     Monitor,
@@ -138,3 +140,40 @@ def test_a_layer_s_pairs_are_those_that_reach_it() -> None:
     axes = figures.conflict_rate_by_part(found)
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([1 / 4, 1.0])
     assert [text.get_text() for text in axes.get_yticklabels()] == ["trunk", "some"]
+
+
+def estimated(K: Tensor) -> Report:
+    status, weights = torch.zeros(len(K), dtype=torch.int64), torch.ones(len(K)).double()
+    return Report(tuple("abc"[: len(K)]), K, weights, None, status, statistic="unbiased")
+
+
+def test_no_task_conflicts_with_itself_whatever_its_estimate() -> None:
+    K = torch.tensor([[-1.0, -0.5, 1.0], [-0.5, 2.0, torch.nan], [1.0, torch.nan, torch.nan]])
+    conflicts = estimated(K.double()).conflicts()
+    expected = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, torch.nan], [0.0, torch.nan, torch.nan]])
+    torch.testing.assert_close(conflicts, expected.double(), equal_nan=True)
+
+
+def test_estimates_are_told_to_be_such(tmp_path) -> None:
+    log, table = tmp_path / "r.jsonl", tmp_path / "r.csv"
+    monitor = Monitor(JSONL(log), CSV(table), every=1)
+    monitor(estimated(torch.tensor([[-1.0, 0.1], [0.1, -2.0]]).double()))
+    found = records.read(log)
+    assert found[0]["statistic"] == "unbiased"
+    assert "statistic" not in table.read_text()
+    told = diagnose(found)
+    assert 'With gram="unbiased"' in told.partition("\n\n")[0]
+    assert "No signal beyond the noise was seen in any task's gradient." in told
+    assert "zero" not in told
+    assert "Take larger batches" in told
+    assert "unbiased" not in diagnose(taken([NONE], every=1))
+
+
+@pytest.mark.parametrize("signs", [(1, -1, -1), (1, 1, -1)])
+def test_a_task_without_signal_is_not_called_zero(signs) -> None:
+    monitor = Monitor()
+    monitor(estimated(torch.diag(torch.tensor(signs).double())))
+    told = diagnose([monitor.flush()])
+    assert "no signal beyond the noise was seen " in told.partition("Try next")[0]
+    assert "zero" not in told
+    assert "infinitely" not in told

@@ -57,6 +57,7 @@ GOOD = {
     "step": 1,
     "steps": 1,
     "tasks": ["a", "b"],
+    "statistic": "exact",
     **{name: [1.0, 2.0] for name in VECTORS},
     **{name: [[1.0, 0.0], [0.0, 1.0]] for name in MATRICES},
     **dict.fromkeys(SCALARS, 1.0),
@@ -76,6 +77,7 @@ PART = {
     [
         ({"step": 0}, "step is no whole number above 0"),
         ({"steps": True}, "steps is no whole number above 0"),
+        ({"statistic": None}, "statistic is neither"),
         ({"tasks": "ab"}, "no list of tasks"),
         ({"tasks": []}, "tasks are no names"),
         ({"status": [[]]}, "flags a task"),

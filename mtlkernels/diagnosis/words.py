@@ -16,7 +16,7 @@ from mtlkernels.diagnosis.facts import (
     pairs,
     ranked,
 )
-from mtlkernels.records import Record, conflicts_by_part, live_parts, mean, steps_taken
+from mtlkernels.records import Record, conflicts_by_part, live_parts, mean, steps_taken, unbiased
 
 SHOWN = 10  # pairs, and layers
 
@@ -54,6 +54,12 @@ def _head(records: Sequence[Record]) -> list[str]:
             f"The count of steps starts again {_count(again, 'time')}: the file holds a continued "
             "run, or several; all of it is taken as one."
         )
+    if unbiased(records):
+        lines.append(
+            'With gram="unbiased" norms, shares, cosines and conflicts are estimates of what they '
+            "would be without the noise of the batch, not those of the gradients themselves; a "
+            "task's estimate may be below 0, and its norm is then 0."
+        )
     return lines
 
 
@@ -76,7 +82,7 @@ def _dominating(records: Sequence[Record]) -> list[str]:
     norms = ranked(tasks, mean(records, "norms"))
     if len(norms) < 2:
         return [_no_norms(records)]
-    return [_by_norm(norms), *_by_share(ranked(tasks, mean(records, "shares")))]
+    return [_by_norm(norms, unbiased(records)), *_by_share(ranked(tasks, mean(records, "shares")))]
 
 
 def _no_norms(records: Sequence[Record]) -> str:
@@ -93,12 +99,23 @@ def _no_norms(records: Sequence[Record]) -> str:
     )
 
 
-def _by_norm(norms: list[tuple[str, float]]) -> str:
+def _by_norm(norms: list[tuple[str, float]], estimated: bool) -> str:
     (first, most), (second, next_most), (last, least) = norms[0], norms[1], norms[-1]
     if most == 0:
+        if estimated:
+            return "No signal beyond the noise was seen in any task's gradient."
         return "All gradients are zero."
     if next_most == 0:
-        return f"{first} dominates by norm: the gradients of all other tasks are zero."
+        others = "the gradients of all other tasks are zero"
+        if estimated:
+            others = "no signal beyond the noise was seen in the gradients of all other tasks"
+        return f"{first} dominates by norm: {others}."
+    if least == 0 and estimated:
+        silent = [task for task, norm in norms if norm == 0]
+        return (
+            f"{first} has the longest gradient, {_times(most / next_most)} as long as that of "
+            f"{second}; no signal beyond the noise was seen for {', '.join(silent)}."
+        )
     told = f"its gradient is {_times(most / next_most)} as long as that of {second}"
     if most >= AHEAD * next_most:
         if len(norms) > 2:
