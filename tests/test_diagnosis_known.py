@@ -177,3 +177,16 @@ def test_a_task_without_signal_is_not_called_zero(signs) -> None:
     assert "no signal beyond the noise was seen " in told.partition("Try next")[0]
     assert "zero" not in told
     assert "infinitely" not in told
+
+
+def test_a_line_break_in_a_name_breaks_no_line() -> None:
+    tasks, parts = ("a\nb", "c\u2028\x1b[1m", "dä e"), ("x\r\ny",)
+    monitor = Monitor(parts=parts)
+    K = torch.tensor([[[1.0, -0.5, 0.0], [-0.5, 1.0, 0.0], [0.0, 0.0, 1.0]]]).double()
+    monitor(Report(tasks, K, torch.ones(1, 3).double(), None, torch.zeros(3, dtype=torch.int64)))
+    told = diagnose([monitor.flush()])
+    lines = [line.strip() for line in told.splitlines()]
+    table = lines[lines.index("Tasks") + 2 :][:3]
+    assert [line.split("  ")[0] for line in table] == [r"a\nb", r"c\u2028\x1b[1m", "dä e"]
+    assert r"a\nb / c\u2028\x1b[1m conflict in 100 % of the steps" in told
+    assert r"in the layer x\r\ny." in told

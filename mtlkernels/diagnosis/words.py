@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -27,6 +28,7 @@ def diagnose(records: Sequence[Record]) -> str:
     Args:
         records: at least one, of the same tasks, as `mtlkernels.records.read` gives them.
     """
+    records = [_on_one_line(record) for record in records]
     sections = {
         "": _head(records),
         "Tasks": [*_table(records), "", *_dominating(records), *_moved(records)],
@@ -39,6 +41,21 @@ def diagnose(records: Sequence[Record]) -> str:
     for heading, lines in sections.items():
         told += [*([f"\n{heading}"] if heading else []), *(f"  {line}".rstrip() for line in lines)]
     return "\n".join(told)
+
+
+def _on_one_line(record: Record) -> Record:
+    """With the line breaks and other control characters in the names escaped."""
+    parts = {_escaped(part): numbers for part, numbers in record.get("parts", {}).items()}
+    return {**record, "tasks": [_escaped(task) for task in record["tasks"]], "parts": parts}
+
+
+def _escaped(name: str) -> str:
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in ("Cc", "Zl", "Zp")
+        else letter
+        for letter in name
+    )
 
 
 def _head(records: Sequence[Record]) -> list[str]:
