@@ -37,7 +37,7 @@ class Monitor:
     `conflict_rate` there, of steps taken with `parts=`; of all steps those of `pairs`, how many
     pairs of tasks both reach it with a known gradient, and of `conflicting_pairs` among them:
 
-        layers = mtlkernels.named_parts(model.encoder)
+        layers = mtlkernels.named_parts(model.encoder)  # heads have no pairs, only columns
         optimizer = MTLOptimizer(base, Whole(PCGrad()), parts=list(layers.values()))
         monitor = Monitor(JSONL("run.jsonl"), parts=layers)
 
