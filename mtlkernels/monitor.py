@@ -23,7 +23,7 @@ class Monitor:
 
     Between records everything stays on the device; a record costs one transfer of a few T x T
     numbers. A record holds `step` (the last one), `steps` (how many are in the averages), `tasks`,
-    `statistic` (the last report's, see `Report`; as no number it stands in JSONL only),
+    `statistic` (of the last Gram matrix, see `Report`; as no number it stands in JSONL only),
     means of `losses`, `weights` and what `Report` tells under the same names: `norms`,
     `weighted_norms`, `projections`, `shares`, `cosines`, `conflicts`, `magnitude_similarity`,
     `curvature_bound`, `conflict_rate`, `norm_ratio` and `direction_norm`; and `status`, for each
@@ -88,7 +88,8 @@ class Monitor:
         if not self._tasks and not all(isinstance(sink, JSONL) for sink in self._sinks):
             check_names(report.tasks, self._parts)  # now, not when the first record is lost
         self._tasks = report.tasks
-        self._statistic = report.statistic
+        if report.gram is not None:  # reused weights' says nothing on the numbers
+            self._statistic = report.statistic
         numbers = _numbers(report, self._parts)
         known = numbers.isfinite()
         flags = _flags(report.status).double().to(numbers.device)
@@ -184,13 +185,13 @@ def _numbers(report: Report, parts: tuple[str, ...]) -> Tensor:
 
 def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
     """What the report knows, by name."""
-    T = len(report.tasks)
+    T, device = len(report.tasks), report.status.device
     found: dict[str, Tensor | None] = {
         "losses": report.losses,
         "weights": report.weights,
         # Without a Gram matrix none, not unknown: their means are over all steps.
-        "known": torch.zeros(T, T),
-        **{_by_part(name): torch.zeros(len(parts)) for name in PAIRS},
+        "known": torch.zeros(T, T, device=device),
+        **{_by_part(name): torch.zeros(len(parts), device=device) for name in PAIRS},
     }
     if report.gram is not None:
         asked: dict[str, Callable[[], Tensor]] = {

@@ -182,7 +182,7 @@ def as_sink(sink: Any) -> Sink:
         if _takes(getattr(sink, "log", None), False, {}, step=0):
             return _Log(sink)
     raise TypeError(
-        f"a sink is {sink!r:.60}: give JSONL(path), CSV(path), or something with "
+        f"a sink is a {type(sink).__name__}: give JSONL(path), CSV(path), or something with "
         "add_scalar(tag, value, step) or log(numbers, step=step)"
     )
 

@@ -158,7 +158,9 @@ def test_estimates_are_told_to_be_such(tmp_path) -> None:
     log, table = tmp_path / "r.jsonl", tmp_path / "r.csv"
     monitor = Monitor(JSONL(log), CSV(table), every=1)
     monitor(estimated(torch.tensor([[-1.0, 0.1], [0.1, -2.0]]).double()))
+    monitor(Report(("a", "b"), None, None, None, torch.zeros(2, dtype=torch.int64)))  # reused
     found = records.read(log)
+    assert found[1]["statistic"] == "unbiased"
     assert found[0]["statistic"] == "unbiased"
     assert "statistic" not in table.read_text()
     told = diagnose(found)
