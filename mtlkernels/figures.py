@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from mtlkernels.packages import require
-from mtlkernels.records import Record, column, live_parts, mean, steps_taken
+from mtlkernels.records import Record, column, conflicts_by_part, mean, steps_taken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,17 +85,17 @@ def cosines(records: Sequence[Record], axes: Axes | None = None) -> Axes:
 
 
 def conflict_rate_by_part(records: Sequence[Record], axes: Axes | None = None) -> Axes:
-    """Share of the pairs of tasks that conflict in each layer, means over the run.
+    """Share of the pairs of tasks that conflict in each layer, of those in which both reach it.
 
-    The records are of a `Monitor(..., parts=names)`; parts that no task reaches are left out.
+    The records are of a `Monitor(..., parts=names)`; parts that no two tasks reach are left out.
     """
     axes = _axes(axes)
-    parts = live_parts(records)
+    rates = conflicts_by_part(records)
+    parts = list(rates)
     axes.set(title="conflict rate by layer", xlim=(0, 1))
     if not parts:
         return _nothing(axes)
-    rates = [mean(records, "conflict_rate", part).item() for part in parts]
-    axes.barh(range(len(parts)), rates)
+    axes.barh(range(len(parts)), list(rates.values()))
     every = -(-len(parts) // FEW_PARTS)
     size = min(10.0, 200 / min(len(parts), FEW_PARTS))
     axes.set_yticks(range(0, len(parts), every), parts[::every], fontsize=size)
@@ -109,7 +109,7 @@ def summary(records: Sequence[Record], title: str = "") -> Figure:
     """One page: losses, norms, weights, shares, cosines, and conflicts by layer or over steps."""
     figure = _matplotlib("figure").Figure(figsize=(11, 12), layout="constrained", dpi=110)
     panels = figure.subplots(3, 2).ravel()
-    conflicts = conflict_rate_by_part if live_parts(records) else conflict_rate
+    conflicts = conflict_rate_by_part if conflicts_by_part(records) else conflict_rate
     for draw, axes in zip(
         (losses, norms, weights, shares, cosines, conflicts), panels, strict=True
     ):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels.report import Report, Status
-from mtlkernels.sinks import MATRICES, PART, SCALARS, VECTORS, as_sink
+from mtlkernels.sinks import JSONL, MATRICES, PAIRS, PART, SCALARS, VECTORS, as_sink, check_names
 
 
 class Monitor:
@@ -23,58 +23,73 @@ class Monitor:
 
     Between records everything stays on the device; a record costs one transfer of a few T x T
     numbers. A record holds `step` (the last one), `steps` (how many are in the averages), `tasks`,
+    `statistic` (of the last Gram matrix, see `Report`; as no number it stands in JSONL only),
     means of `losses`, `weights` and what `Report` tells under the same names: `norms`,
     `weighted_norms`, `projections`, `shares`, `cosines`, `conflicts`, `magnitude_similarity`,
     `curvature_bound`, `conflict_rate`, `norm_ratio` and `direction_norm`; and `status`, for each
-    task the names of all flags that came up. The mean of `conflicts` is how often two tasks did.
-    Means are over the steps in which a number is finite and known, and NaN, in JSON null, where
-    there is none such step; `weights` are NaN where parts had different ones. The condition number
-    is not among them: each step's would wait for a GPU.
+    task the names of all flags that came up. `known` is the share of the steps in which a pair's
+    cosine is finite, or on the diagonal a task's norm; the mean of `conflicts` is how often two
+    tasks did, of those steps. Means are over the steps in which a number is finite and known, and
+    NaN, in JSON null, where there is none such step; `weights` are NaN where parts had different
+    ones. The condition number is not among them: each step's would wait for a GPU.
 
     With names of parts, `parts` has for each of them means of `norms`, `cosines` and
-    `conflict_rate` there, of steps taken with `parts=`:
+    `conflict_rate` there, of steps taken with `parts=`; of all steps those of `pairs`, how many
+    pairs of tasks both reach it with a known gradient, and of `conflicting_pairs` among them:
 
-        layers = mtlkernels.named_parts(model.encoder)
+        layers = mtlkernels.named_parts(model.encoder)  # heads have no pairs, only columns
         optimizer = MTLOptimizer(base, Whole(PCGrad()), parts=list(layers.values()))
         monitor = Monitor(JSONL("run.jsonl"), parts=layers)
 
     Args:
         sinks: `CSV`, `JSONL`, anything with `add_scalar(tag, value, step)` as TensorBoard's writer
-            has, or with `log(numbers, step)` as Weights & Biases' run has.
+            has, or with `log(numbers, step=step)` as Weights & Biases' run has.
         every: k, at least 1.
         parts: names of the parts, in the order of `parts=`.
+        step: how many steps were taken before, for a run that is continued. Without it the steps
+            start at 1 again, and Weights & Biases drops them, TensorBoard draws over the old ones.
 
     Raises:
         TypeError: a sink is none.
-        ValueError: every is no positive whole number, or two parts have one name.
+        ValueError: every is no positive whole number, step a negative or none, or two parts have
+            one name.
     """
 
-    def __init__(self, *sinks: Any, every: int = 50, parts: Iterable[str] = ()) -> None:
+    def __init__(
+        self, *sinks: Any, every: int = 50, parts: Iterable[str] = (), step: int = 0
+    ) -> None:
         if not (isinstance(every, int) and every >= 1):
             raise ValueError(f"every={every}: it must be a whole number, at least 1")
+        if not (isinstance(step, int) and step >= 0):
+            raise ValueError(f"step={step}: give the whole number of steps taken before, 0 or more")
         self.every = every
         self._parts = tuple(parts)
         if len(set(self._parts)) < len(self._parts):
             raise ValueError(f"parts={', '.join(self._parts)}: give each part a name of its own")
         self._sinks = [as_sink(sink) for sink in sinks]
-        self._step = self._written = 0
+        self._step = self._written = step
         self._tasks: tuple[str, ...] = ()
         self._totals: Tensor | None = None
+        self._statistic = "exact"
 
     @torch.no_grad()
     def __call__(self, report: Report) -> None:
         """Takes one step's report; writes a record after every k-th.
 
         Raises:
-            ValueError: its tasks are others than those before, or its parts are not as many as
-                there are names.
+            ValueError: its tasks are others than those before, its parts are not as many as there
+                are names, or names with slashes make two columns of a sink one.
         """
         if self._tasks not in ((), report.tasks):
             raise ValueError(
                 f"the report is of the tasks {', '.join(report.tasks)}, those before were of "
                 f"{', '.join(self._tasks)}: use a monitor for each set of tasks"
             )
+        if not self._tasks and not all(isinstance(sink, JSONL) for sink in self._sinks):
+            check_names(report.tasks, self._parts)  # now, not when the first record is lost
         self._tasks = report.tasks
+        if report.gram is not None:  # reused weights' says nothing on the numbers
+            self._statistic = report.statistic
         numbers = _numbers(report, self._parts)
         known = numbers.isfinite()
         flags = _flags(report.status).double().to(numbers.device)
@@ -86,7 +101,10 @@ class Monitor:
             self.flush()
 
     def flush(self) -> dict[str, Any] | None:
-        """Writes the record of the steps since the last one; None where there are none."""
+        """Writes the record of the steps since the last one; None where there are none.
+
+        What sinks raise, the first of it, is raised once all of them have been written to.
+        """
         if self._totals is None:
             return None
         shapes = _shapes(len(self._tasks), len(self._parts))
@@ -101,6 +119,7 @@ class Monitor:
             "step": self._step,
             "steps": self._step - self._written,
             "tasks": list(self._tasks),
+            "statistic": self._statistic,
         }
         for (name, shape), mean in zip(shapes.items(), means, strict=True):
             record[name] = mean.view(shape).tolist()
@@ -117,8 +136,14 @@ class Monitor:
             for row in flags.view(-1, bits).tolist()
         ]
         self._written = self._step
+        errors = []
         for sink in self._sinks:
-            sink.write(record)
+            try:
+                sink.write(record)
+            except Exception as error:  # a full disk is no reason to lose it for the others too
+                errors.append(error)
+        if errors:
+            raise errors[0]
         return record
 
     def postfix(self, report: Report) -> dict[str, str]:
@@ -138,7 +163,7 @@ def _shapes(T: int, B: int) -> dict[str, torch.Size]:
         **dict.fromkeys(MATRICES, torch.Size([T, T])),
         **dict.fromkeys(SCALARS, torch.Size([])),
     }
-    return whole | {_by_part(name): torch.Size([B, *whole[name]]) for name in PART if B}
+    return whole | {_by_part(name): torch.Size([B, *whole.get(name, ())]) for name in PART if B}
 
 
 def _by_part(name: str) -> str:
@@ -160,12 +185,20 @@ def _numbers(report: Report, parts: tuple[str, ...]) -> Tensor:
 
 def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
     """What the report knows, by name."""
-    found: dict[str, Tensor | None] = {"losses": report.losses, "weights": report.weights}
+    T, device = len(report.tasks), report.status.device
+    found: dict[str, Tensor | None] = {
+        "losses": report.losses,
+        "weights": report.weights,
+        # Without a Gram matrix none, not unknown: their means are over all steps.
+        "known": torch.zeros(T, T, device=device),
+        **{_by_part(name): torch.zeros(len(parts), device=device) for name in PAIRS},
+    }
     if report.gram is not None:
         asked: dict[str, Callable[[], Tensor]] = {
             "norms": report.norms,
             "cosines": report.cosines,
-            "conflicts": report.conflicts,
+            "known": lambda: report.cosines().isfinite(),
+            "conflicts": lambda: _conflicts(report),
             "conflict_rate": report.conflict_rate,
             "norm_ratio": report.norm_ratio,
             "magnitude_similarity": report.magnitude_similarity,
@@ -185,10 +218,26 @@ def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
                 _by_part("norms"): report.norms(by_part=True),
                 _by_part("cosines"): report.cosines(by_part=True),
                 _by_part("conflict_rate"): report.conflict_rate(by_part=True),
+                **{_by_part(name): count for name, count in _pairs(report).items()},
             }
     if report.weights is not None and report.weights.dim() == 2:
         found["weights"] = report.weights[0]  # of all parts, or `_apart` says that they differ
     return found
+
+
+def _conflicts(report: Report) -> Tensor:
+    """Those of known cosines: an infinite product has a sign, and no cosine."""
+    return torch.where(report.cosines().isfinite(), report.conflicts(), torch.nan)
+
+
+def _pairs(report: Report) -> dict[str, Tensor]:
+    """(B) numbers of pairs in which both tasks reach the part, and of those that conflict there."""
+    assert report.gram is not None
+    reach = report.norms(by_part=True) > 0
+    known = report.cosines(by_part=True).isfinite()
+    pairs = (known & reach[:, :, None] & reach[:, None, :]).triu(diagonal=1)
+    conflicting = pairs & (report.gram < 0)
+    return {"pairs": pairs.sum(dim=(1, 2)), "conflicting_pairs": conflicting.sum(dim=(1, 2))}
 
 
 def _apart(report: Report) -> Tensor:

@@ -65,6 +65,8 @@ def _wrong(record: Any) -> str | None:
         number = record.get(name)
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             return f"{name} is no whole number above 0"
+    if record.get("statistic") not in ("exact", "unbiased"):
+        return 'statistic is neither "exact" nor "unbiased"'
     for name in ("tasks", "status"):
         if not isinstance(record.get(name), list):
             return f"it has no list of {name}"
@@ -126,14 +128,37 @@ def column(records: Sequence[Record], name: str, part: str | None = None) -> Ten
 def mean(records: Sequence[Record], name: str, part: str | None = None) -> Tensor:
     """The mean of a number over the run's records; NaN where never known.
 
-    Each counts as often as it has steps, also where its own mean is over fewer, the known ones.
+    What comes from the Gram matrix counts for the steps in which it is `known`. Losses, weights and
+    what parts have count for all steps of their record, also where their own mean is over fewer.
     """
     values = column(records, name, part)
     steps = torch.tensor([record["steps"] for record in records], dtype=torch.float64)
     steps = steps.view(-1, *[1] * (values.dim() - 1))
+    if part is None:
+        steps = steps * _share_known(records, name)
     known = values.isfinite()
     total = torch.where(known, values, 0.0) * steps
     return total.sum(dim=0) / (known * steps).sum(dim=0)
+
+
+def _share_known(records: Sequence[Record], name: str) -> Tensor:
+    """(R, ...), or 1: the share of each record's steps in which a number is known."""
+    known = column(records, "known")
+    if name in ("norms", "weighted_norms"):
+        return known.diagonal(dim1=1, dim2=2)
+    if name in ("projections", "shares"):  # a NaN in K spoils those of all tasks
+        return known.amin(dim=(1, 2))[:, None]
+    if name in ("norm_ratio", "direction_norm"):
+        return known.amin(dim=(1, 2))
+    if name == "conflict_rate":  # of the pairs that are known, one or more
+        return (known.tril(-1) if known.shape[1] > 1 else known).amax(dim=(1, 2))
+    return known if name in MATRICES and name != "known" else torch.ones(())
+
+
+def steps_known(records: Sequence[Record]) -> Tensor:
+    """(T, T) in how many of the run's steps a pair's cosine is known, or a task's norm."""
+    steps = torch.tensor([record["steps"] for record in records], dtype=torch.float64)
+    return (column(records, "known") * steps[:, None, None]).sum(dim=0).round()
 
 
 def steps_taken(records: Sequence[Record]) -> list[int]:
@@ -149,6 +174,26 @@ def live_parts(records: Sequence[Record]) -> list[str]:
     """Names of the parts in which some task had a gradient."""
     parts = records[0].get("parts", {})
     return [part for part in parts if (column(records, "norms", part) > 0).any()]
+
+
+def unbiased(records: Sequence[Record]) -> bool:
+    """Whether some of the numbers are of a Gram matrix without the batch's noise."""
+    return any(record["statistic"] == "unbiased" for record in records)
+
+
+def conflicts_by_part(records: Sequence[Record]) -> dict[str, float]:
+    """Share of the pairs that conflict there, of those in which both tasks reach the part.
+
+    A task's head, which no other task reaches, has no pairs and is left out.
+    """
+    rates = {}
+    steps = torch.tensor([record["steps"] for record in records], dtype=torch.float64)
+    for part in records[0].get("parts", {}):
+        pairs = (steps * column(records, "pairs", part)).sum()
+        if pairs > 0:
+            conflicting = (steps * column(records, "conflicting_pairs", part)).sum()
+            rates[part] = (conflicting / pairs).item()
+    return rates
 
 
 def _with_nan(value: Any) -> Any:

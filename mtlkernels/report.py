@@ -50,6 +50,9 @@ class Report:
         collected: how the gradients came about.
         statistic: "exact", `gram` is that of the gradients; "unbiased", an estimate of what it
             would be without the noise of the batch, which may be indefinite (`gram="unbiased"`).
+            All that the methods below tell is then that of the estimate: `norms`, `projections`,
+            `shares` and `direction_norm` are not those of this step's gradients and direction but
+            of their signal, and 0 where no signal beyond the noise is seen.
         status: (T) int64, flags of `Status`. Where a row method has neither a Gram matrix nor a
             word of its own, it speaks of the losses alone.
     """
@@ -63,7 +66,7 @@ class Report:
     statistic: str = "exact"
 
     def norms(self, by_part: bool = False) -> Tensor:
-        """(T) norms of the tasks' gradients; by part (B, T).
+        """(T) norms of the tasks' gradients; by part (B, T). 0 for an estimate K_tt below 0.
 
         Here and below, `by_part=True` raises ValueError where the step was not taken with parts.
         """
@@ -76,9 +79,13 @@ class Report:
         return (self._measured(by_part) / scale[..., :, None] / scale[..., None, :]).clamp(-1, 1)
 
     def conflicts(self) -> Tensor:
-        """(T, T) 1 where an inner product is negative, else 0; NaN where it is NaN."""
+        """(T, T) 1 where two tasks' inner product is negative, else 0; NaN where it is NaN.
+
+        A task is in no conflict with itself, though an unbiased estimate of K_tt may be negative.
+        """
         gram = self._measured()
-        return torch.where(gram.isnan(), gram, (gram < 0).to(gram))
+        two = torch.ones_like(gram, dtype=torch.bool).fill_diagonal_(False)
+        return torch.where(gram.isnan(), gram, ((gram < 0) & two).to(gram))
 
     def conflict_rate(self, by_part: bool = False) -> Tensor:
         """Share of the pairs whose product is negative; by part (B).
@@ -93,7 +100,10 @@ class Report:
         return ((gram < 0) * known).sum(dim=(-2, -1)) / known.sum(dim=(-2, -1))
 
     def direction_norm(self) -> Tensor:
-        """Norm of the direction, sqrt(w^T K w): no pass over the direction is needed."""
+        """Norm of the direction, sqrt(w^T K w): no pass over the direction is needed.
+
+        Of an unbiased K that of its signal, 0 where w^T K w is negative.
+        """
         gram = self._given()
         assert self.weights is not None  # a Gram matrix is that of weighted rows
         return direction_norm(self.weights, gram)
@@ -110,12 +120,18 @@ class Report:
         return norms.max() / norms.min()
 
     def projections(self) -> Tensor:
-        """(T) <g_t, d> / ||d||: how fast a step along the direction lowers each loss, a unit."""
+        """(T) <g_t, d> / ||d||: how fast a step along the direction lowers each loss, a unit.
+
+        0 where the direction is zero, or an unbiased K sees no signal in it.
+        """
         length = self.direction_norm()
         return self._over_parts(self._descents()) / torch.where(length > 0, length, torch.inf)
 
     def shares(self) -> Tensor:
-        """(T) w_t <g_t, d> / ||d||^2: each task's part in the direction; they add up to 1."""
+        """(T) w_t <g_t, d> / ||d||^2: each task's part in the direction; they add up to 1.
+
+        0 where the direction is zero, or an unbiased K sees no signal in it.
+        """
         assert self.weights is not None
         parts = self._over_parts(self.weights * self._descents())
         total = parts.sum()

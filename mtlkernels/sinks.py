@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import inspect
+import io
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 SCALARS = ("conflict_rate", "norm_ratio", "direction_norm")
 VECTORS = ("losses", "norms", "weights", "weighted_norms", "projections", "shares")
-MATRICES = ("cosines", "conflicts", "magnitude_similarity", "curvature_bound")
-PART = ("norms", "cosines", "conflict_rate")  # of each part
+MATRICES = ("known", "cosines", "conflicts", "magnitude_similarity", "curvature_bound")
+PAIRS = ("pairs", "conflicting_pairs")  # numbers of them, of each part only
+PART = ("norms", "cosines", "conflict_rate", *PAIRS)  # of each part
 
 
 class Sink(Protocol):
@@ -24,32 +28,39 @@ class Sink(Protocol):
 class JSONL:
     """A file with one JSON object a line; an interrupted run's is continued.
 
+    A run that goes on from a checkpoint of step n appends to its file and counts on:
+
+        monitor = Monitor(JSONL("run.jsonl"), step=n)
+
     Args:
         path: it is appended to.
+
+    Raises:
+        ValueError: the path's folder is not there, or it is a folder itself.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = _checked(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends a line, NaN as null, and closes the file: nothing is lost by a crash."""
         text = json.dumps(_without_nan(record), allow_nan=False) + "\n"
         with self.path.open("a+b") as file:
-            if file.tell():  # a line that was cut off stays one of its own
-                file.seek(-1, os.SEEK_END)
-                text = text if file.read() == b"\n" else "\n" + text
-            file.write(text.encode())
+            _append_line(file, text.encode())
 
 
 class CSV:
-    """A table with a column a number: `norms/seg`, `cosines/seg/depth`, `conflict_rate`.
+    """A table in UTF-8 with a column a number: `norms/seg`, `cosines/seg/depth`, `conflict_rate`.
 
     Args:
         path: it is appended to.
+
+    Raises:
+        ValueError: the path's folder is not there, or it is a folder itself.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = _checked(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends a row, and before the first one the names of the columns.
@@ -58,39 +69,86 @@ class CSV:
             ValueError: the file has other columns.
         """
         row = {"step": record["step"], "steps": record["steps"], **scalars(record)}
-        with self.path.open("a+", newline="") as file:
+        names = _csv_line(row)
+        with self.path.open("a+b") as file:
             file.seek(0)
-            columns = next(csv.reader(file), None)
-            if columns not in (None, list(row)):
+            start = file.read(len(names))
+            if len(start) < len(names) and names.startswith(start):  # none yet, or cut off
+                file.truncate(0)
+                file.write(names)
+            elif self._columns() != list(row):
                 raise ValueError(
                     f"{self.path} has other columns than this record, of other tasks or parts: use "
                     "a file for each run"
                 )
-            file.seek(0, os.SEEK_END)
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if columns is None:
-                writer.writeheader()
-            writer.writerow(row)
+            _append_line(file, _csv_line(row.values()))
+
+    def _columns(self) -> list[str] | None:
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
+            return next(csv.reader(file), None)
+
+
+def _checked(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: make the folder {path.parent} first")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file in it")
+    return path
+
+
+def _csv_line(entries: Iterable[Any]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(entries)
+    return text.getvalue().encode()
+
+
+def _append_line(file: BinaryIO, line: bytes) -> None:
+    """A line that was cut off before it stays one of its own."""
+    if file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        line = line if file.read() == b"\n" else b"\n" + line
+    file.write(line)
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """A record's numbers one by one: `norms/seg`, and a part's `encoder/norms/seg`."""
-    flat = _flat(record, record["tasks"])
+    return dict(_flat(record))
+
+
+def check_names(tasks: Sequence[str], parts: Sequence[str]) -> None:
+    """Raises ValueError where two of a record's numbers, one by one, would have one name."""
+    zeros: dict[str, Any] = dict.fromkeys(SCALARS, 0.0)
+    zeros |= dict.fromkeys(VECTORS, [0.0] * len(tasks))
+    zeros |= dict.fromkeys(MATRICES, [[0.0] * len(tasks)] * len(tasks))
+    part = {name: zeros.get(name, 0.0) for name in PART}
+    record = {"tasks": tasks, **zeros, "parts": dict.fromkeys(parts, part)}
+    counts = Counter(["step", "steps", *(name for name, _ in _flat(record))])
+    name, count = counts.most_common(1)[0]
+    if count > 1:
+        raise ValueError(
+            f"{count} numbers of a record would have the name {name!r}: give the tasks and the "
+            "parts names without a slash, or JSONL as the only sink"
+        )
+
+
+def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    yield from _named(record, record["tasks"])
     for part, numbers in record.get("parts", {}).items():
-        flat |= {f"{part}/{name}": x for name, x in _flat(numbers, record["tasks"]).items()}
-    return flat
+        yield from ((f"{part}/{name}", x) for name, x in _named(numbers, record["tasks"]))
 
 
-def _flat(numbers: Mapping[str, Any], tasks: list[str]) -> dict[str, float]:
-    flat = {name: numbers[name] for name in SCALARS if name in numbers}
+def _named(numbers: Mapping[str, Any], tasks: Sequence[str]) -> Iterator[tuple[str, float]]:
+    for name in (*SCALARS, *PAIRS):
+        if name in numbers:
+            yield name, numbers[name]
     for name in VECTORS:
         if name in numbers:
-            flat |= {f"{name}/{task}": x for task, x in zip(tasks, numbers[name], strict=True)}
+            yield from zip((f"{name}/{task}" for task in tasks), numbers[name], strict=True)
     for name in MATRICES:
         for i, row in enumerate(numbers.get(name, ())):
-            others = zip(tasks[i + 1 :], row[i + 1 :], strict=True)
-            flat |= {f"{name}/{tasks[i]}/{other}": x for other, x in others}
-    return flat
+            others = (f"{name}/{tasks[i]}/{other}" for other in tasks[i + 1 :])
+            yield from zip(others, row[i + 1 :], strict=True)
 
 
 class _AddScalar:
@@ -114,18 +172,35 @@ def as_sink(sink: Any) -> Sink:
     """A sink of ours, around what another library logs with.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: it is neither, as far as can be told before the first record.
     """
     if isinstance(sink, CSV | JSONL):
         return sink
-    if hasattr(sink, "add_scalar"):
-        return _AddScalar(sink)
-    if hasattr(sink, "log"):
-        return _Log(sink)
+    if not isinstance(sink, type):  # a class's functions take its instance first
+        if _takes(getattr(sink, "add_scalar", None), True, "tag", 0.0, 0):
+            return _AddScalar(sink)
+        if _takes(getattr(sink, "log", None), False, {}, step=0):
+            return _Log(sink)
     raise TypeError(
         f"a sink is a {type(sink).__name__}: give JSONL(path), CSV(path), or something with "
-        "add_scalar(tag, value, step) or log(numbers, step)"
+        "add_scalar(tag, value, step) or log(numbers, step=step)"
     )
+
+
+def _takes(function: Any, untold: bool, *args: Any, **kwargs: Any) -> bool:
+    """Whether it can be called so; `untold` where it is compiled and does not tell.
+
+    A compiled writer may have `add_scalar`, but `log` is a logarithm there: `math.log`.
+    """
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:
+        return untold
+    return True
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, float]:

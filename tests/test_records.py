@@ -57,12 +57,19 @@ GOOD = {
     "step": 1,
     "steps": 1,
     "tasks": ["a", "b"],
+    "statistic": "exact",
     **{name: [1.0, 2.0] for name in VECTORS},
     **{name: [[1.0, 0.0], [0.0, 1.0]] for name in MATRICES},
     **dict.fromkeys(SCALARS, 1.0),
     "status": [[], []],
 }
-PART = {"norms": [1.0, 2.0], "cosines": GOOD["cosines"], "conflict_rate": None}
+PART = {
+    "norms": [1.0, 2.0],
+    "cosines": GOOD["cosines"],
+    "conflict_rate": None,
+    "pairs": 1.0,
+    "conflicting_pairs": 0.0,
+}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +77,7 @@ PART = {"norms": [1.0, 2.0], "cosines": GOOD["cosines"], "conflict_rate": None}
     [
         ({"step": 0}, "step is no whole number above 0"),
         ({"steps": True}, "steps is no whole number above 0"),
+        ({"statistic": None}, "statistic is neither"),
         ({"tasks": "ab"}, "no list of tasks"),
         ({"tasks": []}, "tasks are no names"),
         ({"status": [[]]}, "flags a task"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtlkernels.diagnosis.facts import OPPOSED, UNLIKE, flags, pairs, ratio
-from mtlkernels.records import Record, mean
+from mtlkernels.diagnosis.facts import OPPOSED, UNLIKE, flags, never_finite, pairs, ratio
+from mtlkernels.records import Record, mean, unbiased
 
 BROKEN = ("NON_FINITE", "INVALID_LOSS", "INVALID_GRAM")
 _COMPARE = "Compare on your own validation metrics: gradients do not say what trains better."
@@ -31,10 +31,17 @@ def _balance(records: Sequence[Record]) -> str:
     if len(tasks) < 2:
         return "Nothing: one task needs no balancing."
     if norms.isfinite().sum() < 2:
+        if never_finite(records):
+            return "Record some steps in which gradients are finite, to see norms and conflicts."
         return (
             "Record some steps with a Gram method, for example Sum(), to see norms and conflicts."
         )
     silent = [task for task, norm in zip(tasks, norms.tolist(), strict=True) if norm == 0]
+    if silent and unbiased(records):
+        return (
+            f"Take larger batches or more ranks: no signal beyond the noise was seen in the "
+            f"gradient of {', '.join(silent)}, and balancing it would be balancing noise."
+        )
     if silent:
         return (
             f"Find out why no gradient of {', '.join(silent)} reaches the shared parameters: a "

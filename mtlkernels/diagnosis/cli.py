@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{arguments.run}\n{diagnose(records)}", flush=True)
+    _print(f"{arguments.run}\n{diagnose(records)}")
     try:
         summary(records, str(arguments.run)).savefig(out)
     except MissingPackageError as missing:
@@ -33,8 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:  # no such folder, no such format
         print(f"the figure cannot be saved as {out}: {error}", file=sys.stderr)
         return 2
-    print(f"\nfigure: {out}")
+    _print(f"\nfigure: {out}")
     return 0
+
+
+def _print(text: str) -> None:
+    """Letters that the terminal has not are escaped; stderr does so by itself."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

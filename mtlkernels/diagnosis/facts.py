@@ -8,7 +8,7 @@ from itertools import combinations
 
 from torch import Tensor
 
-from mtlkernels.records import Record, mean
+from mtlkernels.records import Record, mean, steps_known
 
 AHEAD = 1.5
 """A task dominates where its norm is so many times the next one's, or its share an equal one's."""
@@ -23,11 +23,12 @@ step too, but at cosines around 0."""
 
 @dataclass(frozen=True)
 class Pair:
-    """Two tasks: how often their inner product is negative, and their mean cosine."""
+    """Two tasks: how often their inner product is negative, of how many steps; mean cosine."""
 
     first: str
     second: str
     rate: float
+    steps: int
     cosine: float
 
     @property
@@ -53,8 +54,9 @@ def pairs(records: Sequence[Record]) -> list[Pair]:
     """All pairs of which the cosine is known, those that conflict most often first."""
     tasks = records[0]["tasks"]
     rates, cosines = mean(records, "conflicts"), mean(records, "cosines")
+    steps = steps_known(records)
     found = [
-        Pair(tasks[i], tasks[j], rates[i, j].item(), cosines[i, j].item())
+        Pair(tasks[i], tasks[j], rates[i, j].item(), int(steps[i, j]), cosines[i, j].item())
         for i, j in combinations(range(len(tasks)), 2)
         if cosines[i, j].isfinite() and rates[i, j].isfinite()
     ]
@@ -80,3 +82,10 @@ def flags(records: Sequence[Record]) -> list[tuple[str, str, int]]:
         seen = [flag for record in records for flag in record["status"][t]]
         found += [(task, str(flag), seen.count(flag)) for flag in dict.fromkeys(seen)]
     return found
+
+
+def never_finite(records: Sequence[Record]) -> list[str]:
+    """The tasks of unknown norm for which NON_FINITE came up in every record."""
+    counts = {task: count for task, flag, count in flags(records) if flag == "NON_FINITE"}
+    norms = zip(records[0]["tasks"], mean(records, "norms").tolist(), strict=True)
+    return [task for task, norm in norms if norm != norm and counts.get(task) == len(records)]

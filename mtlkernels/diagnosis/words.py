@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
 from mtlkernels.diagnosis.advice import next_step
-from mtlkernels.diagnosis.facts import AHEAD, MOVED, UNLIKE, ends, flags, pairs, ranked
-from mtlkernels.records import Record, live_parts, mean, steps_taken
+from mtlkernels.diagnosis.facts import (
+    AHEAD,
+    MOVED,
+    UNLIKE,
+    ends,
+    flags,
+    never_finite,
+    pairs,
+    ranked,
+)
+from mtlkernels.records import Record, conflicts_by_part, live_parts, mean, steps_taken, unbiased
 
 SHOWN = 10  # pairs, and layers
 
@@ -18,6 +28,7 @@ def diagnose(records: Sequence[Record]) -> str:
     Args:
         records: at least one, of the same tasks, as `mtlkernels.records.read` gives them.
     """
+    records = [_on_one_line(record) for record in records]
     sections = {
         "": _head(records),
         "Tasks": [*_table(records), "", *_dominating(records), *_moved(records)],
@@ -32,6 +43,21 @@ def diagnose(records: Sequence[Record]) -> str:
     return "\n".join(told)
 
 
+def _on_one_line(record: Record) -> Record:
+    """With the line breaks and other control characters in the names escaped."""
+    parts = {_escaped(part): numbers for part, numbers in record.get("parts", {}).items()}
+    return {**record, "tasks": [_escaped(task) for task in record["tasks"]], "parts": parts}
+
+
+def _escaped(name: str) -> str:
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in ("Cc", "Zl", "Zp")
+        else letter
+        for letter in name
+    )
+
+
 def _head(records: Sequence[Record]) -> list[str]:
     tasks = records[0]["tasks"]
     lines = [
@@ -44,6 +70,12 @@ def _head(records: Sequence[Record]) -> list[str]:
         lines.append(
             f"The count of steps starts again {_count(again, 'time')}: the file holds a continued "
             "run, or several; all of it is taken as one."
+        )
+    if unbiased(records):
+        lines.append(
+            'With gram="unbiased" norms, shares, cosines and conflicts are estimates of what they '
+            "would be without the noise of the batch, not those of the gradients themselves; a "
+            "task's estimate may be below 0, and its norm is then 0."
         )
     return lines
 
@@ -66,19 +98,41 @@ def _dominating(records: Sequence[Record]) -> list[str]:
         return ["One task: there is nothing to balance."]
     norms = ranked(tasks, mean(records, "norms"))
     if len(norms) < 2:
-        return [
-            "No norms of the tasks' gradients are in these records: a loss method takes one "
-            "backward and sees none. Record some steps with a Gram method, for example Sum()."
-        ]
-    return [_by_norm(norms), *_by_share(ranked(tasks, mean(records, "shares")))]
+        return [_no_norms(records)]
+    return [_by_norm(norms, unbiased(records)), *_by_share(ranked(tasks, mean(records, "shares")))]
 
 
-def _by_norm(norms: list[tuple[str, float]]) -> str:
+def _no_norms(records: Sequence[Record]) -> str:
+    bad = never_finite(records)
+    if bad:
+        return (
+            "The norms of two tasks' gradients are in none of these records: in each of them "
+            f"NON_FINITE came up for {', '.join(bad)}."
+        )
+    return (
+        "No norms of the tasks' gradients are in these records: a loss method takes one backward "
+        "and sees none, and a row method may need none. Record some steps with a Gram method, for "
+        "example Sum()."
+    )
+
+
+def _by_norm(norms: list[tuple[str, float]], estimated: bool) -> str:
     (first, most), (second, next_most), (last, least) = norms[0], norms[1], norms[-1]
     if most == 0:
+        if estimated:
+            return "No signal beyond the noise was seen in any task's gradient."
         return "All gradients are zero."
     if next_most == 0:
-        return f"{first} dominates by norm: the gradients of all other tasks are zero."
+        others = "the gradients of all other tasks are zero"
+        if estimated:
+            others = "no signal beyond the noise was seen in the gradients of all other tasks"
+        return f"{first} dominates by norm: {others}."
+    if least == 0 and estimated:
+        silent = [task for task, norm in norms if norm == 0]
+        return (
+            f"{first} has the longest gradient, {_times(most / next_most)} as long as that of "
+            f"{second}; no signal beyond the noise was seen for {', '.join(silent)}."
+        )
     told = f"its gradient is {_times(most / next_most)} as long as that of {second}"
     if most >= AHEAD * next_most:
         if len(norms) > 2:
@@ -130,8 +184,9 @@ def _conflicts(records: Sequence[Record]) -> list[str]:
     conflicting = [pair for pair in found if pair.rate > 0]
     if not conflicting:
         return ["No two tasks conflicted in any step that is known."]
+    steps = steps_taken(records)[-1]
     lines = [
-        f"{pair.name} conflict in {_percent(pair.rate)} of the steps, "
+        f"{pair.name} conflict in {_percent(pair.rate)} of {_of_steps(pair.steps, steps)}, "
         f"mean cosine {pair.cosine:+.2f}."
         for pair in conflicting[:SHOWN]
     ]
@@ -143,18 +198,19 @@ def _conflicts(records: Sequence[Record]) -> list[str]:
     return lines
 
 
+def _of_steps(known: int, steps: int) -> str:
+    return "the steps" if known == steps else f"the {known} steps in which it is known"
+
+
 def _where(records: Sequence[Record]) -> list[str]:
-    """Layers by how often pairs of tasks conflict there."""
-    parts = live_parts(records)
-    if not parts:
+    """Layers by how often pairs of tasks that both reach them conflict there."""
+    if not live_parts(records):
         return [
             "Not known: take the steps with parts=, and Whole(method) to change nothing else, and "
             "give Monitor(..., parts=names)."
         ]
-    rates = sorted(
-        ((mean(records, "conflict_rate", part).item(), part) for part in parts), reverse=True
-    )
-    rates = [(rate, part) for rate, part in rates if rate > 0]
+    found = conflicts_by_part(records)
+    rates = sorted(((rate, part) for part, rate in found.items() if rate > 0), reverse=True)
     lines = [
         f"{_percent(rate)} of the pairs conflict in the layer {part}."
         for rate, part in rates[:SHOWN]
