@@ -29,7 +29,7 @@ _SELECTING = {
 }
 # What makes one tensor of several; CopySlices writes to a part of one in place.
 _JOINING = {
-    *("Stack", "Cat", "BlockDiag", "CopySlices", "Where"),
+    *("Stack", "Cat", "BlockDiag", "CopySlices", "Where", "NestedTensorFromTensorList"),
     *("IndexPut", "IndexPutImpl", "IndexCopy", "IndexAdd", "Put", "MaskedScatter", "MaskedFill"),
     *("Scatter", "ScatterAdd", "ScatterReduce", "SelectScatter", "SliceScatter"),
     *("DiagonalScatter", "AsStridedScatter"),
@@ -38,6 +38,7 @@ _JOINING = {
 _MIXING = re.compile(
     r"[Mm]m$|[Mm]v$|Linear$|^Trilinear$|Conv(?!ert)|Embedding|Attention|Rnn|Lstm|Cdist"
 )
+_VARIANT = re.compile(r"Backward(AutogradNestedTensor)?\d*(_copy)?$")
 
 
 class _Reads(Enum):
@@ -109,7 +110,8 @@ def _only_input(node: Node | None, number: int) -> tuple[Node | None, int]:
 
 
 def _kind(node: Node) -> str:
-    return re.sub(r"Backward\d*(_copy)?$", "", node.name().rpartition("::")[2])
+    """What a node undoes, as autograd calls it: Select for SelectBackward0 and its variants."""
+    return _VARIANT.sub("", node.name().rpartition("::")[2])
 
 
 def entries_of_one_join(losses: Sequence[Tensor]) -> bool:
