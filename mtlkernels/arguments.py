@@ -125,10 +125,10 @@ def refuse_hidden_reach(losses: Sequence[Tensor]) -> None:
         )
     if entries_of_one_join(losses):
         raise ValueError(
-            "the losses are entries of one tensor that torch.cat or torch.stack put together: each "
-            "reaches, with zeros, what all of them reach, so heads cannot be told from what is "
-            "shared. Give the losses as they were before, or name the shared parameters with "
-            "shared="
+            "the losses are entries of one tensor that torch.cat, torch.stack or slice assignment "
+            "put together: each reaches, with zeros, what all of them reach, so heads cannot be "
+            "told from what is shared. Give the losses as they were before, or name the shared "
+            "parameters with shared="
         )
 
 

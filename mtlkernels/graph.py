@@ -6,49 +6,83 @@ losses that are entries of one tensor, and code that torch.compile made one node
 
 from __future__ import annotations
 
+import math
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
+from functools import reduce
+from operator import and_, or_
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 # What may stand between torch.stack(losses) and a loss without mixing entries: x + a, x * a, ...
-_ENTRYWISE = ("Mul", "Div", "Add", "Sub", "Neg", "ToCopy", "Alias", "View", "Clone")
-# What takes some entries of a tensor.
-_SELECTING = ("Unbind", "Select", "Slice", "Split", "SplitWithSizes", "Index", "IndexSelect")
-# What makes one tensor of several.
-_JOINING = ("Stack", "Cat")
+_ENTRYWISE = {"Mul", "Div", "Add", "Sub", "Neg", "ToCopy", "Alias", "View", "Clone"}
+# What takes some entries of a tensor; a view of a buffer written to in place is an AsStrided.
+_SELECTING = {
+    *("Unbind", "Select", "Slice", "NarrowCopy", "AsStrided", "Diagonal"),
+    *("Split", "SplitWithSizes", "UnsafeSplit", "UnsafeSplitWithSizes"),
+    *("Index", "IndexSelect", "Gather", "MaskedSelect", "Take"),
+}
+# What makes one tensor of several; CopySlices writes to a part of one in place.
+_JOINING = {
+    *("Stack", "Cat", "BlockDiag", "CopySlices", "Where", "NestedTensorFromTensorList"),
+    *("IndexPut", "IndexPutImpl", "IndexCopy", "IndexAdd", "Put", "MaskedScatter", "MaskedFill"),
+    *("Scatter", "ScatterAdd", "ScatterReduce", "SelectScatter", "SliceScatter"),
+    *("DiagonalScatter", "AsStridedScatter"),
+}
+# What computes each of its entries from many: Mm, Addmm, Bmm, Mv, MkldnnConvolution, CudnnRnn, ...
+_MIXING = re.compile(
+    r"[Mm]m$|[Mm]v$|Linear$|^Trilinear$|Conv(?!ert)|Embedding|Attention|Rnn|Lstm|Cdist"
+)
+_VARIANT = re.compile(r"Backward(AutogradNestedTensor)?\d*(_copy)?$")
+
+
+class _Reads(Enum):
+    """What a loss takes of a tensor behind it."""
+
+    WHOLE = 0
+    PART = 1  # some entries of it, or of what they are entries of
+    ALL = 2  # behind a layer, where a part is not told from the whole
+
+
+_State = tuple[Node, _Reads]
 
 
 def root(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor]:
     """Where the backward of a loss starts, and with which cotangent.
 
-    An entry of `torch.stack(losses)`, scaled or not, is traced back to the loss it was: through the
-    stack it would reach every parameter that any of the losses reaches, with zeros.
+    An entry of `torch.stack(losses)`, scaled or not, is traced back to the loss it was, which may
+    be an entry of a stack again: through the stack it would reach every parameter that any of the
+    losses reaches, with zeros.
     """
-    one = torch.ones_like(loss)
+    start: Tensor | GradientEdge = loss
+    seed = torch.ones_like(loss)
     if torch.compiler.is_compiling():  # no graph to look at
-        return loss, one
-    found = _stack_entry(loss)
-    if found is None:
-        return loss, one
-    stack, index = found
-    (row,) = torch.autograd.grad(loss, GradientEdge(stack, 0), one, retain_graph=True)
-    if row.dim() != 1 or len(row) != len(stack.next_functions):
-        return loss, one  # a stack of something else than scalars
-    node, output = stack.next_functions[index]
-    if node is None:
-        raise ValueError(
-            f"loss {index} of the stack has no graph: it was computed under no_grad, detached, or "
-            "from nothing that requires grad"
-        )
-    return GradientEdge(node, output), row[index]
+        return start, seed
+    found = _stack_entry(loss.grad_fn, loss.output_nr)
+    while found is not None:
+        stack, index = found
+        (row,) = torch.autograd.grad(start, GradientEdge(stack, 0), seed, retain_graph=True)
+        if row.dim() != 1 or len(row) != len(stack.next_functions):
+            break  # a stack of something else than scalars
+        node, output = stack.next_functions[index]
+        if node is None:
+            raise ValueError(
+                f"loss {index} of the stack has no graph: it was computed under no_grad, detached, "
+                "or from nothing that requires grad"
+            )
+        start, seed = GradientEdge(node, output), row[index]
+        found = _stack_entry(node, output)
+    return start, seed
 
 
-def _stack_entry(loss: Tensor) -> tuple[Node, int] | None:
-    """The stack that a loss is an entry of, and which."""
-    entry, number = _only_input(loss.grad_fn, loss.output_nr)
+def _stack_entry(node: Node | None, number: int) -> tuple[Node, int] | None:
+    """The stack that an output of a node is an entry of, and which."""
+    entry, number = _only_input(node, number)
     if entry is None or not entry.next_functions:
         return None
     stack, _ = _only_input(*entry.next_functions[0])
@@ -76,33 +110,108 @@ def _only_input(node: Node | None, number: int) -> tuple[Node | None, int]:
 
 
 def _kind(node: Node) -> str:
-    return node.name().removesuffix("Backward0")
+    """What a node undoes, as autograd calls it: Select for SelectBackward0 and its variants."""
+    return _VARIANT.sub("", node.name().rpartition("::")[2])
 
 
 def entries_of_one_join(losses: Sequence[Tensor]) -> bool:
-    """Whether two losses are entries of one tensor that torch.cat or torch.stack put together.
+    """Whether heads would pass for shared: losses that select from a tensor joined of several.
 
-    Not so where `root` sees through it.
+    A loss that selects may read one input of the join alone, and gives zeros to what lies behind
+    the others. So it is only certain to reach what lies behind all of them. Losses are refused
+    where two reach a parameter, but less than two are certain to. Behind the first layer on a way
+    down a join is taken for a part of a trunk, such as a class token beside patches or a skip
+    connection. Stacks that `root` sees through do not count.
     """
-    joins = []
-    for loss in losses:
-        start, _ = root(loss)
-        if start is loss:
-            joins.append(_join_behind_selection(loss))
-    found = [join for join in joins if join is not None]
-    return len(set(found)) < len(found)
+    edges = [edge for edge, _ in map(root, losses)]
+    nodes = [(get_gradient_edge(e) if isinstance(e, Tensor) else e).node for e in edges]
+    if not _selects_from_a_join(nodes):
+        return False
+    certain = [(node, _Reads.WHOLE) for node in nodes]
+    reached = [(node, _Reads.ALL) for node in nodes]
+    leaves = _leaves([*certain, *reached])
+    return bool(
+        _in_two(leaves[state] for state in reached) & ~_in_two(leaves[state] for state in certain)
+    )
 
 
-def _join_behind_selection(loss: Tensor) -> Node | None:
-    """The first node with several inputs behind a loss, if it joins and entries were selected."""
-    node, selected = loss.grad_fn, False
-    while node is not None:
-        inputs = [fn for fn, _ in node.next_functions if fn is not None]
-        if len(inputs) != 1 or _kind(node) in _JOINING:
-            return node if selected and _kind(node) in _JOINING else None
-        selected = selected or _kind(node) in _SELECTING
-        node = inputs[0]
-    return None
+def _selects_from_a_join(nodes: Sequence[Node]) -> bool:
+    """Whether there is one at all above the layers: no more than the graph's top is looked at."""
+    todo = [(node, _Reads.WHOLE) for node in nodes]
+    seen = set(todo)
+    while todo:
+        state = todo.pop()
+        inputs = set(_inputs(state))
+        if len(inputs) > 1 and _selects(state):
+            return True
+        new = {(node, reads) for node, reads in inputs if reads is not _Reads.ALL} - seen
+        seen |= new
+        todo += new
+    return False
+
+
+def _leaves(states: Sequence[_State]) -> dict[_State, int]:
+    """Which leaves of the graph each state is certain to reach, as the bits of a number."""
+    found: dict[_State, int] = {}
+    place: dict[Node, int] = {}
+    todo = list(states)
+    while todo:
+        state = todo[-1]
+        inputs = _inputs(state)
+        missing = [] if state in found else [entry for entry in inputs if entry not in found]
+        todo += missing
+        if missing:
+            continue
+        node, _ = todo.pop()
+        if inputs:
+            found[state] = reduce(and_ if _selects(state) else or_, map(found.__getitem__, inputs))
+        else:
+            is_leaf = _kind(node) == "AccumulateGrad"
+            found[state] = 1 << place.setdefault(node, len(place)) if is_leaf else 0
+    return found
+
+
+def _inputs(state: _State) -> list[_State]:
+    """What a state leads to, one step down."""
+    node, reads = state
+    if reads is not _Reads.ALL:
+        if _mixes(node):
+            reads = _Reads.ALL
+        elif _kind(node) in _SELECTING:
+            reads = _Reads.PART
+    return [
+        (source, _Reads.WHOLE if reads is _Reads.PART and _is_number(source, output) else reads)
+        for source, output in node.next_functions
+        if source is not None
+    ]
+
+
+def _selects(state: _State) -> bool:
+    """Whether a part is read of what a node joins."""
+    node, reads = state
+    return reads is _Reads.PART and _kind(node) in _JOINING
+
+
+def _mixes(node: Node) -> bool:
+    """Whether a node is a layer; one of several inputs that torch does not know may be."""
+    if isinstance(node, BackwardCFunction):
+        return sum(source is not None for source, _ in node.next_functions) > 1
+    return _MIXING.search(_kind(node)) is not None
+
+
+def _is_number(node: Node, output: int) -> bool:
+    """Whether an output is one number, of which no part can be taken."""
+    shape = node._input_metadata[output]
+    return not shape.is_nested_tensor and math.prod(shape.shape) == 1
+
+
+def _in_two(sets: Iterable[int]) -> int:
+    """The bits that stand in at least two numbers."""
+    once = twice = 0
+    for members in sets:
+        twice |= once & members
+        once |= members
+    return twice
 
 
 def outputs_of_one_compiled_function(losses: Sequence[Tensor]) -> bool:

@@ -26,11 +26,19 @@ def test_a_stack_of_vectors_is_not_taken_for_a_stack_of_losses() -> None:
     W = nn.Parameter(torch.tensor([1.0, 2.0]))
     scales = [k * W**2 for k in (1.0, 2.0)]
     entries = torch.stack(scales).view(-1)
-    with pytest.raises(ValueError, match="entries of one tensor"):
-        mtlkernels.backward([entries[0], entries[1]], [W], Sum())
-    mtlkernels.backward([entries[0], entries[1]], [W], Sum(), shared=[W])
+    mtlkernels.backward([entries[0], entries[1]], [W], Sum())
     assert W.grad is not None
     assert W.grad.tolist() == [2.0, 4.0]
+
+
+def test_vectors_of_different_parameters_are_not_taken_for_losses() -> None:
+    V, W = (nn.Parameter(torch.tensor([1.0, k])) for k in (2.0, 3.0))
+    entries = torch.stack([V**2, W**2]).view(-1)
+    with pytest.raises(ValueError, match="entries of one tensor"):
+        mtlkernels.backward([entries[0], entries[1]], [V, W], Sum())
+    mtlkernels.backward([entries[0], entries[1]], [V, W], Sum(), shared=[V])
+    assert V.grad is not None
+    assert V.grad.tolist() == [2.0, 4.0]
 
 
 @pytest.mark.parametrize(
