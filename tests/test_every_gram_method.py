@@ -145,6 +145,8 @@ def test_hard_grams_are_solved(name: str, kind: str) -> None:
         allowed = {Status(0)}
         if kind == "low-rank":
             allowed |= {Status.STATIONARY, Status.NO_SOLUTION, Status.ILL_CONDITIONED}
+        if kind == "nearly-parallel" and name == "AlignedMTL":
+            allowed |= {Status.ILL_CONDITIONED}  # its length is the smallest singular value
         assert flags <= allowed
 
 

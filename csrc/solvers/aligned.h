@@ -1,7 +1,7 @@
 // Aligned-MTL (arXiv 2305.19000): the gradients' matrix with all its singular values made equal, at a common length s.
 // With K = sum_k sigma_k^2 u_k u_k^T over its rank: weights = B p,  B = s sum_k u_k u_k^T / sigma_k. With s the smallest
-// no weight exceeds |p|. With another s, where terms cancel to less of d than K's rounding, gradients that lie in the span
-// of the others but for that rounding count as lying in it.
+// no weight exceeds |p|. Gradients that lie in the span of the others but for K's rounding count as lying in it: with the
+// smallest s always, as it would be rounding itself; with another where terms cancel to less of d than that rounding.
 #pragma once
 
 #include "eigen.h"
@@ -42,7 +42,8 @@ MTLKERNELS_HOST_DEVICE void aligned(const Lanes& lanes, const double* K, const d
 
   bool converged = true, known = false;
   for (double share = kRankShare; !known; share = kNoise) {
-    const int rank = factorise(lanes, C, norm, n, F, rest, share);
+    double least;
+    const int rank = factorise(lanes, C, norm, n, F, rest, share, &least);
     for (int i = lanes.lane; i < n; i += lanes.lanes)
       for (int k = 0; k < rank; ++k) F[k * n + i] *= norm[i];
     lanes.sync();
@@ -64,7 +65,7 @@ MTLKERNELS_HOST_DEVICE void aligned(const Lanes& lanes, const double* K, const d
     }
     lanes.sync();
     for (int i = 0; i < n; ++i) terms += std::fabs(weights[active[i]]) * norm[i];
-    known = share == kNoise || scale == AlignedScale::kMin || stands_out(std::sqrt(square), terms);
+    known = share == kNoise || (scale == AlignedScale::kMin ? least > kNoise : stands_out(std::sqrt(square), terms));
     if (!known) flag_all(lanes, status, tasks, kIllConditioned);
     lanes.sync();
   }

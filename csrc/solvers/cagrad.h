@@ -56,7 +56,7 @@ MTLKERNELS_HOST_DEVICE double normalise(const Lanes& lanes, const double* K, int
 struct Pull {
   double share;
   const double* along;  // (n)
-  bool stationary, converged;
+  bool stationary, converged, doubtful = false;  // doubtful: it hangs on rounding of K, but is bounded
 };
 
 // CAGrad's, for k > 0. w, v: (n).

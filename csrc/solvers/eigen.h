@@ -18,11 +18,12 @@ constexpr double kJacobiShare = 2e-16;  // times n, of the terms of a product of
 // C: (n, n) with a diagonal of ones. F: (n, n), the first rank rows are filled. Returns the rank. Pivots are the largest
 // of C with its columns scaled by `scale`, or of C where it is null: rows then come in the order of their lengths, with
 // exact zeros where rotations would otherwise have to cancel what a long gradient adds to a short row. A pivot below
-// `share` is none.
+// `share` is none. `least`, where given, is the smallest that was taken.
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE int factorise(const Lanes& lanes, const double* C, const double* scale, int n, double* F, double* rest,
-                                     double share = kRankShare) {
+                                     double share = kRankShare, double* least = nullptr) {
   fill(lanes, rest, n, 1.0);
+  if (least) *least = 1.0;
   for (int k = 0; k < n; ++k) {
     int pivot = -1;
     double longest = 0;
@@ -31,6 +32,7 @@ MTLKERNELS_HOST_DEVICE int factorise(const Lanes& lanes, const double* C, const 
       if (length > longest) longest = length, pivot = i;
     }
     if (pivot < 0) return k;
+    if (least) *least = std::fmin(*least, rest[pivot]);
     const double root = std::sqrt(rest[pivot]);
     double* row = F + k * n;
     for (int i = lanes.lane; i < n; i += lanes.lanes) row[i] = C[pivot * n + i];

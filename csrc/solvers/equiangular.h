@@ -1,8 +1,8 @@
 // The direction that makes the same angle with every gradient: ConFIG (arXiv 2408.11104), IMTL-G (ICLR 2021).
 //
 // y = C^+ 1 with C the cosines; d = sum_i y_i g_i / ||g_i|| has <u_i, d> = 1 for all i, or as nearly as the gradients
-// allow. The two methods differ in its length. Where terms cancel to less of d than K's rounding, gradients that lie in
-// the span of the others but for that rounding count as lying in it.
+// allow. The two methods differ in its length. Where the answer would hang on K's rounding, gradients that lie in the span
+// of the others but for that rounding count as lying in it.
 #pragma once
 
 #include "eigen.h"
@@ -18,14 +18,16 @@ constexpr int64_t equiangular_workspace(int64_t tasks) { return 2 * tasks * task
 
 // A singular vector whose entries add up to less than this has no part in 1: the sum is rounding of what it sums.
 constexpr double kVanishingSum = 1e-14;
-// A sum of weights below this share of the sum of their sizes is not positive.
-constexpr double kPositiveSum = 1e-12;
+// A sum of weights below this share of the sum of their sizes is rounding of K, and not positive; below the next, exactly.
+constexpr double kPositiveSum = kNoise, kNoSum = 1e-12;
 
-// y = C^+ 1 and e = C y from the orthogonal rows of C's factor. Returns y^T C y, 0 where no vector has a part in 1.
+// y = C^+ 1 and e = C y from the orthogonal rows of C's factor. Returns y^T C y, 0 where no vector has a part in 1. Not
+// `sure` where all that have one may have it from rounding of C alone, as of opposite gradients.
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE double equal_projections(const Lanes& lanes, const double* F, int rank, int n, double vanishing,
-                                                double* y, double* e) {
+                                                double* y, double* e, bool& sure) {
   double reach = 0;
+  sure = false;
   fill(lanes, y, n, 0.0);
   fill(lanes, e, n, 0.0);
   for (int k = 0; k < rank; ++k) {
@@ -36,6 +38,7 @@ MTLKERNELS_HOST_DEVICE double equal_projections(const Lanes& lanes, const double
       sum += row[i];
     }
     if (std::fabs(sum) <= vanishing * std::sqrt(square)) continue;
+    sure = sure || std::fabs(sum) > kNoise * std::sqrt(square);
     const double part = sum / square;  // (u_k . 1) / sigma_k
     reach += part * part;
     for (int i = lanes.lane; i < n; i += lanes.lanes) {
@@ -56,14 +59,14 @@ MTLKERNELS_HOST_DEVICE void equiangular(const Lanes& lanes, const double* K, int
   double *C = workspace, *F = C + n * n, *norm = F + n * n, *rest = norm + n, *y = rest + n, *e = y + n;
   cosines(lanes, K, tasks, active, n, C, norm);
   double reach = 0;
-  bool converged = true, known = false;
+  bool converged = true, known = false, sure = false;
   for (double share = kRankShare; !known; share = kNoise) {
     const int rank = factorise(lanes, C, nullptr, n, F, rest, share);
     converged = orthogonalise(lanes, F, rank, n);
-    reach = equal_projections(lanes, F, rank, n, share == kNoise ? kNoise : kVanishingSum, y, e);
+    reach = equal_projections(lanes, F, rank, n, share == kNoise ? kNoise : kVanishingSum, y, e, sure);
     double terms = 0;
     for (int i = 0; i < n; ++i) terms += std::fabs(y[i]);
-    known = share == kNoise || stands_out(std::sqrt(reach), terms);
+    known = share == kNoise || reach == 0 || (sure && stands_out(std::sqrt(reach), terms));
     if (!known) flag_all(lanes, status, tasks, kIllConditioned);
   }
   if (!converged) flag_all(lanes, status, tasks, kNoConvergence);
@@ -78,6 +81,8 @@ MTLKERNELS_HOST_DEVICE void equiangular(const Lanes& lanes, const double* K, int
   // of the losses rises, to the other that of the losses in units of their gradients.
   const bool nowhere = length == EquiangularLength::kProjections && projections < 0;
   if (!(reach > 0) || nowhere) return flag_all(lanes, status, tasks, kStationary);
+  if (length == EquiangularLength::kUnitSum && std::fabs(sum) <= kPositiveSum * size && std::fabs(sum) > kNoSum * size)
+    flag_all(lanes, status, tasks, kIllConditioned);
   const double factor = length == EquiangularLength::kProjections ? projections / reach
                                                                   : 1 / (sum > kPositiveSum * size ? sum : size);
   for (int i = lanes.lane; i < n; i += lanes.lanes) weights[active[i]] = factor * y[i] / norm[i];

@@ -25,7 +25,9 @@ MTLKERNELS_HOST_DEVICE Pull imgrad_pull(const Lanes& lanes, const double* A, con
     pull.stationary = true;
     return pull;
   }
-  double dot = 0;
+  double dot = 0, terms = 0;
+  for (int i = 0; i < n; ++i) terms += w[i] * std::sqrt(A[i * n + i]);
+  const bool doubtful = !stands_out(std::sqrt(square), terms);  // so are the angle, and that it is no stationary point
   for (int i = 0; i < n; ++i) dot += b[i] * w[i];
   const double cosine = std::fmin(dot / (length * std::sqrt(square)), 1.0);
   lanes.sync();
@@ -35,7 +37,7 @@ MTLKERNELS_HOST_DEVICE Pull imgrad_pull(const Lanes& lanes, const double* A, con
     converged = active_set(lanes, SimplexRoot{A, b, cosine / (1.5 - cosine) * k, n}, w, count, memory) && converged;
   }
   square = quadratic(lanes, A, w, n, memory.Kx);
-  return {k / std::sqrt(square), w, false, converged};
+  return {k / std::sqrt(square), w, false, converged, doubtful};
 }
 
 template <class Lanes>
@@ -53,6 +55,7 @@ MTLKERNELS_HOST_DEVICE void imgrad(const Lanes& lanes, const double* K, int task
   Pull pull{0.0, w, false, true};
   if (c * length > 0) {
     pull = imgrad_pull(lanes, A, b, length, c, unit, form, n, w, v, memory);
+    if (pull.doubtful) flag_all(lanes, status, tasks, kIllConditioned);
     if (hangs_on_rounding(lanes, pull, A, c * length, n)) {
       pull = imgrad_pull(lanes, A, b, length, c, unit, form, n, w, v, memory);
       flag_all(lanes, status, tasks, kIllConditioned);

@@ -33,10 +33,10 @@ class AlignedMTL(GramMethod):
     lies in the span of the others, however short it is. The published code drops eigenvalues of K
     below T times float32's epsilon of the largest (1.2e-7), thus tasks whose gradients are 1e3
     times shorter. With "min" the step shrinks with the smallest singular value: near-parallel
-    gradients give short steps, and no weight exceeds |p|. With the others weights grow instead;
-    where their terms cancel to less than the rounding of a K from float32 gradients, a gradient
-    that is another's but for 1e-6 of its squared norm counts as in its span, and the status says
-    ILL_CONDITIONED.
+    gradients give short steps, and no weight exceeds |p|. With the others weights grow instead.
+    A gradient that is in the span of the others but for 1e-6 of its squared norm, which the
+    rounding of a K from float32 gradients could have made, counts as in it, and the status says
+    ILL_CONDITIONED: with "min" always, with the others where terms cancel to less than that.
     """
 
     paper = "arXiv 2305.19000"

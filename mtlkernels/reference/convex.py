@@ -115,6 +115,8 @@ def _imgrad_pull(
     if is_stationary(K, w):
         pull, flag = cagrad_pull(K, b, k)
         return pull, flag | STATIONARY
+    known = stands_out(float((w @ K @ w).sqrt()), float(w @ K.diagonal().sqrt()))
+    flags |= 0 if known else ILL_CONDITIONED
     cosine = min(float(b @ w / (length * (w @ K @ w).sqrt())), 1.0)
     if form == 0:
         numbers = (1 - cosine, cosine * k * unit)

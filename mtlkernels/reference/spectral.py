@@ -25,10 +25,11 @@ def equiangular(gram: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """ConFIG's and IMTL-G's weights from y = C^+ 1 (see csrc/solvers/equiangular.h)."""
 
     def solve(C: Tensor, n: Tensor, takes_part: Tensor) -> tuple[Tensor, int]:
-        y, e, flags = _equal_projections(C, RANK_SHARE, 1e-14)
+        y, e, sure, flags = _equal_projections(C, RANK_SHARE, 1e-14)
         reach = e @ y
-        if not stands_out(float(reach.clamp_min(0).sqrt()), float(y.abs().sum())):
-            y, e, flags = _equal_projections(C, NOISE, NOISE)
+        known = stands_out(float(reach.clamp_min(0).sqrt()), float(y.abs().sum()))
+        if reach != 0 and not (sure and known):
+            y, e, _, flags = _equal_projections(C, NOISE, NOISE)
             reach, flags = e @ y, flags | ILL_CONDITIONED
         w, projections = y / n, n @ e
         if reach <= 0 or (length == 0 and projections < 0):
@@ -36,17 +37,22 @@ def equiangular(gram: Tensor, length: int) -> tuple[Tensor, Tensor]:
         if length == 0:
             return w * (projections / reach), flags
         total, size = w.sum(), w.abs().sum()
-        return w / (total if total > 1e-12 * size else size), flags
+        if 1e-12 * size < total.abs() <= NOISE * size:
+            flags |= ILL_CONDITIONED
+        return w / (total if total > NOISE * size else size), flags
 
     return _solved(gram, solve)
 
 
-def _equal_projections(C: Tensor, share: float, vanishing: float) -> tuple[Tensor, Tensor, int]:
-    """y = C^+ 1, C y, and flags."""
+def _equal_projections(
+    C: Tensor, share: float, vanishing: float
+) -> tuple[Tensor, Tensor, bool, int]:
+    """y = C^+ 1, C y, whether more than rounding of C can have made them, and flags."""
     rows, flags = orthogonal_rows(factor(C, torch.ones_like(C[0]), share))
     square, sums = rows.square().sum(dim=1), rows.sum(dim=1)
-    part = torch.where(sums.abs() <= vanishing * square.sqrt(), 0.0, sums / square)
-    return rows.T @ (part / square), rows.T @ part, flags
+    size = sums.abs() / square.sqrt()
+    part = torch.where(size > vanishing, sums / square, 0.0)
+    return rows.T @ (part / square), rows.T @ part, bool((size > NOISE).any()), flags
 
 
 def aligned(
@@ -58,7 +64,11 @@ def aligned(
     def solve(C: Tensor, n: Tensor, takes_part: Tensor) -> tuple[Tensor, int]:
         p = numbers[takes_part]
         w, length, flags = _align(C, n, p, scale, RANK_SHARE)
-        if scale != 0 and not stands_out(length, float(w.abs() @ n)):
+        if scale == 0:
+            known = len(factor(C, n, RANK_SHARE)) == len(factor(C, n, NOISE))
+        else:
+            known = stands_out(length, float(w.abs() @ n))
+        if not known:
             w, length, flags = _align(C, n, p, scale, NOISE)
             flags |= ILL_CONDITIONED
         return w / (p.sum() if mean and p.sum() > 0 else 1.0), flags
