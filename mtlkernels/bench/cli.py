@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--providers", type=_of(PROVIDERS, ";"), default=[], help="names as printed, split by ;")
     add("--suites", type=_of(SUITES), default=["providers", "stages", "step"],
         help=f"of {', '.join(SUITES)} (default: all but scaling)")  # fmt: skip
-    add("--seconds", type=float, default=3.0, help="budget of a table (default: %(default)s)")
+    add("--seconds", type=float, default=2.0, help="budget of a table (default: %(default)s)")
     add("--json", type=Path, help="file to save the results to")
     add("--plot", type=Path, help="folder to draw figures into")
     add("--from", dest="read", type=Path, help="saved results to print and draw: measures nothing")
