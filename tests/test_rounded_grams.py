@@ -23,7 +23,7 @@ CASES: dict[str, Make] = {
     "parallel": lambda g, h: [g, 1.7 * g],
     "opposite": lambda g, h: [g, -1.7 * g],
     "nearly opposite": lambda g, h: [g, -0.99 * g],
-    "parallel and another": lambda g, h: [g, g, h],
+    "parallel and another": lambda g, h: [g, 1.7 * g, h],
     "opposite and another": lambda g, h: [g, -1.7 * g, h],
     "a sum": lambda g, h: [g, h, 0.3 * (g + h)],
     "a plane": lambda g, h: [g, h, g - 0.5 * h, -g - 0.2 * h],
@@ -51,7 +51,12 @@ def direction(rows: list[Tensor], method: GramMethod) -> tuple[Tensor, int]:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("case", CASES)
-def test_rounding_never_passes_for_gradients(name: str, case: str) -> None:
+def test_rounding_never_passes_for_gradients(
+    name: str, case: str, request: pytest.FixtureRequest
+) -> None:
+    if (name, case) == ("IMTLG", "parallel and another"):
+        reason = "how v is shared between the two is rounding, and with it sum v: not flagged yet"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     for seed in range(SEEDS):
         rows = gradients(CASES[case], seed, 100 if seed % 2 else 2000)
         longest = max(float(row.norm()) for row in rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ import study_toy
 from examples.imbalance.__main__ import main
 from examples.imbalance.config import Config, ConfigError, parse_config, read_config
 from examples.imbalance.recipes import PLAIN
-from examples.imbalance.specs import grid_points
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,27 +73,11 @@ def changed(**values: object) -> dict:
         (changed() | {"seeds": ["a"]}, r"seeds must be a list of whole numbers, not \['a'\]"),
         (changed(methods=["equal", "uw", "uw"]), "methods must have nothing twice"),
         (changed(levels=[1, 1.0], methods=["equal", "grid"]), "levels must have nothing twice"),
-        (
-            changed(levels=[1, 4], methods=["equal", "grid"], draws=4),
-            "draws is 4, but 2 levels of 2 tasks make 3 weightings; 0 tries them all",
-        ),
-        (changed(draws=1), "draws is 1, but 0 levels of 2 tasks make 0 weightings"),
     ],
 )
 def test_a_wrong_configuration_gets_a_sentence(content, sentence):
     with pytest.raises(ConfigError, match=sentence):
         parse_config(content).check()
-
-
-def test_as_many_weightings_can_be_drawn_as_there_are():
-    for levels, tasks in ((2, 2), (3, 2), (3, 3), (2, 5)):
-        part = replace(study_toy.STUDY.parts[0], levels=tuple(range(1, levels + 1)))
-        count = len(grid_points(part, tasks))
-        every = replace(part, draws=count)
-        every._check_draws(tasks)
-        assert set(grid_points(every, tasks)) == set(grid_points(part, tasks))
-        with pytest.raises(ConfigError, match=f"make {count} weightings"):
-            replace(part, draws=count + 1)._check_draws(tasks)
 
 
 def test_a_configuration_that_is_no_json_gets_a_sentence(tmp_path, capsys):

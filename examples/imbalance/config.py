@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from examples.imbalance.problems import DATA, ENCODERS
+from examples.imbalance.problems import ENCODERS
 from examples.imbalance.recipes import check_recipe
 
 FULL, HALF, PRETRAINED = "full", "half", "pretrained"
@@ -67,7 +67,8 @@ class Part:
         steps, batch, rate: of every run: number of steps, samples a step, peak rate of AdamW.
         methods: names of `recipes`; "grid" stands for the best weights of the grid search.
         levels: the weights that the grid search tries for each task.
-        draws: how many of the weightings to try, drawn with a fixed seed; 0 tries all of them.
+        draws: how many of the weightings to try, drawn with a fixed seed; 0, or as many as there
+            are, tries all of them.
         settings: of `SETTINGS`; "full" is always run.
         setting_methods: the methods to run in the settings other than "full".
     """
@@ -88,10 +89,7 @@ class Part:
         return f"{self.data}-{self.encoder}"
 
     def check(self) -> None:
-        """Raises ConfigError where something is unknown, missing or out of range.
-
-        Where `draws` is given, the data set is loaded to count its tasks.
-        """
+        """Raises ConfigError where something is unknown, missing or out of range."""
         _check_types(self, self.name)
         for field in ("methods", "settings", "setting_methods", "levels"):
             if len(set(getattr(self, field))) < len(getattr(self, field)):
@@ -119,18 +117,6 @@ class Part:
                 check_recipe(method)
             except ValueError as error:
                 raise ConfigError(f"{self.name}: {error}") from error
-        if self.draws:
-            self._check_draws(len(DATA[self.data]().tasks))
-
-    def _check_draws(self, tasks: int) -> None:
-        """There are that many weightings: of levels the lowest for one task at least."""
-        levels = len(self.levels)
-        count = levels**tasks - (levels - 1) ** tasks if levels else 0
-        if self.draws > count:
-            raise ConfigError(
-                f"{self.name}: draws is {self.draws}, but {levels} levels of {tasks} tasks make "
-                f"{count} weightings; 0 tries them all"
-            )
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,16 @@ class IMTLG(GramMethod):
 
     The direction sum_i v_i g_i never ascends: its projections are 1. But sum v may be negative, and
     the paper's division would then turn the step around for every task, as known implementations
-    do. Here the direction keeps its sign: where sum v is not positive (not above 1e-12 sum |v|),
+    do. Here the direction keeps its sign: where sum v is not positive (not above 1e-6 sum |v|),
     w = v / sum |v|, which is the paper's rule whenever no weight is negative.
 
     Where gradients are linearly dependent and no direction projects equally on all, d is the
     least-squares one; where the unit gradients add up to zero, d = 0 and the status says
     STATIONARY. Where terms of d cancel to less than the rounding of a K from float32 gradients, a
     gradient that is another's but for 1e-6 of its squared norm counts as in its span, and the
-    status says ILL_CONDITIONED. ConFIG is the same direction at another length.
+    status says ILL_CONDITIONED. ConFIG is the same direction at another length. Not flagged: a
+    float32 gradient and a multiple of it beside others, whose v, and with them the length of d, may
+    be shared in any way.
 
     Known implementations invert a matrix of inner products as it is: LibMTL fails on identical
     gradients and is NaN for a zero one; nash-mtl and SamsungLabs add 1e-8 then, whatever the scale.
