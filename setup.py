@@ -26,8 +26,8 @@ def is_set(variable: str) -> bool:
 
 
 def version() -> str:
-    lines = Path("pyproject.toml").read_text().splitlines()
-    return next(line.split('"')[1] for line in lines if line.startswith("version"))
+    lines = Path("mtlkernels/__init__.py").read_text().splitlines()
+    return next(line.split('"')[1] for line in lines if line.startswith("__version__"))
 
 
 def cuda_home() -> Path | None:

@@ -1,7 +1,5 @@
 """Multi-task gradient methods at the speed of memory."""
 
-from importlib.metadata import version as _version
-
 from mtlkernels import ops
 from mtlkernels.aggregation import aggregate
 from mtlkernels.backends import backends, build_info
@@ -72,7 +70,7 @@ from mtlkernels.report import Report, Status
 from mtlkernels.sinks import CSV, JSONL
 from mtlkernels.splitter import Splitter
 
-__version__ = _version("mtlkernels")
+__version__ = "0.1.0"
 
 __all__ = [
     "CRMOGM",
