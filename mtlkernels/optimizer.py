@@ -1,14 +1,16 @@
 """MTLOptimizer: the drop-in. A person's own optimizer gets one more method, `backward(losses)`.
 
-Wrapping mixes a class in front of the optimizer's own, on the very object: groups, state, hooks and
-schedulers stay one thing, and `step` is the one it had. Only `backward` and what is needed to save
-and copy a method's state are new.
+Wrapping gives the object a subclass of its own class: groups, state, hooks and schedulers stay one
+thing, and `step` is the one it had. Only `backward` and what is needed to save and copy a method's
+state are new. The subclass has that one base, so that any class of optimizers can be wrapped, with
+a metaclass, slots or bases before torch's too; `MTLOptimizer` knows it as a virtual subclass.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from abc import ABCMeta
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, cast, overload
 
@@ -18,6 +20,7 @@ from torch import Tensor
 from mtlkernels import backprop, method_state
 from mtlkernels.arguments import Losses, Runs
 from mtlkernels.backprop import Engine
+from mtlkernels.extended import extended, give_class
 from mtlkernels.methods import GramMethod, LossMethod, Reused, RowMethod, get_method
 from mtlkernels.options import Options
 from mtlkernels.report import Report
@@ -55,7 +58,7 @@ class _Balancing:
         )
 
 
-class MTLOptimizer(torch.optim.Optimizer):
+class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
     """Balances several losses in front of an optimizer's own step.
 
         optimizer = MTLOptimizer(torch.optim.AdamW(model.parameters(), lr=1e-3), PCGrad())
@@ -96,7 +99,8 @@ class MTLOptimizer(torch.optim.Optimizer):
             for the device.
 
     Raises:
-        TypeError: base is not an optimizer, or method is neither a method nor a name.
+        TypeError: base is not an optimizer, or one whose class cannot be extended; or method is
+            neither a method nor a name.
         ValueError: base is wrapped already, has an attribute of its own that the wrapping would
             hide (`method`, `backward`) or holds the state of another method; no method has that
             name; or an option is given that the method, or another option, has no use for.
@@ -105,18 +109,16 @@ class MTLOptimizer(torch.optim.Optimizer):
     """
 
     _mtl: _Balancing
-    _base: ClassVar[type[torch.optim.Optimizer]]
+    _mtl_base: ClassVar[type[torch.optim.Optimizer]]  # in the subclass: the class it extends
 
     def __new__(cls, *args: Any, **kwargs: Any) -> MTLOptimizer:
-        if cls is not MTLOptimizer:
-            raise TypeError(
-                f"{cls.__name__} is made by wrapping: set up the optimizer first, then "
-                "MTLOptimizer(optimizer, method)"
-            )
         return _wrap(*args, **kwargs)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `base` has been initialised by its own class, and stays as it is."""
+        raise TypeError(
+            f"{type(self).__name__} is made by wrapping: set up the optimizer first, then "
+            "MTLOptimizer(optimizer, method)"
+        )
 
     @property
     def method(self) -> GramMethod | LossMethod | RowMethod:
@@ -219,7 +221,7 @@ class MTLOptimizer(torch.optim.Optimizer):
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """The base's own; what `accumulate=True` has added up is dropped too."""
         self._mtl.pending = None
-        super().zero_grad(*args, **kwargs)
+        self._mtl_base.zero_grad(self, *args, **kwargs)
 
     pc_backward = backward
     """The name the PCGrad ports use."""
@@ -232,7 +234,7 @@ class MTLOptimizer(torch.optim.Optimizer):
         """
         method_state.put(self.param_groups, self._mtl.method)  # first: the base's hooks see it too
         try:
-            return super().state_dict(*args, **kwargs)
+            return self._mtl_base.state_dict(self, *args, **kwargs)
         finally:
             method_state.mark(self.param_groups, self._mtl.method)
 
@@ -248,15 +250,17 @@ class MTLOptimizer(torch.optim.Optimizer):
         groups = state_dict.get("param_groups")  # a load_state_dict_pre_hook may take other dicts
         if groups:
             method_state.check(groups, self._mtl.method)
-        super().load_state_dict(state_dict, *args, **kwargs)
+        self._mtl_base.load_state_dict(self, state_dict, *args, **kwargs)
         self._mtl.pending = None
         method_state.take(self.param_groups, self._mtl.method)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_mtl": self._mtl}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _new_wrapped, (self._base,), self.__getstate__()
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """As the base copies itself, with its class in place of the one that wrapping made."""
+        own, base = type(self), self._mtl_base
+        reduced = cast("tuple[Any, ...]", base.__reduce_ex__(self, protocol))
+        make, args, *rest = reduced
+        make, *args = (base if part is own else part for part in (make, *args))
+        return _rebuild, (base, self._mtl, make, tuple(args)), *rest
 
 
 def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -276,10 +280,13 @@ def _wrap(
     **options: Any,
 ) -> MTLOptimizer:
     if not isinstance(base, torch.optim.Optimizer):
-        raise TypeError(
-            f"base is a {type(base).__name__}: give a torch optimizer, "
-            "for example torch.optim.AdamW(model.parameters())"
-        )
+        what = f"base is a {type(base).__name__}, which is not a torch.optim.Optimizer"
+        if hasattr(base, "step"):
+            raise TypeError(
+                f"{what}: wrap the optimizer inside it, or leave it as it is and call "
+                "mtlkernels.backward(losses, params, method) before its step()"
+            )
+        raise TypeError(f"{what}: give one, for example torch.optim.AdamW(model.parameters())")
     if isinstance(base, MTLOptimizer):
         raise ValueError("this optimizer is wrapped already: one MTLOptimizer is enough")
     if isinstance(method, str):
@@ -297,6 +304,7 @@ def _wrap(
     if every != 1:
         method = Reused(cast(GramMethod, method), every)
     _refuse_hiding(base)
+    own, wrapped = type(base), extended(type(base), MTLOptimizer)
     chosen = Options(**options)
     chosen.check(method)
     balancing = _Balancing(method, chosen)
@@ -311,10 +319,15 @@ def _wrap(
             "gram= and check_ranks= are for several ranks: say which with module=, process_group= "
             "or stages="
         )
-    method_state.take(base.param_groups, method)
-    base._mtl = balancing  # type: ignore[attr-defined]
-    base.__class__ = _wrapped_class(type(base))
-    return base  # type: ignore[return-value]
+    give_class(base, wrapped)
+    try:
+        vars(base)["_mtl"] = balancing
+        method_state.take(base.param_groups, method)
+    except BaseException:
+        give_class(base, own)
+        vars(base).pop("_mtl", None)
+        raise
+    return cast(MTLOptimizer, base)
 
 
 def _refuse_hiding(base: torch.optim.Optimizer) -> None:
@@ -329,17 +342,14 @@ def _refuse_hiding(base: torch.optim.Optimizer) -> None:
         )
 
 
-_classes: dict[type[torch.optim.Optimizer], type[MTLOptimizer]] = {}
-
-
-def _wrapped_class(base: type[torch.optim.Optimizer]) -> type[MTLOptimizer]:
-    if base not in _classes:
-        name = "MTL" + base.__name__
-        members = {"__module__": __name__, "_base": base}
-        _classes[base] = type(name, (MTLOptimizer, base), members)
-    return _classes[base]
-
-
-def _new_wrapped(base: type[torch.optim.Optimizer]) -> MTLOptimizer:
-    wrapped = _wrapped_class(base)
-    return object.__new__(wrapped)
+def _rebuild(
+    base: type[torch.optim.Optimizer],
+    balancing: _Balancing,
+    make: Callable[..., torch.optim.Optimizer],
+    args: tuple[Any, ...],
+) -> torch.optim.Optimizer:
+    """A copy before it has its state: what the base's class makes, wrapped."""
+    copy = make(*args)
+    vars(copy)["_mtl"] = balancing
+    give_class(copy, extended(base, MTLOptimizer))
+    return copy

@@ -70,9 +70,10 @@ PYTHON: dict[str, set[str] | None] = {
     "noise": {"balancing", "layout"},
     "parts": set(),
     "method_state": {"methods"},
+    "extended": set(),
     "optimizer": {
-        *("arguments", "backprop", "distributed", "method_state", "methods", "options", "report"),
-        *("rows", "scaling"),
+        *("arguments", "backprop", "distributed", "extended", "method_state", "methods", "options"),
+        *("report", "rows", "scaling"),
     },
     "demo": ANYTHING,
     "bench": ANYTHING,
