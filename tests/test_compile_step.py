@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import mtlkernels
 from mtlkernels import CAGrad, GradDrop, MTLOptimizer, PCGrad, compile_step
+from mtlkernels.arguments import named_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 inductor = pytest.mark.skipif(not has_cpp_compiler(), reason="inductor finds no C++ compiler")
@@ -111,6 +112,18 @@ def test_other_batch_sizes(dynamic) -> None:
     for call, x in enumerate(batches([6, 6, 8, 7, 9, 5])):
         with torch.compiler.set_stance("fail_on_recompile" if call >= 3 else "default"):
             pair.step(x)
+
+
+def test_losses_are_not_compared_by_id_while_tracing(monkeypatch) -> None:
+    """torch 2.11 and 2.12 do not trace id() of what the traced function has computed."""
+
+    def untraceable(_: object) -> int:
+        raise AssertionError("id() of a loss")
+
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr("mtlkernels.arguments.id", untraceable, raising=False)
+    losses = Model()(batches([6])[0])
+    assert named_losses(losses) == (tuple(losses), list(losses.values()))
 
 
 def test_gradients_keep_their_addresses() -> None:
