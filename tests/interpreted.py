@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hard_grams import KINDS, hard_gram
@@ -86,6 +89,18 @@ def test_pcgrad_flags_what_is_no_gram_matrix() -> None:
         assert status.tolist() == flags
 
 
+@pytest.mark.parametrize("entry", [(1, 1), (0, 4), (2, 0)])
+@pytest.mark.parametrize("rescale", [0, 1, 2])
+def test_cagrad_flags_what_is_no_gram_matrix(entry: tuple[int, int], rescale: int) -> None:
+    """NaN and the status, as the native solver on a device: never a direction from half a K."""
+    K = torch.eye(5, dtype=torch.float64)
+    K[entry] = -1.0 if entry[0] == entry[1] else 0.5
+    weights, status = ops.cagrad(K, 0.4, ops.Rescale(rescale))
+    assert weights.isnan().all()
+    flagged = [mtlkernels.Status.INVALID_GRAM if i in entry else 0 for i in range(5)]
+    assert status.tolist() == flagged
+
+
 def test_pcgrad_takes_no_more_tasks_than_fit() -> None:
     with pytest.raises(RuntimeError, match="gram has 65 tasks"):
         launchers.pcgrad(torch.eye(65).double(), torch.zeros(65, 64).long(), False)
@@ -113,6 +128,41 @@ def test_cagrad(kind: str, T: int) -> None:
 def test_cagrad_refuses_a_radius_that_is_none(c: float) -> None:
     with pytest.raises(RuntimeError, match="c must be finite and at least 0"):
         ops.cagrad(torch.eye(2).double(), c)
+
+
+class NotedTable:
+    """Stands in for a table on a device: remembers which streams were noted."""
+
+    def __init__(self) -> None:
+        self.streams: list[object] = []
+
+    def record_stream(self, stream: object) -> None:
+        self.streams.append(stream)
+
+
+def test_a_table_is_held_for_every_other_stream_that_reads_it() -> None:
+    table = NotedTable()
+    blocks = launch.Blocks(table, 1, 16, stream="the first")
+    for stream in ("the first", "a second", None):
+        launch._hold_for(blocks, stream)
+    assert table.streams == ["a second"]
+
+
+def test_capture_is_asked_of_the_gradients_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Device 1 captures while device 0 is the current one, and the other way round."""
+    current = [0]
+
+    @contextlib.contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], chosen.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: current[0] == 1)
+    assert launch._is_capturing(torch.device("cuda", 1))
+    assert not launch._is_capturing(torch.device("cuda", 0))
+    assert not launch._is_capturing(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("count", [1, 32, 33, 70])

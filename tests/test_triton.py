@@ -198,6 +198,28 @@ def local_bytes(built: Any) -> int:
     return stack + local
 
 
+def launched() -> dict[str, Any]:
+    """Every kernel that the launchers start, by name."""
+    from mtlkernels.triton_kernels import launch, launchers
+
+    found = {name: value for name, value in vars(launchers).items() if name.endswith("_kernel")}
+    return {**found, "write_addresses": launch.write_addresses}
+
+
+def test_integers_are_not_specialised() -> None:
+    """Else a list of another length compiles its kernels again, in the middle of a training run."""
+    kernels = launched()
+    assert len(kernels) == 7
+    special = {
+        f"{name}({param.name})"
+        for name, kernel in kernels.items()
+        for param in kernel.params
+        if not param.is_constexpr and TYPES.get(param.name, "*")[0] != "*"
+        if not param.do_not_specialize
+    }
+    assert special == set()
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("tasks", [2, 3, 8, 20])
 def test_gram_compiles(arch: int, tasks: int) -> None:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from mtlkernels.triton_kernels.active_set import length, times, walk
-from mtlkernels.triton_kernels.pcgrad import NON_FINITE, ZERO_GRADIENT, screen
+from mtlkernels.triton_kernels.pcgrad import INVALID_GRAM, NON_FINITE, ZERO_GRADIENT, screen
 
 STATIONARY: tl.constexpr = tl.constexpr(4)
 NO_CONVERGENCE: tl.constexpr = tl.constexpr(8)
@@ -57,7 +57,7 @@ def pull(A, square, b, k, part, SIZE: tl.constexpr):
     return answer, flags
 
 
-@triton.jit(do_not_specialize=["c_high", "c_low"])
+@triton.jit(do_not_specialize=["c_high", "c_low", "tasks"])
 def cagrad_kernel(
     K,
     weights,
@@ -73,7 +73,7 @@ def cagrad_kernel(
     i = tl.arange(0, SIZE)
     real = i < tasks
     flags = screen(K, tasks, SIZE)
-    broken = tl.max((real & (flags == NON_FINITE)).to(tl.int32), axis=0)
+    broken = tl.max((real & ((flags == NON_FINITE) | (flags == INVALID_GRAM))).to(tl.int32), axis=0)
     part = real & ((flags | broken) == 0)
     count = tl.sum(part.to(tl.int32), axis=0)
     bits = (c_high.to(tl.int64) << 32) | (c_low.to(tl.int64) & 0xFFFFFFFF)

@@ -14,7 +14,7 @@ import triton.language as tl
 from mtlkernels.triton_kernels.rows import ABSENT, find_block, find_row, load_piece, widen
 
 
-@triton.jit(do_not_specialize=["beta_high", "beta_low"])
+@triton.jit(do_not_specialize=["weight_stride", "beta_high", "beta_low", "num_tasks", "num_params"])
 def combine_kernel(
     table,
     blocks,

@@ -43,7 +43,7 @@ def thresholds(seed, step, flat, LANES: tl.constexpr, WIDE: tl.constexpr):
     return odd.to(WIDE) * (1.0 / (1 << 24))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["leak_stride", "num_tasks", "num_params"])
 def graddrop_kernel(
     table,
     blocks,

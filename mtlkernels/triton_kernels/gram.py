@@ -126,7 +126,15 @@ def powers_about(size):
     return power.to(tl.float64), inverse
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "num_blocks",
+        "blocks_per_segment",
+        "num_tasks",
+        "num_params",
+        "num_triangles",
+    ]
+)
 def gram_kernel(
     table,
     blocks,
@@ -219,7 +227,7 @@ def in_range(
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_segments", "num_tasks"])
 def finish_kernel(partial, K, num_segments, num_tasks, GROUP: tl.constexpr, LANES: tl.constexpr):
     """Adds the segments of one pair up and writes K_ij and K_ji."""
     i = tl.program_id(0)

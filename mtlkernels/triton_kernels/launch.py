@@ -13,6 +13,10 @@ does.
 
 The blocks of work depend on the sizes alone. They stay on the device from the first call on, which
 must therefore come before a capture, as compilation must.
+
+Integers are arguments that Triton does not specialise (do_not_specialize): a kernel compiled for
+one number of parameters or of tasks serves every other without a compilation in the middle of a
+training run.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ class Blocks:
     table: Tensor  # (count, 4) int64: parameter, first element, elements left, flat place
     count: int
     length: int  # of the flat direction
+    stream: torch.Stream | None  # that the table's memory belongs to; None on a CPU
 
 
 _plans: dict[tuple[tuple[int, ...], torch.device], Blocks] = {}
@@ -126,7 +131,21 @@ def _check(grads: Sequence[Tensor], num_tasks: int) -> tuple[int, ...]:
 
 
 def _is_capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    """Whether the current stream of this device is being captured.
+
+    torch answers for the current device, which need not be that of the gradients.
+    """
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def _current_stream(device: torch.device) -> torch.Stream | None:
+    """Where the device's next launch goes; None on a CPU."""
+    if device.type == "cpu":
+        return None
+    return getattr(torch, device.type).current_stream(device)
 
 
 def _blocks(sizes: tuple[int, ...], device: torch.device) -> Blocks:
@@ -145,7 +164,15 @@ def _blocks(sizes: tuple[int, ...], device: torch.device) -> Blocks:
             _by_value([ABSENT.value], device)  # compiled now: a capture is no place for it
     if capturing:
         _captured.add(blocks.table)
+    else:
+        _hold_for(blocks, _current_stream(device))
     return blocks
+
+
+def _hold_for(blocks: Blocks, stream: torch.Stream | None) -> None:
+    """Keeps an evicted table's memory from other uses until this stream has read it."""
+    if stream is not None and stream != blocks.stream:
+        blocks.table.record_stream(stream)
 
 
 def _make_blocks(sizes: tuple[int, ...], device: torch.device) -> Blocks:
@@ -156,7 +183,7 @@ def _make_blocks(sizes: tuple[int, ...], device: torch.device) -> Blocks:
     param = torch.repeat_interleave(each)
     begin = (torch.arange(len(param)) - (each.cumsum(0) - each)[param]) * BLOCK
     table = torch.stack([param, begin, numel[param] - begin, flat[param] + begin], dim=1)
-    return Blocks(table.to(device), len(param), int(padded.sum()))
+    return Blocks(table.to(device), len(param), int(padded.sum()), _current_stream(device))
 
 
 def _to_device(addresses: list[int], device: torch.device) -> Tensor:

@@ -43,7 +43,7 @@ def screen(K, tasks, SIZE: tl.constexpr):
     return tl.where(bad, NON_FINITE, flags).to(tl.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tasks"])
 def pcgrad_kernel(K, order, weights, status, tasks, MEAN: tl.constexpr, SIZE: tl.constexpr):
     """K: (T, T) float64, order: (T, T - 1) int64, both dense; SIZE >= T."""
     i = tl.arange(0, SIZE)
