@@ -30,6 +30,7 @@ from mtlkernels.options import Options, check_keeps_rows, check_step
 from mtlkernels.report import Report
 from mtlkernels.rows import Rows, collect_rows
 from mtlkernels.scaling import Scaler, scale_of
+from mtlkernels.self_check import SelfCheck
 from mtlkernels.weighted import backward_weighted
 
 
@@ -45,6 +46,7 @@ class Engine(Protocol):
         features: Tensor | Sequence[Tensor] | None = None,
         scaler: Scaler | Tensor | None = None,
         retain_graph: bool = False,
+        check: SelfCheck | None = None,
     ) -> Report: ...
 
     def collect_step(
@@ -55,6 +57,7 @@ class Engine(Protocol):
         options: Options,
         scaler: Scaler | Tensor | None = None,
         retain_graph: bool = False,
+        check: SelfCheck | None = None,
     ) -> Rows: ...
 
     def combine_rows(
@@ -81,6 +84,7 @@ def backward(
     max_norm: float | None = None,
     scaler: Scaler | Tensor | None = None,
     retain_graph: bool = False,
+    check: bool = False,
 ) -> Report:
     """Adds a method's update direction to the parameters' .grad, as `loss.backward()` adds its own.
 
@@ -134,6 +138,8 @@ def backward(
             out scaled, so that `scaler.unscale_`, clipping and `scaler.step` go on as ever. The
             method sees neither.
         retain_graph: keep the graph, for another backward through it.
+        check: compare the sum of the task gradients with one backward of the summed loss before
+            anything is written, see `MTLOptimizer`, which does so in its first step.
 
     Returns:
         The report of this step: Gram matrix (None for a loss method), weights, losses and status,
@@ -143,8 +149,8 @@ def backward(
         TypeError, ValueError: losses, params or shared are not what they have to be, or no
             parameter is shared; parts do not hold each shared parameter once; or an option is given
             that the method, or another option, has no use for. Nothing has been written then.
-        RuntimeError: a compiled model gave away memory that a second backward needs, or the
-            backward cannot be batched.
+        RuntimeError: a compiled model gave away memory that a second backward needs, the backward
+            cannot be batched, or the task gradients do not add up to those of the summed loss.
         NotImplementedError: torch.distributed runs more than one rank, or a parameter is a DTensor:
             `MTLOptimizer` with module= or process_group= takes these.
     """
@@ -158,7 +164,8 @@ def backward(
         rows_dtype=rows_dtype,
         max_norm=max_norm,
     )
-    return step(losses, params, method, options, features, scaler, retain_graph)
+    checks = SelfCheck() if check else None
+    return step(losses, params, method, options, features, scaler, retain_graph, checks)
 
 
 def step(
@@ -169,12 +176,16 @@ def step(
     features: Tensor | Sequence[Tensor] | None = None,
     scaler: Scaler | Tensor | None = None,
     retain_graph: bool = False,
+    check: SelfCheck | None = None,
 ) -> Report:
     """`backward` with its options in one object."""
     if backwards_are_lost():
-        return untraced(step, losses, params, method, options, features, scaler, retain_graph)
+        return untraced(
+            step, losses, params, method, options, features, scaler, retain_graph, check
+        )
     if torch.compiler.is_compiling():
         refuse_without_graph(losses, method, options, features is not None, scaler)
+        check = None  # there is no graph to look at
     refuse_several_ranks()
     tasks, values = named_losses(losses)
     given = [features] if isinstance(features, Tensor) else features
@@ -188,7 +199,7 @@ def step(
             tasks, values, params, method, options, given, kept, scale, retain_graph
         )
     else:
-        rows = _rows(tasks, values, params, options, scale, retain_graph)
+        rows = _rows(tasks, values, params, options, scale, retain_graph, check)
         report = combine_rows(rows, cast("Weighting | RowWeighting", method), options)
     if keeps_weights(method):
         method.count(tasks)
@@ -202,6 +213,7 @@ def collect_step(
     options: Options,
     scaler: Scaler | Tensor | None = None,
     retain_graph: bool = False,
+    check: SelfCheck | None = None,
 ) -> Rows:
     """The gradients of one batch, to be added to others' and combined by `combine_rows`.
 
@@ -209,15 +221,16 @@ def collect_step(
         ValueError: as `backward`; or the method or an option keeps no rows that could be added.
     """
     if backwards_are_lost():
-        return untraced(collect_step, losses, params, method, options, scaler, retain_graph)
+        return untraced(collect_step, losses, params, method, options, scaler, retain_graph, check)
     if torch.compiler.is_compiling():
         refuse_without_graph(losses, method, options, False, scaler)
+        check = None
     refuse_several_ranks()
     check_keeps_rows(method, options)
     tasks, values = named_losses(losses)
     params = check_step(values, params, method, options, False)
     scale = scale_of(scaler, values[0].device)
-    return _rows(tasks, values, params, options, scale, retain_graph)
+    return _rows(tasks, values, params, options, scale, retain_graph, check)
 
 
 def _rows(
@@ -227,10 +240,15 @@ def _rows(
     options: Options,
     scale: Tensor | None,
     retain_graph: bool,
+    check: SelfCheck | None,
 ) -> Rows:
     """T backwards over all parameters."""
+    trial = None if check is None else check.trial(tasks, params)
     rows, collected = collect_rows(
-        values, params, options.collect, options.rows_dtype, scale, retain_graph
+        values, params, options.collect, options.rows_dtype, scale, retain_graph, trial
     )
-    refuse_reentrant_checkpoints(values, reach(rows))
+    counts = reach(rows)
+    refuse_reentrant_checkpoints(values, counts)
+    if check is not None:
+        check.saw_rows(tasks, params, rows, counts, trial)
     return Rows(tasks, stack(values), params, rows, scale, collected)

@@ -15,12 +15,14 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 _SEVERAL = -1  # the owner of a node that several tasks reach
 
 Place = tuple[Node, int]
+Row = Sequence[Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Cut:
         nested: whether an edge, or a parameter above, is reached below another edge too, as where
             heads read several stages of a trunk.
         gates: the nodes above that hand gradients to edges: which of their inputs to which edge.
+        owners: of a cut at the heads, the nodes that tasks reach: the one task that does, or -1.
     """
 
     edges: list[GradientEdge]
@@ -47,6 +50,7 @@ class Cut:
     reached: list[int]
     nested: bool
     gates: dict[Node, list[tuple[int, int]]]
+    owners: dict[Node, int]
 
 
 def cut_at_heads(starts: Sequence[GradientEdge], params: Sequence[Tensor]) -> Cut:
@@ -80,7 +84,7 @@ def cut_at_heads(starts: Sequence[GradientEdge], params: Sequence[Tensor]) -> Cu
     for p in below:
         reached[p] = 2
     gates = [node for own in nodes for node in own]
-    return _cut(crossed, above, below, reached, gates, entangled=False)
+    return _cut(crossed, above, below, reached, gates, owner, entangled=False)
 
 
 def cut_at_features(
@@ -135,7 +139,7 @@ def cut_at_features(
         for p in {*own, *under[frozenset(passed)]}:
             reached[p] = min(2, reached[p] + 1)
     below = sorted({p for leaves in under.values() for p in leaves})
-    return _cut(crossed, above, below, reached, union, entangled)
+    return _cut(crossed, above, below, reached, union, {}, entangled)
 
 
 def reached_by(starts: Sequence[GradientEdge], params: Sequence[Tensor]) -> list[list[int]]:
@@ -192,6 +196,47 @@ def stopped_at(cut: Cut) -> Iterator[dict[int, Tensor]]:
             handle.remove()
 
 
+@contextmanager
+def crossing(
+    cut: Cut, starts: Sequence[GradientEdge], seeds: Sequence[Tensor]
+) -> Iterator[list[dict[int, Tensor]]]:
+    """What each of T whole backward passes in here hands to the edges from above, by edge.
+
+    Args:
+        cut: at the heads.
+        starts, seeds: of the T passes; a start may be an edge itself.
+    """
+    number = {(edge.node, edge.output_nr): e for e, edge in enumerate(cut.edges)}
+    passed: list[dict[int, Tensor]] = [{} for _ in starts]
+    for start, seed, own in zip(starts, seeds, passed, strict=True):
+        if (start.node, start.output_nr) in number:
+            own[number[start.node, start.output_nr]] = seed.clone()
+
+    def collect(own: dict[int, Tensor], hits: list[tuple[int, int]], grads: Row) -> None:
+        for i, e in hits:
+            grad = grads[i]
+            if grad is not None:  # a copy, as the node below may work in place on what it is handed
+                own[e] = own[e] + grad if e in own else grad.clone()
+
+    handles = [
+        node.register_hook(
+            lambda grads, _, own=passed[cut.owners[node]], hits=hits: collect(own, hits, grads)
+        )
+        for node, hits in cut.gates.items()
+    ]
+    try:
+        yield passed
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def dtypes_below(edges: Sequence[GradientEdge]) -> set[torch.dtype]:
+    """The dtypes of the gradients below, among them those that autocast computes in."""
+    nodes = _reach([(edge.node, edge.output_nr) for edge in edges])
+    return {meta.dtype for node in nodes for meta in node._input_metadata}
+
+
 def kinds_below(cut: Cut) -> set[str]:
     """The names of the operations below, as autograd calls them but for the word Backward."""
     nodes = _reach([(edge.node, edge.output_nr) for edge in cut.edges])
@@ -209,6 +254,7 @@ def _cut(
     below: list[int],
     reached: list[int],
     nodes: Iterable[Node],
+    owners: dict[Node, int],
     entangled: bool,
 ) -> Cut:
     places = {place: None for passed in crossed for place in passed}
@@ -229,6 +275,7 @@ def _cut(
         nested=any(node in beneath for node, _ in places)
         or any(p in own for own in map(set, above) for p in below),
         gates=gates,
+        owners=owners,
     )
 
 

@@ -26,6 +26,7 @@ from mtlkernels.options import Options
 from mtlkernels.report import Report
 from mtlkernels.rows import Rows
 from mtlkernels.scaling import Scaler
+from mtlkernels.self_check import SelfCheck
 
 
 @dataclass
@@ -35,6 +36,7 @@ class _Balancing:
     method: GramMethod | LossMethod | RowMethod
     options: Options
     ranks: Engine | None = None  # who takes the steps of several ranks
+    check: SelfCheck | None = None
     pending: Rows | None = None  # what accumulate=True has added up
     warned: bool = False
 
@@ -97,6 +99,9 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
             an estimate of what it would be without the noise of the batch.
         check_ranks: compare all ranks' weights in each step, and raise where they differ; it waits
             for the device.
+        check: in the first step, and in those that reach parameters for the first time, compare the
+            sum of the task gradients with the gradient of the summed loss by one more backward
+            pass. Where they differ, an error says so and nothing is written. False leaves it out.
 
     Raises:
         TypeError: base is not an optimizer, or one whose class cannot be extended; or method is
@@ -184,14 +189,15 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
                     "too, then combine()"
                 )
             return mtl.engine.step(
-                losses, params, mtl.method, mtl.options, features, scaler, retain_graph
+                *(losses, params, mtl.method, mtl.options, features, scaler, retain_graph),
+                check=mtl.check,
             )
         if features is not None:
             raise ValueError(
                 "accumulate=True adds up rows, and features= takes none: leave one out"
             )
         rows = mtl.engine.collect_step(
-            losses, params, mtl.method, mtl.options, scaler, retain_graph
+            losses, params, mtl.method, mtl.options, scaler, retain_graph, mtl.check
         )
         if mtl.pending is None:
             mtl.pending = rows.keep()
@@ -277,6 +283,7 @@ def _wrap(
     stages: Any = None,
     gram: Literal["exact", "unbiased"] = "exact",
     check_ranks: bool = False,
+    check: bool = True,
     **options: Any,
 ) -> MTLOptimizer:
     if not isinstance(base, torch.optim.Optimizer):
@@ -308,6 +315,8 @@ def _wrap(
     chosen = Options(**options)
     chosen.check(method)
     balancing = _Balancing(method, chosen)
+    if check:
+        balancing.check = SelfCheck(base.param_groups, module)
     if any(given is not None for given in (module, process_group, stages)):
         from mtlkernels import distributed  # which loads DTensor and FSDP
 

@@ -19,6 +19,7 @@ from mtlkernels.collect import (
     task_gradients,
 )
 from mtlkernels.cut import Cut, cut_at_heads, kinds_below, numbers_at
+from mtlkernels.trial import Trial
 
 # Nodes whose backward torch runs once for a batch of gradients, and not once for each.
 _BATCHED = {
@@ -106,6 +107,7 @@ def collect_rows(
     dtype: torch.dtype | None = None,
     scale: Tensor | None = None,
     retain_graph: bool = False,
+    trial: Trial | None = None,
 ) -> tuple[list[Row], str]:
     """T lists of P gradients, and how they came about.
 
@@ -117,7 +119,18 @@ def collect_rows(
         dtype: what the gradients of float32 parameters are kept in.
         scale: what the gradients are multiplied by, a scalar on the device.
         retain_graph: keep the graph.
+        trial: what checks this step.
+
+    Raises:
+        SelfCheckError: the trial finds that the gradients are wrong.
     """
+    if trial is not None:
+        with trial.over(losses, scale, retain_graph):
+            rows, told = collect_rows(losses, params, how, dtype, scale, retain_graph=True)
+            trial.weigh(*rows)
+        trial.add(*rows)
+        trial.judge()
+        return rows, told
     if how == "loop":
         return _loop(losses, params, dtype, scale, retain_graph), "a backward a loss"
     begun = starts(losses, scale)

@@ -10,7 +10,8 @@ says whether it has.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from mtlkernels.distributed.collectives import Host
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.options import Options
+from mtlkernels.trial import SelfCheckError, Trial
 
 
 class View(NamedTuple):
@@ -112,6 +114,36 @@ def fingerprint(
 
     state = {name: told(value) for name, value in method.state_dict().items()}
     return f"{method} {state} {chosen}"
+
+
+@contextmanager
+def watched_by(
+    trial: Trial | None, losses: Sequence[Tensor], scale: Tensor | None, retain_graph: bool
+) -> Iterator[None]:
+    """`Trial.over`, if there is one; what it raises is left to `judge_together`."""
+    if trial is None:
+        yield
+        return
+    with suppress(SelfCheckError), trial.over(losses, scale, retain_graph):
+        yield
+
+
+def judge_together(trial: Trial, hosts: Sequence[Host]) -> None:
+    """`Trial.judge` over the ranks: all raise where one finds a fault; one that compares will do.
+
+    hosts: of the groups that a mesh has along each of its dimensions.
+
+    Raises:
+        SelfCheckError: on all ranks.
+    """
+    trial.compare()
+    bad = trial.bad
+    for host in hosts:
+        flags = host.count([bad, trial.compared])
+        bad, trial.compared = flags[0] > 0, flags[1] > 0
+    if bad:
+        others = "another rank found that its task gradients are wrong: its error says where"
+        raise SelfCheckError(trial.message() if trial.bad else others)
 
 
 def check_weights(weights: Tensor, hosts: Sequence[Host]) -> None:

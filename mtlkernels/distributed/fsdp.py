@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from mtlkernels.collect import Row, Starts, starts
 from mtlkernels.distributed.grad_rows import rows_of_grad
 from mtlkernels.distributed.placements import Held
+from mtlkernels.trial import Trial
 
 
 class FullyShard:
@@ -39,28 +40,37 @@ class FullyShard:
         held: Held,
         scale: Tensor | None,
         retain_graph: bool,
+        trial: Trial | None = None,
     ) -> list[Row]:
         """T backwards: T lists of this rank's pieces of P gradients.
 
+        trial: compares them with one more backward, of the summed loss.
         held: the sharded parameters. While the model is unsharded, `model.parameters()` are others.
         Until the last backward it stays so, which saves T - 1 all-gathers; after it, it must not,
         as the next forward would not see what the optimizer writes.
         """
         begun = starts(losses, scale)
-        last = len(losses) - 1
+        passes = [slice(t, t + 1) for t in range(len(losses))]
+        if trial is not None:
+            passes.append(slice(len(losses)))
 
-        def backward(t: int) -> None:
-            with self._resharding(t == last):
+        def backward(tasks: slice, last: bool) -> None:
+            with self._resharding(last):
                 torch.autograd.backward(
-                    cast(Tensor, begun.edges[t]),
-                    begun.seeds[t],
-                    retain_graph=retain_graph or t < last,
+                    cast(Any, begun.edges[tasks]),
+                    begun.seeds[tasks],
+                    retain_graph=retain_graph or not last,
                 )
 
+        runs = [partial(backward, tasks, tasks is passes[-1]) for tasks in passes]
         try:
-            return rows_of_grad(held, [partial(backward, t) for t in range(len(losses))])[0]
+            rows = rows_of_grad(held, runs)[0]
         finally:
             self.reshard()
+        if trial is not None:
+            trial.refer_to(rows.pop(), begun.edges)
+            trial.add(*rows)
+        return rows
 
     def cotangents(self, begun: Starts, features: Sequence[Tensor]) -> list[Row]:
         """T backwards to C features and no further; the graph stays."""

@@ -18,6 +18,7 @@ from mtlkernels.arguments import Losses, refuse_reentrant_checkpoints
 from mtlkernels.balancing import section_grams
 from mtlkernels.by_rows import combine_rows, reach, sections_of
 from mtlkernels.collect import Row, task_gradients
+from mtlkernels.distributed.agreement import judge_together, watched_by
 from mtlkernels.distributed.meeting import Meeting, Step
 from mtlkernels.distributed.one_backward import loss_step, weighted_step
 from mtlkernels.distributed.pieces import piece_gram, piece_groups
@@ -28,6 +29,8 @@ from mtlkernels.options import Options, check_keeps_rows
 from mtlkernels.report import Report
 from mtlkernels.rows import Rows, collect_rows
 from mtlkernels.scaling import Scaler
+from mtlkernels.self_check import SelfCheck
+from mtlkernels.trial import Trial
 
 
 class Replicas(Meeting):
@@ -42,6 +45,7 @@ class Replicas(Meeting):
         features: Tensor | Sequence[Tensor] | None = None,
         scaler: Scaler | Tensor | None = None,
         retain_graph: bool = False,
+        check: SelfCheck | None = None,
     ) -> Report:
         """`mtlkernels.backward` over the ranks."""
         now = self.begin(losses, params, method, options, features is not None, scaler)
@@ -54,7 +58,7 @@ class Replicas(Meeting):
             gram_method = cast(Weighting, method)
             report = weighted_step(self, now, gram_method, options, features, weights, retain_graph)
         else:
-            report = self._by_rows(now, cast(Weighting, method), options, retain_graph)
+            report = self._by_rows(now, cast(Weighting, method), options, retain_graph, check)
         if keeps_weights(method):
             method.count(now.tasks)
         return report
@@ -67,13 +71,22 @@ class Replicas(Meeting):
         options: Options,
         scaler: Scaler | Tensor | None = None,
         retain_graph: bool = False,
+        check: SelfCheck | None = None,
     ) -> Rows:
         """This rank's rows of one micro-batch; the ranks meet in `combine_rows` only."""
         check_keeps_rows(method, options)
         now = self.begin(losses, params, method, options, False, scaler)
         how, dtype = options.collect, options.rows_dtype
-        rows, told = collect_rows(now.values, now.params, how, dtype, now.scale, retain_graph)
-        refuse_reentrant_checkpoints(now.values, reach(rows))
+        trial = None
+        if check is not None:
+            trial = check.trial(now.tasks, now.params, now.held.row)
+        rows, told = collect_rows(
+            now.values, now.params, how, dtype, now.scale, retain_graph, trial
+        )
+        counts = reach(rows)
+        refuse_reentrant_checkpoints(now.values, counts)
+        if check is not None:
+            check.saw_rows(now.tasks, now.params, rows, counts, trial)
         rows = [now.held.row(row) for row in rows]
         return Rows(now.tasks, now.losses, now.params, rows, now.scale, told)
 
@@ -93,19 +106,33 @@ class Replicas(Meeting):
         return self._finish(now, exchange, method, options, rows.collected, local)
 
     def _by_rows(
-        self, now: Step, method: Weighting, options: Options, retain_graph: bool
+        self,
+        now: Step,
+        method: Weighting,
+        options: Options,
+        retain_graph: bool,
+        check: SelfCheck | None,
     ) -> Report:
         """T backwards, and the reduction of each task's row while the next one runs."""
         self.settle_graph(now, method, options)
+        trial = None
+        if check is not None:
+            check.saw(now.tasks, now.params, self.reach(now))
+            trial = check.trial(now.tasks, now.params, now.held.row)
         whole = takes_rows(method) or self.setting.gram == "unbiased" or options.collect != "loop"
         told = f"a backward a loss, rows reduced to {self.ranks} ranks' pieces"
         last = len(now.values) - 1
+        rows: list[Row] = []
         if whole:
-            dtype = options.rows_dtype
-            rows, told = collect_rows(
-                now.values, now.params, options.collect, dtype, now.scale, retain_graph
-            )
-            rows = [now.held.row(row) for row in rows]
+            with watched_by(trial, now.values, now.scale, retain_graph):
+                rows, told = collect_rows(
+                    *(now.values, now.params, options.collect, options.rows_dtype, now.scale),
+                    retain_graph=retain_graph or trial is not None,
+                )
+                rows = [now.held.row(row) for row in rows]
+                if trial is not None:
+                    trial.weigh(*rows)
+            self._judge(check, trial, now, rows)
             if takes_rows(method):
                 return self._whole_rows(now, rows, method, options, told)
         exchange, sections = self._exchange(now, options)
@@ -115,12 +142,29 @@ class Replicas(Meeting):
             return self._finish(now, exchange, method, options, told, local)
         with torch.no_grad():
             sender = _Sender(exchange, last, options.weight_heads)
-            for t, value in enumerate(now.values):
-                retain = retain_graph or t < last
-                (row,) = task_gradients([value], now.params, retain, now.scale)
-                sender.send(now.held.row(row))
-                del row
+            with watched_by(trial, now.values, now.scale, retain_graph):
+                for t, value in enumerate(now.values):
+                    retain = retain_graph or t < last or trial is not None
+                    (row,) = task_gradients([value], now.params, retain, now.scale)
+                    row = now.held.row(row)
+                    if trial is not None:
+                        trial.weigh(row)
+                        trial.add(row)
+                    sender.send(row)
+                    del row
+            while sender.task <= last:  # the other ranks wait for what a failed pass did not give
+                sender.send([None] * len(now.params))
+        self._judge(check, trial, now)
         return self._finish(now, exchange, method, options, told)
+
+    def _judge(
+        self, check: SelfCheck | None, trial: Trial | None, now: Step, rows: Sequence[Row] = ()
+    ) -> None:
+        """Compares this step's task gradients; the ranks raise together."""
+        if check is not None and trial is not None:
+            trial.add(*rows)
+            judge_together(trial, [self.hosts.of(self.group)])
+            check.saw(now.tasks, now.params, self.reach(now), trial)
 
     @torch.no_grad()
     def _send_all(self, exchange: Exchange, rows: Sequence[Row], options: Options) -> None:

@@ -18,7 +18,13 @@ from mtlkernels.arguments import Losses, refuse_reentrant_checkpoints
 from mtlkernels.by_losses import weigh_losses, write_row
 from mtlkernels.by_rows import reach, sections_of, split
 from mtlkernels.collect import stack, starts, task_gradients, weighted_gradient
-from mtlkernels.distributed.agreement import Agreement, View, fingerprint
+from mtlkernels.distributed.agreement import (
+    Agreement,
+    View,
+    fingerprint,
+    judge_together,
+    watched_by,
+)
 from mtlkernels.distributed.arguments import present_losses, refuse_compiling
 from mtlkernels.distributed.collectives import Hosts, OfRanks
 from mtlkernels.distributed.fsdp import FullyShard
@@ -31,6 +37,7 @@ from mtlkernels.options import Options, check_keeps_rows, check_step
 from mtlkernels.report import Report, Status
 from mtlkernels.rows import Rows
 from mtlkernels.scaling import Scaler, scale_of
+from mtlkernels.self_check import SelfCheck
 from mtlkernels.weighted import combine_features, feature_gram
 
 
@@ -57,14 +64,19 @@ class Shards(OfRanks):
         features: Tensor | Sequence[Tensor] | None = None,
         scaler: Scaler | Tensor | None = None,
         retain_graph: bool = False,
+        check: SelfCheck | None = None,
     ) -> Report:
         """`mtlkernels.backward` over the ranks."""
         if not keeps_weights(method):
-            return self._step(losses, params, method, options, features, scaler, retain_graph)
+            return self._step(
+                losses, params, method, options, features, scaler, retain_graph, check
+            )
         tasks, values, kept = self._begin(losses, params, method, options, features is not None)
         weights = method.kept_weights(tasks, scaler is not None)
         if weights is None:
-            report = self._step(losses, params, method, options, features, scaler, retain_graph)
+            report = self._step(
+                losses, params, method, options, features, scaler, retain_graph, check
+            )
         else:
             held, scale = Held(kept), scale_of(scaler, values[0].device)
             means = self._totals(held).losses(stack(values), scale)
@@ -84,10 +96,11 @@ class Shards(OfRanks):
         features: Tensor | Sequence[Tensor] | None,
         scaler: Scaler | Tensor | None,
         retain_graph: bool,
+        check: SelfCheck | None,
     ) -> Report:
         """A step that asks the method."""
         if features is None and not weighs_losses(method):
-            rows = self._rows(losses, params, method, options, scaler, retain_graph)
+            rows = self._rows(losses, params, method, options, scaler, retain_graph, check)
             return self.combine_rows(rows, cast(Any, method), options)
         tasks, values, kept = self._begin(losses, params, method, options, features is not None)
         held = Held(kept)
@@ -128,10 +141,11 @@ class Shards(OfRanks):
         options: Options,
         scaler: Scaler | Tensor | None = None,
         retain_graph: bool = False,
+        check: SelfCheck | None = None,
     ) -> Rows:
         """This rank's pieces of T rows, which the model's own collectives have reduced."""
         check_keeps_rows(method, options)
-        return self._rows(losses, params, method, options, scaler, retain_graph)
+        return self._rows(losses, params, method, options, scaler, retain_graph, check)
 
     def _rows(
         self,
@@ -141,17 +155,30 @@ class Shards(OfRanks):
         options: Options,
         scaler: Scaler | Tensor | None,
         retain_graph: bool,
+        check: SelfCheck | None,
     ) -> Rows:
         tasks, values, kept = self._begin(losses, params, method, options, False)
         scale = scale_of(scaler, values[0].device)
         held = Held(kept)
+        trial = None if check is None else check.trial(tasks, kept, held.row)
         if self.fsdp:
-            rows = self.fsdp.rows(values, held, scale, retain_graph)
+            rows = self.fsdp.rows(values, held, scale, retain_graph, trial)
             told = "a backward a loss through fully_shard"
         else:
-            rows = task_gradients(values, kept, retain_graph, scale, held.row)
-            refuse_reentrant_checkpoints(values, reach(rows))
+            rows = []
+            with watched_by(trial, values, scale, retain_graph):
+                retain = retain_graph or trial is not None
+                rows = task_gradients(values, kept, retain, scale, held.row)
+                if trial is not None:
+                    trial.weigh(*rows)
+            if trial is not None:
+                trial.add(*rows)
             told = "a backward a loss, of DTensors"
+        if check is not None and trial is not None:
+            judge_together(trial, [self.hosts.of(group) for group in held.groups])
+            check.saw(tasks, kept, [range(len(kept))] * len(tasks), trial)
+        if not self.fsdp:
+            refuse_reentrant_checkpoints(values, reach(rows))
         return Rows(tasks, stack(values), kept, rows, scale, told)
 
     @torch.no_grad()

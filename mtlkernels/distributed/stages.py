@@ -35,6 +35,7 @@ from mtlkernels.options import Options, check_step
 from mtlkernels.report import Report
 from mtlkernels.rows import Rows
 from mtlkernels.scaling import Scaler, scale_of
+from mtlkernels.self_check import SelfCheck
 
 
 class Stages(OfRanks):
@@ -59,6 +60,7 @@ class Stages(OfRanks):
         features: Tensor | Sequence[Tensor] | None = None,
         scaler: Scaler | Tensor | None = None,
         retain_graph: bool = False,
+        check: SelfCheck | None = None,
     ) -> Report:
         """`mtlkernels.backward` over the stages; `losses` are T functions, see `named_runs`."""
         if features is not None:
@@ -77,6 +79,7 @@ class Stages(OfRanks):
         options: Options,
         scaler: Scaler | Tensor | None = None,
         retain_graph: bool = False,
+        check: SelfCheck | None = None,
     ) -> Rows:
         """T runs: what each leaves in this stage's .grad."""
         refuse_compiling()
