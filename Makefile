@@ -18,7 +18,7 @@ REQUIRES := import importlib.metadata as m, sys; extra = f"extra == \"{sys.argv[
 .PHONY: demo test test-frameworks lint bench bench-smoke study study-smoke gpu-check dist-check clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m mtlkernels demo
+	$(BIN)/python -m examples.demo
 
 test: $(VENV)/.test $(VENV)/.demo $(VENV)/.data
 	$(BIN)/python -m pytest
@@ -32,7 +32,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m mtlkernels bench --json mtlkernels-bench/results.json --plot mtlkernels-bench
+	$(BIN)/python -m benchmarks --json mtlkernels-bench/results.json --plot mtlkernels-bench
 
 bench-smoke: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks --benchmark-only -k smoke
@@ -49,7 +49,7 @@ study-smoke: $(VENV)/.demo $(VENV)/.data
 
 # With the Python that is there, its torch and nvcc: nothing is installed.
 gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py
+	$(PYTHON) -m benchmarks.gpu_check
 
 # The tests of several ranks on NCCL with a GPU each, two and where there are as many four, with the Python that is there.
 dist-check:

@@ -1,6 +1,6 @@
 """Where the time goes where a target is missed: small gradients, and those of 16 bits.
 
-    python benchmarks/breakdown.py [--seconds 1]
+    python -m benchmarks.breakdown [--seconds 1]
 
 Small gradients, in microseconds: "calls and lists" is the whole of gram, weights and combine on as
 many tensors of one element each, "numbers" what their elements add in the cache, "cold" what
@@ -16,12 +16,11 @@ from __future__ import annotations
 import argparse
 
 import torch
-from timing import interleaved, quartiles
 
-from mtlkernels.bench.cases import CASES, gradients, numel
-from mtlkernels.bench.measure import Run, rotating, sets_of
-from mtlkernels.bench.peers import Prepare, torchjd, torchjd_gram
-from mtlkernels.bench.providers import ours
+from benchmarks.suite.cases import CASES, gradients, numel
+from benchmarks.suite.peers import Prepare, torchjd, torchjd_gram
+from benchmarks.suite.providers import ours
+from benchmarks.suite.timing import Run, interleaved, quartiles, rotating, sets_of
 
 SMALL = ("lenet", "pinn")
 TASKS = (2, 3, 8)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from models import Workload
 
 import mtlkernels
+from benchmarks.models import Workload
 
 Run = Callable[[], str]
 

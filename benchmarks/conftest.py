@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.suite.direction import Setting
 from mtlkernels import build_info
-from mtlkernels.bench.compare import Setting
 
 CPU = torch.device("cpu")
 # Two sizes that a cache holds and one that it does not; `-k smoke` picks one table.

@@ -1,6 +1,6 @@
 """Several processes on gloo: bytes, collectives and time of each route, beside plain DDP.
 
-    python benchmarks/distributed.py [--ranks 2,4] [--tasks 4] [--width 512] [--seconds 3]
+    python -m benchmarks.distributed [--ranks 2,4] [--tasks 4] [--width 512] [--seconds 3]
 
 "x DDP" is the bytes that a rank sends over those of DistributedDataParallel for the sum of the
 losses. "all-reduce T rows" is what one would write by hand: `autograd.grad` for each loss, each row
@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from timing import quartiles
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from traffic import Traffic
 
 import mtlkernels
+from benchmarks.suite.timing import quartiles
+from benchmarks.traffic import Traffic
 from mtlkernels import SI, MTLOptimizer, UPGrad
 
 Step = Callable[[], object]

@@ -1,6 +1,6 @@
 """gram, combine and the whole step on a CUDA device, beside the roofline and the alternatives.
 
-    python benchmarks/gpu.py --out benchmarks/results/NAME [--seconds 180]
+    python -m benchmarks.gpu --out benchmarks/results/NAME [--seconds 180]
 
 Writes NAME.json and NAME.md. MTLKERNELS_BACKEND names the backend that is measured. "share" is the
 time of copying the same bytes with torch on this device over the time taken.
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from roofline import SHOWN, moved
 from torch import Tensor
 
+from benchmarks.arithmetic.roofline import SHOWN, moved
+from benchmarks.suite.cases import CASES, gradients
+from benchmarks.suite.cuda import cuda_seconds
+from benchmarks.suite.providers import PROVIDERS, SLOW_TO_SET_UP
 from mtlkernels import backends, build_info, ops
-from mtlkernels.bench.cases import CASES, gradients
-from mtlkernels.bench.cuda import cuda_seconds
-from mtlkernels.bench.providers import PROVIDERS, SLOW_TO_SET_UP
 
 
 def environment() -> dict[str, Any]:

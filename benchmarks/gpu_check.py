@@ -1,6 +1,6 @@
 """Everything that needs a GPU, in one command: build, tests, benchmarks; installs nothing.
 
-    python benchmarks/gpu_check.py [--seconds 480]
+    python -m benchmarks.gpu_check [--seconds 480]
 
 Uses the Python that runs it, with its torch, nvcc, pybind11 and ninja, and needs no network.
 Results go to benchmarks/results/. Where there is no GPU it says so and is done.

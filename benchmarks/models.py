@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtlkernels.demo.models import DenseEncoder, MultiTask, dense_head, digit_head, lenet_encoder
+from examples.demo.models import DenseEncoder, MultiTask, dense_head, digit_head, lenet_encoder
 
 CLASSES = 10
 

@@ -1,6 +1,6 @@
 """Microseconds of a method's weights from the Gram matrix, beside torchjd's.
 
-    python benchmarks/solvers.py [--tasks 2,3,8,20,40]
+    python -m benchmarks.solvers [--tasks 2,3,8,20,40]
 
 Every registered Gram method, on one core: the whole call (module, op, solver) on conflicting
 gradients. torchjd's weightings work on the same Gram matrix; a method that it does not have, or for
@@ -13,11 +13,11 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from timing import interleaved, quartiles
 from torch import Tensor
 from torchjd import aggregation
 
 import mtlkernels
+from benchmarks.suite.timing import interleaved, quartiles
 from mtlkernels.methods import METHODS
 
 Weigh = Callable[..., Tensor]

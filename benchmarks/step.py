@@ -1,6 +1,6 @@
 """Time and peak memory of a step, from the batch to .grad, for each choice beside a plain step.
 
-    python benchmarks/step.py [--models demo,resnet18,vit] [--tasks 3,8] [--only rows,features]
+    python -m benchmarks.step [--models demo,resnet18,vit] [--tasks 3,8] [--only rows,features]
 
 One table a model and T. "x plain" is over one backward of the sum of the losses. "MB" is the most
 that torch allocated during a step beyond parameters and batch, from a pass of its own that is not
@@ -20,13 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from choices import CHOICES, PLAIN, REUSING, ROWS
-from models import MODELS, Workload
-from timing import interleaved, quartiles
 from torch import Tensor
 
+from benchmarks.choices import CHOICES, PLAIN, REUSING, ROWS
+from benchmarks.models import MODELS, Workload
+from benchmarks.suite.memory import peak_bytes
+from benchmarks.suite.timing import interleaved, quartiles
 from mtlkernels import build_info
-from mtlkernels.bench.memory import peak_bytes
 
 EVERY = 10
 

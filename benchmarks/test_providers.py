@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import SETTINGS
 
-from mtlkernels.bench.check import oracle
-from mtlkernels.bench.compare import Setting, copy_of
-from mtlkernels.bench.peers import NotOfferedError
-from mtlkernels.bench.providers import PROVIDERS, SLOW_TO_SET_UP
+from benchmarks.conftest import SETTINGS
+from benchmarks.suite.direction import Setting, copy_of
+from benchmarks.suite.oracle import oracle
+from benchmarks.suite.peers import NotOfferedError
+from benchmarks.suite.providers import PROVIDERS, SLOW_TO_SET_UP
 
 NAMES = [name for name in PROVIDERS if name not in SLOW_TO_SET_UP]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import SETTINGS
 
-from mtlkernels.bench.compare import Setting
-from mtlkernels.bench.stages import STAGES, runs_of_stages
+from benchmarks.conftest import SETTINGS
+from benchmarks.suite.direction import Setting
+from benchmarks.suite.stages import STAGES, runs_of_stages
 
 
 @pytest.mark.parametrize("work", SETTINGS)

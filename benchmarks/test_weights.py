@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from solvers import SET_UP, gram
 
+from benchmarks.solvers import SET_UP, gram
 from mtlkernels.methods import METHODS, GramMethod
 
 # The first two wrap others, the third takes two tasks alone.

@@ -1,7 +1,7 @@
 """DistributedDataParallel: the demo's MultiMNIST on every process, and the numbers of one.
 
-    torchrun --nproc-per-node 2 examples/ddp.py
-    python examples/ddp.py    # one process with the whole batch: the same losses
+    torchrun --nproc-per-node 2 -m examples.ddp
+    python -m examples.ddp    # one process with the whole batch: the same losses
 
 Each process takes its part of every batch. What the report says is that of the whole batch, on
 every process alike. Needs the demo's packages: pip install "mtlkernels[demo]".
@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from examples.demo.multimnist import multimnist_problem
 from mtlkernels import MTLOptimizer, PCGrad
-from mtlkernels.demo.multimnist import multimnist_problem
 
 
 def train(steps: int, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """FSDP2: the demo's MultiMNIST with its parameters sharded, and the numbers of one process.
 
-    torchrun --nproc-per-node 2 examples/fsdp2.py
-    python examples/fsdp2.py    # one process with the whole batch: the same losses
+    torchrun --nproc-per-node 2 -m examples.fsdp2
+    python -m examples.fsdp2    # one process with the whole batch: the same losses
 
 Each process holds a piece of every parameter, of every task's gradient and of the optimizer's
 state, and takes its part of every batch. The optimizer is made after fully_shard. Needs the demo's
@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
+from examples.demo.multimnist import multimnist_problem
 from mtlkernels import MTLOptimizer, PCGrad
-from mtlkernels.demo.multimnist import multimnist_problem
 
 
 def train(steps: int, device: torch.device) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mtlkernels.demo.metrics import delta_m
+from examples.demo.metrics import delta_m
 
 HIGHER_IS_BETTER = {
     "miou": True,

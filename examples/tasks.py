@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from examples.data.common import IGNORE
+from examples.demo.metrics import absolute_error, cosine_error, known_mean
 from examples.metrics import BinaryMeter, DepthMeter, Meter, NormalsMeter, SegmentationMeter
-from mtlkernels.demo.metrics import absolute_error, cosine_error, known_mean
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""python -m mtlkernels info | methods | demo | bench | report"""
+"""python -m mtlkernels info | methods | report"""
 
 from __future__ import annotations
 
@@ -35,17 +35,9 @@ def methods() -> None:
 def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m mtlkernels", description=mtlkernels.__doc__)
-    commands = ["info", "methods", "demo", "bench", "report"]
+    commands = ["info", "methods", "report"]
     parser.add_argument("command", choices=commands, help="what to do")
     command = parser.parse_args(arguments[:1]).command
-    if command == "demo":
-        from mtlkernels.demo import main as demo
-
-        return demo(arguments[1:])
-    if command == "bench":
-        from mtlkernels.bench import main as bench
-
-        return bench(arguments[1:])
     if command == "report":
         from mtlkernels.diagnosis import main as report
 

@@ -31,7 +31,7 @@ import mtlkernels
 from mtlkernels import backprop
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent / "benchmarks"))
+sys.path.append(str(HERE.parent))
 # `make dist-check` sets it: a GPU for each rank.
 NCCL = os.environ.get("MTLKERNELS_DIST") == "nccl"
 DEVICE = "cuda" if NCCL else "cpu"

@@ -27,9 +27,9 @@ from dist_pipeline import TASKS, ByHand, First, Last, losses, same_stage
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from traffic import Traffic
 
 import mtlkernels
+from benchmarks.traffic import Traffic
 from mtlkernels import (
     CAGrad,
     MTLOptimizer,

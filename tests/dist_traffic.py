@@ -17,8 +17,8 @@ from dist_models import drawn, fresh, own
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from traffic import Traffic
 
+from benchmarks.traffic import Traffic
 from mtlkernels import SI, MTLOptimizer, TrimmedMean, UPGrad
 from mtlkernels.distributed import collectives
 

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from examples.demo.problem import Batch, Task
 from examples.imbalance import problems
 from examples.imbalance.config import Config, Part
 from examples.imbalance.recipes import RECIPES
 from examples.imbalance.runner import run_study
 from examples.imbalance.storage import Folder
-from mtlkernels.demo.problem import Batch, Task
 
 TASKS = tuple(
     Task(

@@ -12,15 +12,17 @@ import pytest
 import torch
 
 import mtlkernels
-from mtlkernels.bench import compare, measure, memory, plans
-from mtlkernels.bench.cases import CASES, gradients, numel
-from mtlkernels.bench.check import oracle
-from mtlkernels.bench.cli import main
-from mtlkernels.bench.compare import Setting
-from mtlkernels.bench.markdown import BLOCKS, fill
-from mtlkernels.bench.providers import PROVIDERS, SLOW_TO_SET_UP
-from mtlkernels.bench.results import Results, Row, load
-from mtlkernels.bench.targets import targets
+from benchmarks.suite import direction as compare
+from benchmarks.suite import memory, plans
+from benchmarks.suite import timing as measure
+from benchmarks.suite.cases import CASES, gradients, numel
+from benchmarks.suite.command import main
+from benchmarks.suite.direction import Setting
+from benchmarks.suite.oracle import oracle
+from benchmarks.suite.pages import BLOCKS, fill
+from benchmarks.suite.providers import PROVIDERS, SLOW_TO_SET_UP
+from benchmarks.suite.results import Results, Row, load
+from benchmarks.suite.targets import targets
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent

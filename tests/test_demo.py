@@ -9,11 +9,12 @@ import sys
 import pytest
 import torch
 
-from mtlkernels.demo import geometry, main, metrics, multimnist, stereo, table
-from mtlkernels.demo.models import MultiTask
-from mtlkernels.demo.problem import Batch, Problem, Task
-from mtlkernels.demo.timing import Split
-from mtlkernels.demo.training import Run, train
+from examples.demo import geometry, metrics, multimnist, stereo, table
+from examples.demo.cli import main
+from examples.demo.models import MultiTask
+from examples.demo.problem import Batch, Problem, Task
+from examples.demo.timing import Split
+from examples.demo.training import Run, train
 
 CPU = torch.device("cpu")
 CAMERA = geometry.Camera(focal=50.0, baseline=0.2, centre_x=7.5, centre_y=5.5, shift=3.0)

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from examples.demo import multimnist
+from examples.demo.cli import main as demo_main
+from examples.demo.problem import Task
+from examples.demo.training import train
 from mtlkernels.__main__ import main
-from mtlkernels.demo import multimnist
-from mtlkernels.demo.problem import Task
-from mtlkernels.demo.training import train
 from mtlkernels.diagnosis import diagnose
 from mtlkernels.records import column, mean, read
 
@@ -24,8 +25,8 @@ def test_the_demo_s_log_names_the_task_with_the_longest_gradients(tmp_path, caps
         pytest.importorskip(package)
     log = tmp_path / "stereo-mean.jsonl"
     log.write_text("of an earlier demo\n")
-    demo = ["demo", "--dataset", "stereo", "--methods", "mean", "--steps", "4"]
-    assert main([*demo, "--out", str(tmp_path)]) == 0
+    demo = ["--dataset", "stereo", "--methods", "mean", "--steps", "4"]
+    assert demo_main([*demo, "--out", str(tmp_path)]) == 0
     assert f"report {log}" in capsys.readouterr().out
     run = json.loads((tmp_path / "stereo-mean.json").read_text())
     norms, cosines = (

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from examples import tasks
+from examples.demo.metrics import delta_m
 from examples.metrics import (
     HIGHER_IS_BETTER,
     BinaryMeter,
@@ -21,7 +22,6 @@ from examples.metrics import (
     f1,
     mean_error,
 )
-from mtlkernels.demo.metrics import delta_m
 
 # As published with Nash-MTL (ICML 2022) on NYUv2: single-task training, and Nash-MTL.
 NYUV2_METRICS = {

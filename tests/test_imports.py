@@ -77,8 +77,6 @@ PYTHON: dict[str, set[str] | None] = {
         *("arguments", "backprop", "distributed", "extended", "method_state", "methods", "options"),
         *("report", "rows", "scaling", "self_check"),
     },
-    "demo": ANYTHING,
-    "bench": ANYTHING,
 }
 THIRD_PARTY = {"torch"}
 TRITON_TOO = {"torch", "triton"}  # what triton_kernels may import
@@ -153,7 +151,7 @@ def test_python_imports(path: Path) -> None:
             assert package in sys.stdlib_module_names | known, f"{room(path)} imports {name}"
 
 
-def test_only_demo_and_bench_need_more_than_torch() -> None:
+def test_the_package_itself_needs_torch_alone() -> None:
     for name in ("__init__", "__main__"):
         for module in imported(PACKAGE / f"{name}.py"):
             package = module.split(".")[0]
@@ -215,5 +213,5 @@ def test_importing_loads_nothing_else_and_compiles_nothing() -> None:
     assert "mtlkernels" in packages
     heavy = {"triton", "numpy", "scipy", "matplotlib", "skimage", "mlxtend", "tqdm", "sklearn"}
     assert not packages & heavy
-    assert not loaded & {"mtlkernels.demo", "mtlkernels.bench", "mtlkernels.diagnosis"}
+    assert not loaded & {"mtlkernels.diagnosis", "mtlkernels.figures"}
     assert not {name for name in loaded if re.match(r"torch\.(_inductor|_dynamo)", name)}

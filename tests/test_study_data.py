@@ -7,9 +7,9 @@ import itertools
 import pytest
 import torch
 
+from examples.demo import multimnist
+from examples.demo.problem import Batch
 from examples.imbalance import problems
-from mtlkernels.demo import multimnist
-from mtlkernels.demo.problem import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from examples.data.yeast import LABELS, Yeast
-from examples.models.vit import ViT
-from examples.tasks import binary_error
-from mtlkernels.demo import multimnist, stereo
-from mtlkernels.demo.models import (
+from examples.demo import multimnist, stereo
+from examples.demo.models import (
     DenseEncoder,
     MultiTask,
     dense_head,
     digit_head,
     lenet_encoder,
 )
-from mtlkernels.demo.problem import Batch, Task
+from examples.demo.problem import Batch, Task
+from examples.models.vit import ViT
+from examples.tasks import binary_error
 
 Halves = Literal["a", "b", "ab"]
 CPU = torch.device("cpu")

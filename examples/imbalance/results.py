@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from examples.demo.metrics import delta_m
 from examples.imbalance.config import FULL, Config, Part
 from examples.imbalance.specs import (
     Spec,
@@ -21,7 +22,6 @@ from examples.imbalance.specs import (
     single_spec,
 )
 from examples.imbalance.storage import Folder
-from mtlkernels.demo.metrics import delta_m
 
 
 class MissingRunError(RuntimeError):

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import mtlkernels
+from examples.demo.models import MultiTask
+from examples.demo.problem import Batch, Task
 from examples.imbalance.config import PRETRAINED
 from examples.imbalance.problems import DATA, build_model, last_shared
 from examples.imbalance.recipes import RECIPES, UW_RATE
 from examples.imbalance.specs import GRID, METHOD, PRETRAIN, Spec, pretrain_of
 from examples.imbalance.storage import Folder
 from examples.imbalance.watching import Watch
-from mtlkernels.demo.models import MultiTask
-from mtlkernels.demo.problem import Batch, Task
 
 BATCH_SEEDS = 1_000_000
 """What is added to a run's seed for its batches, so that they are not drawn as the weights are."""

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.nn import functional
 
+from examples.demo.models import MultiTask
 from examples.models.heads import SampleHead, dense_head
 from examples.tasks import Task
-from mtlkernels.demo.models import MultiTask
 
 
 class HardSharing(MultiTask):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtlkernels.bench.cases import Shapes, numel
-from mtlkernels.bench.providers import PROVIDERS, SLOW_TO_SET_UP
+from benchmarks.suite.cases import Shapes, numel
+from benchmarks.suite.providers import PROVIDERS, SLOW_TO_SET_UP
 
 Table = tuple[str, int, str]  # case, T, dtype
 

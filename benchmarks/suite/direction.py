@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mtlkernels.bench.cases import CASES, gradients, numel
-from mtlkernels.bench.check import Oracle, oracle
-from mtlkernels.bench.measure import Run, rotating, sets_of, timings, wait
-from mtlkernels.bench.memory import Observed, observe
-from mtlkernels.bench.providers import OURS, PROVIDERS
-from mtlkernels.bench.results import Row, available_bytes
+from benchmarks.suite.cases import CASES, gradients, numel
+from benchmarks.suite.memory import Observed, observe
+from benchmarks.suite.oracle import Oracle, oracle
+from benchmarks.suite.providers import OURS, PROVIDERS
+from benchmarks.suite.results import Row, available_bytes
+from benchmarks.suite.timing import Run, rotating, sets_of, timings, wait
 
 COPY = "copy"
 READS = "reads and a write"

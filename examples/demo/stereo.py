@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtlkernels.demo import geometry, metrics
-from mtlkernels.demo.models import DenseEncoder, MultiTask, dense_head
-from mtlkernels.demo.problem import Batch, Problem, Task
+from examples.demo import geometry, metrics
+from examples.demo.models import DenseEncoder, MultiTask, dense_head
+from examples.demo.problem import Batch, Problem, Task
 from mtlkernels.packages import require
 
 MOTORCYCLE = geometry.Camera(

@@ -1,6 +1,6 @@
 """What the GPU kernels must move and compute, and the time that leaves: on paper.
 
-    python benchmarks/roofline.py [--dtype float32]
+    python -m benchmarks.arithmetic.roofline [--dtype float32]
 
 gram reads T N elements, combine reads T N and writes N. A multiply-add is one instruction: gram has
 T (T + 1) / 2 of them a column of T elements, combine has T. GradDrop is one kernel that moves what
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 
-from mtlkernels.bench.cases import CASES, numel
+from benchmarks.suite.cases import CASES, numel
 
 # Bytes a second and float32 instructions a second (a multiply-add is one), from the data sheets.
 GPUS = {"H200": (4.8e12, 33.5e12), "A100-80GB": (2.04e12, 9.75e12), "RTX 4090": (1.01e12, 41.3e12)}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import textwrap
 
-from mtlkernels.demo.metrics import delta_m
-from mtlkernels.demo.problem import Problem
-from mtlkernels.demo.timing import REPEATS
-from mtlkernels.demo.training import Run
+from examples.demo.metrics import delta_m
+from examples.demo.problem import Problem
+from examples.demo.timing import REPEATS
+from examples.demo.training import Run
 
 PARTS = ("forward", "backward", "balancing", "update", "total")
 WIDTH = 100

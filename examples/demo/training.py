@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import mtlkernels
-from mtlkernels.demo.models import MultiTask
-from mtlkernels.demo.names import gram_method
-from mtlkernels.demo.problem import Batch, Problem, Task
-from mtlkernels.demo.timing import Split, time_split
+from examples.demo.models import MultiTask
+from examples.demo.names import gram_method
+from examples.demo.problem import Batch, Problem, Task
+from examples.demo.timing import Split, time_split
 from mtlkernels.packages import require
 
 START_SEED = 0

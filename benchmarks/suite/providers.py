@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 import mtlkernels
+from benchmarks.suite import peers
+from benchmarks.suite.peers import NotOfferedError, Prepare, Run
+from examples.demo.names import gram_method
 from mtlkernels import ops, reference
-from mtlkernels.bench import peers
-from mtlkernels.bench.peers import NotOfferedError, Prepare, Run
-from mtlkernels.demo.names import gram_method
 
 Provider = Callable[[int, str], Prepare]
 

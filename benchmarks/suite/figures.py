@@ -7,9 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mtlkernels.bench.markdown import NAMES
-from mtlkernels.bench.results import Results, Row
-from mtlkernels.bench.targets import TORCHJD, times_ours
+from benchmarks.suite.pages import NAMES
+from benchmarks.suite.results import Results, Row
+from benchmarks.suite.targets import TORCHJD, times_ours
 
 OTHERS = {
     "torchjd, better mode": TORCHJD,

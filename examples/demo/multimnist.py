@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mtlkernels.demo import metrics
-from mtlkernels.demo.models import MultiTask, digit_head, lenet_encoder
-from mtlkernels.demo.problem import Batch, Problem, Task
+from examples.demo import metrics
+from examples.demo.models import MultiTask, digit_head, lenet_encoder
+from examples.demo.problem import Batch, Problem, Task
 from mtlkernels.packages import require
 
 CANVAS = 36

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from mtlkernels.bench.results import Results, Row
-from mtlkernels.bench.table import milliseconds, ratio
-from mtlkernels.bench.targets import TORCHJD, targets, times_ours
+from benchmarks.suite.results import Results, Row
+from benchmarks.suite.tables import milliseconds, ratio
+from benchmarks.suite.targets import TORCHJD, targets, times_ours
 
 BLOCK = re.compile(r"(<!-- bench: (?!end)([\w-]+) -->\n).*?(<!-- bench: end -->)", re.DOTALL)
 NAMES = {

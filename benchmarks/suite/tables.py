@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtlkernels.bench.results import Results, Row
+from benchmarks.suite.results import Results, Row
 
 Cells = list[str]
 

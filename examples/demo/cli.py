@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from mtlkernels.demo.figure import save_figure
-from mtlkernels.demo.multimnist import multimnist_problem
-from mtlkernels.demo.names import gram_methods
-from mtlkernels.demo.problem import Problem
-from mtlkernels.demo.record import log_path, write_run, write_single
-from mtlkernels.demo.stereo import stereo_problem
-from mtlkernels.demo.table import NOTES, format_table
-from mtlkernels.demo.training import Run, train, train_single
+from examples.demo.figure import save_figure
+from examples.demo.multimnist import multimnist_problem
+from examples.demo.names import gram_methods
+from examples.demo.problem import Problem
+from examples.demo.record import log_path, write_run, write_single
+from examples.demo.stereo import stereo_problem
+from examples.demo.table import NOTES, format_table
+from examples.demo.training import Run, train, train_single
 from mtlkernels.packages import MissingPackageError, require
 
 DATASETS: dict[str, Callable[[torch.device], Problem]] = {
@@ -87,7 +87,7 @@ def _one_thread() -> Iterator[None]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mtlkernels demo",
+        prog="python -m examples.demo",
         description="Train small networks on real bundled data under several methods and compare.",
     )
     parser.add_argument("--dataset", choices=[*DATASETS, "all"], default="all")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from mtlkernels.demo.problem import Problem
-from mtlkernels.demo.table import CONVENTION, problem_delta
-from mtlkernels.demo.training import Run
+from examples.demo.problem import Problem
+from examples.demo.table import CONVENTION, problem_delta
+from examples.demo.training import Run
 
 
 def write_run(folder: Path, problem: Problem, run: Run, single: dict[str, float]) -> Path:

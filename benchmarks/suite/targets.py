@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from mtlkernels.bench.providers import OURS
-from mtlkernels.bench.results import Results, Row
+from benchmarks.suite.providers import OURS
+from benchmarks.suite.results import Results, Row
 
 LARGE = 10_000_000  # elements from which the bandwidth decides
 MOST_EXTRA = 1_000_000  # bytes beside the direction

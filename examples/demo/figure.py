@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlkernels.demo.problem import Problem
-from mtlkernels.demo.training import Run
+from examples.demo.problem import Problem
+from examples.demo.training import Run
 from mtlkernels.packages import require
 
 ROWS = ("gradient norm", "weight", "cosine")

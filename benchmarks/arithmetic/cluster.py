@@ -1,6 +1,6 @@
 """Arithmetic, not measurement: what each route costs from 8 to 1024 GPUs. Prints a table.
 
-    python benchmarks/scaling.py [--numbers 303.3e6] [--tasks 4] [--backward 60] ...
+    python -m benchmarks.arithmetic.cluster [--numbers 303.3e6] [--tasks 4] [--backward 60] ...
 
 A step is simulated as two queues, one of compute and one of the network. Collectives are rings:
 W - 1 of W parts of the bytes at a link's bandwidth for a reduce-scatter or an all-gather, twice

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
-from mtlkernels.bench import plans
-from mtlkernels.bench.cases import CASES
-from mtlkernels.bench.compare import Setting, compare
-from mtlkernels.bench.markdown import fill
-from mtlkernels.bench.measure import CLOCKS
-from mtlkernels.bench.plot import save_figures
-from mtlkernels.bench.providers import PROVIDERS
-from mtlkernels.bench.results import Results, Row, environment, load, load_average
-from mtlkernels.bench.scaling import points, scale
-from mtlkernels.bench.stages import stages, step
-from mtlkernels.bench.table import text
-from mtlkernels.demo.names import gram_methods
+from benchmarks.suite import plans
+from benchmarks.suite.cases import CASES
+from benchmarks.suite.direction import Setting, compare
+from benchmarks.suite.figures import save_figures
+from benchmarks.suite.growth import points, scale
+from benchmarks.suite.pages import fill
+from benchmarks.suite.providers import PROVIDERS
+from benchmarks.suite.results import Results, Row, environment, load, load_average
+from benchmarks.suite.stages import stages, step
+from benchmarks.suite.tables import text
+from benchmarks.suite.timing import CLOCKS
+from examples.demo.names import gram_methods
 
 SUITES = ("providers", "stages", "step", "scaling")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -107,7 +107,7 @@ def measure(options: argparse.Namespace, results: Results) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mtlkernels bench",
+        prog="python -m benchmarks",
         description="Time from per-task gradients to the direction, beside a copy of the same "
         "bytes and beside the alternatives, each checked against float64 before it is timed.",
     )

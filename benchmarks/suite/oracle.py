@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from examples.demo.names import gram_method
 from mtlkernels import reference
-from mtlkernels.demo.names import gram_method
 
 ORDERS = 12
 # Rounding of sums in the gradients' own dtype, relative to the direction.

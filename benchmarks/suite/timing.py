@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mtlkernels.bench.cuda import SHORT, graph_of
+from benchmarks.suite.cuda import SHORT, graph_of
 
 Run = Callable[[], object]
 

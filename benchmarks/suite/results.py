@@ -113,7 +113,7 @@ def load(path: Path) -> Results:
         rows = [_row(entry) for entry in content["rows"]]
         return Results(content["environment"], rows)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} does not hold results of `mtlkernels bench --json`") from error
+        raise ValueError(f"{path} does not hold results of `python -m benchmarks --json`") from error
 
 
 def _row(entry: dict[str, Any]) -> Row:
@@ -141,9 +141,7 @@ def environment(device: torch.device, command: Iterable[str]) -> dict[str, Any]:
     """What the numbers depend on."""
     facts: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(
-            ["python -m mtlkernels bench", *(part.split("/")[-1] for part in command)]
-        ),
+        "command": " ".join(["python -m benchmarks", *(part.split("/")[-1] for part in command)]),
         "commit": _commit(),
         "processor": _processor(),
         "processors": os.cpu_count(),

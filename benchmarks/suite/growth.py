@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mtlkernels.bench.compare import COPY, copy_of
-from mtlkernels.bench.measure import Run, rotating, sets_of, timings
-from mtlkernels.bench.providers import OURS, ours
-from mtlkernels.bench.results import Row, available_bytes
+from benchmarks.suite.direction import COPY, copy_of
+from benchmarks.suite.providers import OURS, ours
+from benchmarks.suite.results import Row, available_bytes
+from benchmarks.suite.timing import Run, rotating, sets_of, timings
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.suite.direction import COPY, Setting, copy_of
+from benchmarks.suite.memory import observe
+from benchmarks.suite.results import Row
+from benchmarks.suite.timing import Run, rotating, sets_of, timings
+from examples.demo.models import DenseEncoder, MultiTask, dense_head, digit_head, lenet_encoder
+from examples.demo.names import gram_method
+from examples.demo.problem import Batch, Problem, Task
+from examples.demo.timing import time_parts
 from mtlkernels import ops
-from mtlkernels.bench.compare import COPY, Setting, copy_of
-from mtlkernels.bench.measure import Run, rotating, sets_of, timings
-from mtlkernels.bench.memory import observe
-from mtlkernels.bench.results import Row
-from mtlkernels.demo.models import DenseEncoder, MultiTask, dense_head, digit_head, lenet_encoder
-from mtlkernels.demo.names import gram_method
-from mtlkernels.demo.problem import Batch, Problem, Task
-from mtlkernels.demo.timing import time_parts
 from mtlkernels.layout import group_gradients
 
 STAGES = ("canonical lists", "gram", "weights", "combine", "whole")

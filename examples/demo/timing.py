@@ -10,9 +10,9 @@ from statistics import median
 
 import torch
 
+from examples.demo.models import MultiTask
+from examples.demo.problem import Problem
 from mtlkernels.by_rows import combine_rows
-from mtlkernels.demo.models import MultiTask
-from mtlkernels.demo.problem import Problem
 from mtlkernels.methods import GramMethod
 from mtlkernels.options import Options
 from mtlkernels.rows import Rows, collect_rows

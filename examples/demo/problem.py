@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtlkernels.demo.models import MultiTask
+from examples.demo.models import MultiTask
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Models on paper: what the numbers of bytes and operations predict. They measure nothing."""

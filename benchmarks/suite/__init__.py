@@ -1,0 +1,1 @@
+"""The suite behind `python -m benchmarks`: cases, providers, an oracle, timing, tables, figures."""
