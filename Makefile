@@ -39,13 +39,13 @@ bench-smoke: $(VENV)/.test
 
 # Killed and started again, it goes on where it was. Its page and results are part of the repository.
 study: $(VENV)/.demo $(VENV)/.data
-	$(BIN)/python -m examples.imbalance run examples/imbalance/study.json --out examples/imbalance/results --jobs $(JOBS)
-	$(BIN)/python -m examples.imbalance report examples/imbalance/study.json --out examples/imbalance/results --page docs/study.md
+	$(BIN)/python -m studies.imbalance run studies/imbalance/study.json --out studies/imbalance/results --jobs $(JOBS)
+	$(BIN)/python -m studies.imbalance report studies/imbalance/study.json --out studies/imbalance/results --page docs/study.md
 
 study-smoke: $(VENV)/.demo $(VENV)/.data
 	rm -rf mtlkernels-study-smoke
-	$(BIN)/python -m examples.imbalance run examples/imbalance/smoke.json --out mtlkernels-study-smoke --jobs $(JOBS)
-	$(BIN)/python -m examples.imbalance report examples/imbalance/smoke.json --out mtlkernels-study-smoke --page mtlkernels-study-smoke/page.md
+	$(BIN)/python -m studies.imbalance run studies/imbalance/smoke.json --out mtlkernels-study-smoke --jobs $(JOBS)
+	$(BIN)/python -m studies.imbalance report studies/imbalance/smoke.json --out mtlkernels-study-smoke --page mtlkernels-study-smoke/page.md
 
 # With the Python that is there, its torch and nvcc: nothing is installed.
 gpu-check:

@@ -1,4 +1,4 @@
-"""Tiny data folders of the layouts that examples/data reads."""
+"""Tiny data folders of the layouts that studies.imbalance.data reads."""
 
 from __future__ import annotations
 

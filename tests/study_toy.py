@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn import functional
 
 from examples.demo.problem import Batch, Task
-from examples.imbalance import problems
-from examples.imbalance.config import Config, Part
-from examples.imbalance.recipes import RECIPES
-from examples.imbalance.runner import run_study
-from examples.imbalance.storage import Folder
+from studies.imbalance import problems
+from studies.imbalance.config import Config, Part
+from studies.imbalance.recipes import RECIPES
+from studies.imbalance.runner import run_study
+from studies.imbalance.storage import Folder
 
 TASKS = tuple(
     Task(

@@ -8,8 +8,8 @@ import example_trees as trees
 import pytest
 import torch
 
-from examples.data.augment import Resize, ScaleCropFlip
-from examples.data.nyuv2 import NYUv2
+from studies.imbalance.data.augment import Resize, ScaleCropFlip
+from studies.imbalance.data.nyuv2 import NYUv2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from examples.data.augment import Resize
-from examples.data.celeba import CelebA
-from examples.data.cityscapes import Cityscapes
-from examples.data.common import DataFolderError
-from examples.data.nyuv2 import NYUv2
-from examples.data.pascal_context import PARTS, PascalContext
-from examples.data.taskonomy import Taskonomy
-from examples.data.yeast import LABELS, Yeast, read_yeast, river_file
 from mtlkernels.packages import MissingPackageError
+from studies.imbalance.data.augment import Resize
+from studies.imbalance.data.celeba import CelebA
+from studies.imbalance.data.cityscapes import Cityscapes
+from studies.imbalance.data.common import DataFolderError
+from studies.imbalance.data.nyuv2 import NYUv2
+from studies.imbalance.data.pascal_context import PARTS, PascalContext
+from studies.imbalance.data.taskonomy import Taskonomy
+from studies.imbalance.data.yeast import LABELS, Yeast, read_yeast, river_file
 
 SIZE = (trees.HEIGHT, trees.WIDTH)
 

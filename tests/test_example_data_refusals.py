@@ -11,13 +11,13 @@ import example_trees as trees
 import numpy as np
 import pytest
 
-from examples.data import taskonomy
-from examples.data.celeba import CelebA
-from examples.data.common import DataFolderError, read_pixels
-from examples.data.nyuv2 import NYUv2
-from examples.data.pascal_context import PascalContext
-from examples.data.taskonomy import Taskonomy
-from examples.data.yeast import read_yeast
+from studies.imbalance.data import taskonomy
+from studies.imbalance.data.celeba import CelebA
+from studies.imbalance.data.common import DataFolderError, read_pixels
+from studies.imbalance.data.nyuv2 import NYUv2
+from studies.imbalance.data.pascal_context import PascalContext
+from studies.imbalance.data.taskonomy import Taskonomy
+from studies.imbalance.data.yeast import read_yeast
 
 SIZE = (trees.HEIGHT, trees.WIDTH)
 

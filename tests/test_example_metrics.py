@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from examples import tasks
 from examples.demo.metrics import delta_m
-from examples.metrics import (
+from studies.imbalance import tasks
+from studies.imbalance.metrics import (
     HIGHER_IS_BETTER,
     BinaryMeter,
     DepthMeter,

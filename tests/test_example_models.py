@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from examples import tasks
-from examples.models.heads import SampleHead, dense_head, segnet_head
-from examples.models.mtan import MTAN, MTANEncoder
-from examples.models.resnet import Basic, Bottleneck, ResNet, resnet18, resnet50
-from examples.models.segnet import SegNet
-from examples.models.sharing import HardSharing, hard_sharing
-from examples.models.vit import ViT, vit_small, vit_tiny
 from mtlkernels import AvgNorm, MTLOptimizer
+from studies.imbalance import tasks
+from studies.imbalance.networks.heads import SampleHead, dense_head, segnet_head
+from studies.imbalance.networks.mtan import MTAN, MTANEncoder
+from studies.imbalance.networks.resnet import Basic, Bottleneck, ResNet, resnet18, resnet50
+from studies.imbalance.networks.segnet import SegNet
+from studies.imbalance.networks.sharing import HardSharing, hard_sharing
+from studies.imbalance.networks.vit import ViT, vit_small, vit_tiny
 
 THREE = ("segmentation", "depth", "normals")
 NARROW = (4, 4, 6, 6, 6)

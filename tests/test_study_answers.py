@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import study_toy
 
-from examples.imbalance import answers, results, summary, tables
-from examples.imbalance.config import Config
-from examples.imbalance.specs import Spec, best_spec, grid_specs, method_spec, single_spec
-from examples.imbalance.storage import Folder
+from studies.imbalance import answers, results, summary, tables
+from studies.imbalance.config import Config
+from studies.imbalance.specs import Spec, best_spec, grid_specs, method_spec, single_spec
+from studies.imbalance.storage import Folder
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -136,7 +136,7 @@ def test_angles_and_losses_are_relative_to_their_run_too(tmp_path):
 
 
 def test_of_three_tasks_the_summary_counts_equal_weights_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("examples.imbalance.ranks.REPLICATES", 200)
+    monkeypatch.setattr("studies.imbalance.ranks.REPLICATES", 200)
     folder = Folder(tmp_path)
     three_tasks(folder)
     config = replace(CONFIG, parts=(replace(PART, methods=("equal", "grid")),))
@@ -179,7 +179,7 @@ GAINS = {
 
 
 def test_duels_are_seed_by_seed_and_say_how_often_equals_agree(tmp_path, monkeypatch):
-    monkeypatch.setattr("examples.imbalance.ranks.REPLICATES", 50)
+    monkeypatch.setattr("studies.imbalance.ranks.REPLICATES", 50)
     folder = Folder(tmp_path)
     against_the_grid(folder, GAINS)
     scores = answers.scores(CONFIG, folder, PART)
@@ -243,7 +243,7 @@ def test_the_ratio_of_norms_is_the_geometric_mean_over_the_seeds(tmp_path):
 
 
 def test_two_tasks_have_no_angle_to_compare(tmp_path, monkeypatch):
-    monkeypatch.setattr("examples.imbalance.ranks.REPLICATES", 200)
+    monkeypatch.setattr("studies.imbalance.ranks.REPLICATES", 200)
     folder = Folder(tmp_path)
     put_alone(folder, TWO)
     put_equal(folder, TWO, [((2.0, 3.0 + s), (5.0, 1.0), (80.0 + s,) * 2) for s in range(3)])

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import study_toy
 
-from examples.imbalance.__main__ import main
-from examples.imbalance.config import Config, ConfigError, parse_config, read_config
-from examples.imbalance.recipes import PLAIN
+from studies.imbalance.__main__ import main
+from studies.imbalance.config import Config, ConfigError, parse_config, read_config
+from studies.imbalance.recipes import PLAIN
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +26,7 @@ def toy():
 def test_the_configurations_that_come_along_are_studies(name, package):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed, with the data whose tasks are counted")
-    config = read_config(ROOT / "examples" / "imbalance" / name)
+    config = read_config(ROOT / "studies" / "imbalance" / name)
     assert len(config.seeds) >= (3 if name == "study.json" else 2)
     assert all("avgnorm-sum-last" in part.methods for part in config.parts)
 

@@ -9,7 +9,7 @@ import torch
 
 from examples.demo import multimnist
 from examples.demo.problem import Batch
-from examples.imbalance import problems
+from studies.imbalance import problems
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

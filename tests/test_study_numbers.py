@@ -10,10 +10,10 @@ import pytest
 import study_toy
 import torch
 
-from examples.imbalance.ranks import compare, ranks, spearman
-from examples.imbalance.results import Score, gain
-from examples.imbalance.specs import grid_points
-from examples.imbalance.watching import Watch
+from studies.imbalance.ranks import compare, ranks, spearman
+from studies.imbalance.results import Score, gain
+from studies.imbalance.specs import grid_points
+from studies.imbalance.watching import Watch
 
 PART = study_toy.STUDY.parts[0]
 pytestmark = pytest.mark.usefixtures("one_thread")

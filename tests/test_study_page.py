@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import study_toy
 
-from examples.imbalance import results
-from examples.imbalance.__main__ import main
-from examples.imbalance.config import read_config
-from examples.imbalance.page import BLOCK, TEMPLATE, fill, write_page
-from examples.imbalance.problems import DATA
-from examples.imbalance.results import best_weights, gain
-from examples.imbalance.runner import run_study
-from examples.imbalance.specs import grid_specs
-from examples.imbalance.storage import Folder
+from studies.imbalance import results
+from studies.imbalance.__main__ import main
+from studies.imbalance.config import read_config
+from studies.imbalance.page import BLOCK, TEMPLATE, fill, write_page
+from studies.imbalance.problems import DATA
+from studies.imbalance.results import best_weights, gain
+from studies.imbalance.runner import run_study
+from studies.imbalance.specs import grid_specs
+from studies.imbalance.storage import Folder
 
 pytest.importorskip("tqdm")
 
@@ -53,7 +53,7 @@ def test_the_page_is_made_from_the_results_alone_and_keeps_the_text_around(
     folder, tmp_path, monkeypatch
 ):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("examples.imbalance.ranks.REPLICATES", 100)
+    monkeypatch.setattr("studies.imbalance.ranks.REPLICATES", 100)
     page = tmp_path / "study.md"
     written = write_page(study_toy.STUDY, folder, page)
     assert {path.name for path in written} == {
@@ -67,7 +67,7 @@ def test_the_page_is_made_from_the_results_alone_and_keeps_the_text_around(
     assert f"{found.mean:+.2f} ± {found.deviation:.2f}" in text
     assert "](study/norms.png)" in text
     page.write_text(text.replace("# The imbalance study", "# Ours").replace("| `pcgrad`", "| ?"))
-    monkeypatch.setattr("examples.imbalance.page.draw_figures", lambda *_: written[1:])
+    monkeypatch.setattr("studies.imbalance.page.draw_figures", lambda *_: written[1:])
     write_page(study_toy.STUDY, folder, page)
     assert page.read_text() == text.replace("# The imbalance study", "# Ours")
 
@@ -76,10 +76,10 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path, monkeypat
     def figures(config: object, folder: object, target: Path) -> list[Path]:
         return sorted(target.glob("*.png"))
 
-    study, docs = ROOT / "examples" / "imbalance", ROOT / "docs"
+    study, docs = ROOT / "studies" / "imbalance", ROOT / "docs"
     shutil.copytree(docs / "study", tmp_path / "study")
     page = tmp_path / "study.md"
-    monkeypatch.setattr("examples.imbalance.page.draw_figures", figures)
+    monkeypatch.setattr("studies.imbalance.page.draw_figures", figures)
     write_page(read_config(study / "study.json"), Folder(study / "results"), page)
     assert page.read_text() == (docs / "study.md").read_text()
 
@@ -91,7 +91,7 @@ def test_the_page_names_the_precision_of_chance():
 
 def test_without_results_there_is_no_page(tmp_path, capsys):
     page = tmp_path / "study.md"
-    config = str(ROOT / "examples" / "imbalance" / "smoke.json")
+    config = str(ROOT / "studies" / "imbalance" / "smoke.json")
     assert main(["report", config, "--out", str(tmp_path / "none"), "--page", str(page)]) == 1
     assert "run the study first" in capsys.readouterr().err
     assert not page.exists()

@@ -23,19 +23,19 @@ import study_toy
 import torch
 
 import mtlkernels
-from examples.imbalance import problems, results, runner, specs
-from examples.imbalance.recipes import RECIPES
-from examples.imbalance.results import MissingRunError, best_weights
-from examples.imbalance.runner import run_study
-from examples.imbalance.specs import (
+from studies.imbalance import problems, results, runner, specs
+from studies.imbalance.recipes import RECIPES
+from studies.imbalance.results import MissingRunError, best_weights
+from studies.imbalance.runner import run_study
+from studies.imbalance.specs import (
     Spec,
     best_spec,
     method_spec,
     pretrain_of,
     single_spec,
 )
-from examples.imbalance.storage import Folder
-from examples.imbalance.training import Training, execute
+from studies.imbalance.storage import Folder
+from studies.imbalance.training import Training, execute
 
 pytest.importorskip("tqdm")
 
@@ -59,13 +59,22 @@ def finished(tmp_path_factory) -> tuple[Folder, float]:
 
 
 def numbers(folder: Folder) -> dict[str, dict]:
-    """All results without the seconds, by their place."""
+    """All results without the seconds, by problem and run."""
     found = {}
-    for path in sorted(folder.root.glob("*/*/*.json")):
-        content = json.loads(path.read_text())
+    for problem, content in lines(folder):
         del content["cost"]["seconds"], content["cost"]["jobs"]
-        found[path.relative_to(folder.root).as_posix()] = content
+        found[f"{problem}/{content['run']}"] = content
     return found
+
+
+def lines(folder: Folder) -> list[tuple[str, dict]]:
+    """Each line of the results, with its problem."""
+    return [
+        (path.stem, json.loads(line))
+        for path in sorted(folder.root.glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+        if line
+    ]
 
 
 def test_killed_at_a_random_moment_and_started_again_it_ends_with_the_same_numbers(
@@ -106,8 +115,7 @@ def test_several_at_a_time_end_with_the_same_numbers_and_tell_so(finished, tmp_p
     )
     assert numbers(folder) == numbers(finished[0])
     for held, jobs in ((folder, 2), (finished[0], 1)):
-        results_of = [json.loads(path.read_text()) for path in held.root.glob("*/*/*.json")]
-        assert {found["cost"]["jobs"] for found in results_of} == {jobs}
+        assert {result["cost"]["jobs"] for _, result in lines(held)} == {jobs}
 
 
 def test_workers_are_heard_to_their_end_though_another_failed(tmp_path, monkeypatch):
@@ -165,10 +173,12 @@ def test_a_write_that_is_cut_off_leaves_what_was_there(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", cut_off)
     with pytest.raises(KeyboardInterrupt):
         folder.save(spec, "checkpoint", {"done": 2})
+    assert folder.load(spec, "checkpoint") == {"done": 1}
+    assert folder.result(spec) is None
+    monkeypatch.setattr(os, "fsync", cut_off)
     with pytest.raises(KeyboardInterrupt):
         folder.finish(spec, {"cost": {}})
     assert folder.load(spec, "checkpoint") == {"done": 1}
-    assert folder.result(spec) is None
 
 
 def test_results_of_another_configuration_do_not_count(finished):
@@ -203,7 +213,7 @@ def test_results_of_another_recipe_do_not_count(changed, finished, monkeypatch):
 def test_results_of_an_earlier_protocol_do_not_count(finished, monkeypatch):
     spec = single_spec(study_toy.STUDY, PART, "large", "full", 0)
     assert finished[0].result(spec) is not None
-    monkeypatch.setattr("examples.imbalance.specs.PROTOCOL", specs.PROTOCOL + 1)
+    monkeypatch.setattr("studies.imbalance.specs.PROTOCOL", specs.PROTOCOL + 1)
     assert finished[0].result(spec) is None
 
 
@@ -213,15 +223,19 @@ def test_nothing_is_run_twice(finished, monkeypatch):
     def run(*_: object) -> None:
         raise AssertionError("a finished run was started again")
 
-    monkeypatch.setattr("examples.imbalance.runner.execute", run)
+    monkeypatch.setattr("studies.imbalance.runner.execute", run)
     run_study(study_toy.STUDY, folder)
 
 
 def test_a_finished_study_trains_its_encoders_anew_for_what_was_deleted(finished, tmp_path):
     root = tmp_path / "again"
     shutil.copytree(finished[0].root, root)
-    for name in ("grid-seed0.json", "avgnorm-sum-last-seed1.json"):
-        (root / "toy-mlp" / "pretrained" / name).unlink()
+    file = root / "toy-mlp.jsonl"
+    dropped = ("pretrained/grid-seed0", "pretrained/avgnorm-sum-last-seed1")
+    kept = [
+        line for line in file.read_text().splitlines() if json.loads(line)["run"] not in dropped
+    ]
+    file.write_text("\n".join(kept))  # without a newline at its end
     run_study(study_toy.STUDY, Folder(root))
     assert numbers(Folder(root)) == numbers(finished[0])
 
@@ -276,8 +290,8 @@ def test_the_pretrained_encoder_comes_from_the_other_half(finished, tmp_path):
     assert pretrain_of(spec).halves == "b"
     with pytest.raises(RuntimeError, match="has not been trained yet"):
         execute(spec, Folder(tmp_path), 10, lambda steps: None)
-    found = {path.name for path in (finished[0].root / "toy-mlp" / "pretrained").iterdir()}
-    assert {"pretrain-seed0.json", "grid-seed1.json", "single-small-seed0.json"} <= found
+    runs = {result["run"] for _, result in lines(finished[0])}
+    assert {f"pretrained/{run}-seed0" for run in ("pretrain", "grid", "single-small")} <= runs
 
 
 def test_a_run_starts_at_its_pretrained_encoder(tmp_path):
@@ -306,6 +320,6 @@ def test_only_pretrained_runs_get_the_encoder(kind, tmp_path, monkeypatch):
         given.append(encoder)
         return Training(spec, encoder)
 
-    monkeypatch.setattr("examples.imbalance.training.Training", start)
+    monkeypatch.setattr("studies.imbalance.training.Training", start)
     execute(spec, folder, 100, lambda steps: None)
     assert [encoder is not None for encoder in given] == [kind == "pretrained"]

@@ -113,7 +113,7 @@ def load(path: Path) -> Results:
         rows = [_row(entry) for entry in content["rows"]]
         return Results(content["environment"], rows)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} does not hold results of `python -m benchmarks --json`") from error
+        raise ValueError(f"{path} does not hold results of python -m benchmarks") from error
 
 
 def _row(entry: dict[str, Any]) -> Row:
