@@ -8,6 +8,7 @@ a metaclass, slots or bases before torch's too; `MTLOptimizer` knows it as a vir
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from abc import ABCMeta
 from collections.abc import Callable, Sequence
@@ -109,8 +110,9 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
         ValueError: base is wrapped already, has an attribute of its own that the wrapping would
             hide (`method`, `backward`) or holds the state of another method; no method has that
             name; or an option is given that the method, or another option, has no use for.
-        NotImplementedError: the ranks share the model in a way that cannot be balanced, or an
-            option needs what it does not give; the sentence says what to do.
+        NotImplementedError: base does not step on .grad, or differentiates it; or the ranks share
+            the model in a way that cannot be balanced, or an option needs what it does not give;
+            the sentence says what to do.
     """
 
     _mtl: _Balancing
@@ -310,7 +312,7 @@ def _wrap(
         raise TypeError(f"MTLOptimizer takes no {unknown[0]}=: see its docstring for its options")
     if every != 1:
         method = Reused(cast(GramMethod, method), every)
-    _refuse_hiding(base)
+    _refuse_base(base)
     own, wrapped = type(base), extended(type(base), MTLOptimizer)
     chosen = Options(**options)
     chosen.check(method)
@@ -339,15 +341,34 @@ def _wrap(
     return cast(MTLOptimizer, base)
 
 
-def _refuse_hiding(base: torch.optim.Optimizer) -> None:
-    """Raises where base has a public attribute that wrapping adds: its own code would miss it."""
+# What the step of an optimizer calls that takes second derivatives from .grad.
+_SECOND_ORDER = {"compute_hutchinson_hessian", "set_hessian", "get_trace"}
+
+
+def _refuse_base(base: torch.optim.Optimizer) -> None:
+    """Raises where an optimizer would not step on a balanced .grad, or would miss its own code."""
+    name = type(base).__name__
+    code = getattr(inspect.unwrap(type(base).step), "__code__", None)
+    called = getattr(code, "co_names", ())
+    if called == ("NotImplementedError",):
+        raise NotImplementedError(
+            f"{name} has no step of its own: it updates parameters while their backward runs, so "
+            "that there is no .grad to balance. Use an optimizer that steps on .grad"
+        )
+    if _SECOND_ORDER & set(called):
+        raise NotImplementedError(
+            f"{name} differentiates .grad in its step, which needs create_graph=True, and a "
+            "balanced .grad has no graph: leave it as it is. Before its step(), take report = "
+            "mtlkernels.backward(losses, params, method, retain_graph=True), zero_grad() and "
+            "(report.weights * torch.stack(losses)).sum().backward(create_graph=True)"
+        )
     added = [name for name in vars(MTLOptimizer) if not name.startswith("_")]
     hidden = [n for n in added if hasattr(base, n) and not hasattr(torch.optim.Optimizer, n)]
     if hidden:
         raise ValueError(
-            f"{type(base).__name__} has an attribute {hidden[0]!r} of its own, which wrapping "
-            "would hide from it: leave it as it is, and call mtlkernels.backward(losses, params, "
-            "method) before its step()"
+            f"{name} has an attribute {hidden[0]!r} of its own, which wrapping would hide from it: "
+            "leave it as it is, and call mtlkernels.backward(losses, params, method) before its "
+            "step()"
         )
 
 

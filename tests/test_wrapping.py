@@ -15,6 +15,7 @@ from contract import Net, assert_same, batches, train
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
+import mtlkernels
 from mtlkernels import CAGrad, MTLOptimizer, PCGrad, Sum, Tracked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -286,6 +287,62 @@ class Widening(type):
 
 class Wide(SGD, metaclass=Widening):
     pass
+
+
+class InBackward(SGD):
+    """Updates parameters while their backward runs, as LOMO does."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        raise NotImplementedError
+
+
+class SecondOrder(SGD):
+    """Differentiates .grad, as AdaHessian does."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        self.set_hessian()
+        super().step(closure)
+
+    def set_hessian(self) -> None:
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        grads = [p.grad for p in params]
+        found = torch.autograd.grad(grads, params, [torch.ones_like(g) for g in grads])
+        for param, curvature in zip(params, found, strict=True):
+            param.grad = param.grad.detach() / (1 + curvature.abs())
+
+
+@pytest.mark.parametrize(
+    ("cls", "told"),
+    [(InBackward, "has no step of its own"), (SecondOrder, "create_graph=True")],
+)
+def test_what_does_not_step_on_a_balanced_gradient_is_refused(
+    cls: type[Optimizer], told: str
+) -> None:
+    own = cls(Net().parameters(), lr=0.1)
+    before = copy.deepcopy(marks(own)[:3])
+    with pytest.raises(NotImplementedError, match=told):
+        MTLOptimizer(own, PCGrad())
+    assert marks(own)[:3] == before
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
+def test_second_order_steps_take_the_weights_of_a_balanced_backward() -> None:
+    """As the refusal says."""
+    models = [Net() for _ in range(2)]
+    for balanced, model in enumerate(models):
+        own = SecondOrder(model.parameters(), lr=0.1)
+        for x in BEFORE:
+            losses = model(x)
+            weights = torch.ones(3)
+            if balanced:
+                params = list(model.parameters())
+                report = mtlkernels.backward(losses, params, Sum(), retain_graph=True)
+                weights = report.weights
+            own.zero_grad()
+            (weights * torch.stack(losses)).sum().backward(create_graph=True)
+            own.step()
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 class Front:
