@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "gram_noise.h"
 #include "plan.h"
 #include "solvers/lanes.h"
 
@@ -35,6 +36,7 @@ py::dict build_info() {
   for (const mtl::cpu::Kernels* set : mtl::cpu::found_kernels()) found.push_back(set->name);
   info["instruction_sets_found"] = found;
   info["max_tasks"] = mtl::kMaxTasks;
+  info["gram_noise"] = mtl::kGramNoise;
   return info;
 }
 

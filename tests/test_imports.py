@@ -86,9 +86,9 @@ OF_ITS_OWN = {"triton_kernels": TRITON_TOO, "figures": PLOT_TOO}
 STANDARD = r"<[a-z_]+>"  # no slash and no suffix: only the standard library's own headers
 # Files -> what an #include of theirs may be.
 CPP: dict[str, str] = {
-    r"plan\.h": STANDARD,
+    r"(plan|gram_noise)\.h": STANDARD,
     r"philox\.h": rf'{STANDARD}|"solvers/lanes\.h"',
-    r"solvers/\w+\.h": rf'{STANDARD}|"(\.\./plan|\w+)\.h"',
+    r"solvers/\w+\.h": rf'{STANDARD}|"(\.\./(plan|gram_noise)|\w+)\.h"',
     r"cpu/\w+\.(cpp|h|inl)": rf"{STANDARD}|<immintrin\.h>|<sys/mman\.h>"
     r'|"(\.\./(plan|dtype|philox)\.h|\w+\.(h|inl))"',
     r"ops_cpu/\w+\.(cpp|h)": rf"{STANDARD}|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
@@ -101,7 +101,7 @@ CPP: dict[str, str] = {
     r"ops_cuda/\w+\.cuh?": rf"{STANDARD}|<dlfcn\.h>"
     r"|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
     r'|"\w+\.cuh"|"\.\./(cuda/\w+\.cuh|(plan|(ops|solvers)/\w+)\.h)"',
-    r"module\w*\.cpp": rf'{STANDARD}|<pybind11/\w+\.h>|"(plan|(cpu|solvers)/\w+)\.h"',
+    r"module\w*\.cpp": rf'{STANDARD}|<pybind11/\w+\.h>|"(plan|gram_noise|(cpu|solvers)/\w+)\.h"',
 }
 
 

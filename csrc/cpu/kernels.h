@@ -10,8 +10,22 @@
 
 namespace mtlkernels::cpu {
 
+// A sum of any number of terms that is rounded about once: `rest` adds up what the additions to `sum` round away (Knuth's
+// two-sum, which is exact whatever the order of sizes).
+struct CompensatedSum {
+  double sum = 0, rest = 0;
+
+  void add(double x) {
+    const double total = sum + x, part = total - sum;
+    rest += (sum - (total - part)) + (x - part);
+    sum = total;
+  }
+  // A sum that is infinite stays so: its rest is no number.
+  double value() const { return rest - rest == 0 ? sum + rest : sum; }
+};
+
 // partial[pair_index(i, j)] += <row_i, row_j>, i >= j. `scratch` is gram_scratch_bytes(tasks) of 64-byte aligned memory.
-using GramFn = void (*)(const void* const* rows, int64_t tasks, int64_t length, double* partial, void* scratch);
+using GramFn = void (*)(const void* const* rows, int64_t tasks, int64_t length, CompensatedSum* partial, void* scratch);
 
 // out = beta * out + sum_t weights[t] * row_t; `out` is not read where beta is 0. `stream` stores past the cache.
 using CombineFn = void (*)(const void* const* rows, const double* weights, int64_t tasks, int64_t length, void* out,

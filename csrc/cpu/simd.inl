@@ -50,25 +50,33 @@ MTLKERNELS_INLINE void store_fence() {
 #endif
 }
 
+// The lanes of a vector of float as two vectors of double.
+using Doubles = Vector<double>::type;
+MTLKERNELS_INLINE void split(Vector<float>::type v, Doubles& low, Doubles& high) {
+#if MTLKERNELS_X86_LEVEL == 512
+  const auto x = reinterpret_cast<__m512>(v);
+  low = reinterpret_cast<Doubles>(_mm512_maskz_cvtps_pd(0xff, _mm512_castps512_ps256(x)));
+  high = reinterpret_cast<Doubles>(_mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, x, 1)));
+#elif MTLKERNELS_X86_LEVEL == 2
+  const auto x = reinterpret_cast<__m256>(v);
+  low = reinterpret_cast<Doubles>(_mm256_cvtps_pd(_mm256_castps256_ps128(x)));
+  high = reinterpret_cast<Doubles>(_mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
+#else
+  low = Doubles{v[0], v[1]};
+  high = Doubles{v[2], v[3]};
+#endif
+}
+
 // sums += lanes of v, in float64: a float vector's two halves fold onto one double vector.
 template <class A>
 MTLKERNELS_INLINE void fold_lanes(typename Vector<A>::type v, double* sums) {
-  using Doubles = Vector<double>::type;
   Doubles& total = *reinterpret_cast<Doubles*>(sums);
   if constexpr (std::is_same_v<A, double>) {
     total += v;
   } else {
-#if MTLKERNELS_X86_LEVEL == 512
-    const auto x = reinterpret_cast<__m512>(v);
-    total += reinterpret_cast<Doubles>(_mm512_maskz_cvtps_pd(0xff, _mm512_castps512_ps256(x))) +
-             reinterpret_cast<Doubles>(_mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, x, 1)));
-#elif MTLKERNELS_X86_LEVEL == 2
-    const auto x = reinterpret_cast<__m256>(v);
-    total += reinterpret_cast<Doubles>(_mm256_cvtps_pd(_mm256_castps256_ps128(x))) +
-             reinterpret_cast<Doubles>(_mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
-#else
-    total += Doubles{v[0], v[1]} + Doubles{v[2], v[3]};
-#endif
+    Doubles low, high;
+    split(v, low, high);
+    total += low + high;
   }
 }
 
@@ -236,3 +244,41 @@ MTLKERNELS_INLINE void narrow_run(const float* from, int64_t n, S* to) {
 
 MTLKERNELS_INLINE float widen(float x) { return x; }
 MTLKERNELS_INLINE double widen(double x) { return x; }
+
+// Half of kLanes<float> elements as float64, exactly. Which element is in which half and lane depends on the type alone, so
+// the rows of a product agree.
+template <int kHalf, class S>
+MTLKERNELS_INLINE Doubles load_half(const S* p) {
+  [[maybe_unused]] const S* const half = p + kHalf * kLanes<double>;
+  if constexpr (std::is_same_v<S, double>) {
+    return load(half);
+#if MTLKERNELS_X86_LEVEL == 512
+  } else if constexpr (std::is_same_v<S, float>) {
+    return reinterpret_cast<Doubles>(_mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(half)));
+  } else if constexpr (std::is_same_v<S, BFloat16>) {  // even places or odd ones: no shuffle
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i words = kHalf ? _mm256_and_si256(pairs, _mm256_set1_epi32(-0x10000)) : _mm256_slli_epi32(pairs, 16);
+    return reinterpret_cast<Doubles>(_mm512_maskz_cvtps_pd(0xff, _mm256_castsi256_ps(words)));
+  } else {
+    const __m256 floats = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half)));
+    return reinterpret_cast<Doubles>(_mm512_maskz_cvtps_pd(0xff, floats));
+  }
+#elif MTLKERNELS_X86_LEVEL == 2
+  } else if constexpr (std::is_same_v<S, float>) {
+    return reinterpret_cast<Doubles>(_mm256_cvtps_pd(_mm_loadu_ps(half)));
+  } else if constexpr (std::is_same_v<S, BFloat16>) {
+    const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m128i words = kHalf ? _mm_and_si128(pairs, _mm_set1_epi32(-0x10000)) : _mm_slli_epi32(pairs, 16);
+    return reinterpret_cast<Doubles>(_mm256_cvtps_pd(_mm_castsi128_ps(words)));
+  } else {
+    const __m128 floats = _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(half)));
+    return reinterpret_cast<Doubles>(_mm256_cvtps_pd(floats));
+  }
+#else
+  } else {
+    Doubles x;
+    for (int l = 0; l < kLanes<double>; ++l) x[l] = widen(half[l]);
+    return x;
+  }
+#endif
+}

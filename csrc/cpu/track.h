@@ -27,8 +27,7 @@ void track_gram(const Plan& plan, const std::vector<const void*>& rows, const st
   const TrackFn track = kernels().track[static_cast<int>(dtype)];
   const GramFn gram = kernels().gram[static_cast<int>(accumulator(dtype))];
   parallel_for(plan.segments, segment_grain(plan, tasks), [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<void, AlignedDelete> scratch(::operator new(gram_scratch_bytes(tasks), std::align_val_t{64}));
-    std::vector<const void*> moved(tasks);
+    GramWorkspace work(tasks);
     for (int64_t s = begin; s < end; ++s) {
       for_each_piece(plan, s, [&](const Piece& piece) {
         for (int64_t at = 0; at < piece.length; at += kBlock) {
@@ -38,23 +37,20 @@ void track_gram(const Plan& plan, const std::vector<const void*>& rows, const st
             char* own = static_cast<char*>(state) + (t * plan.flat_length() + piece.flat + at) * wide;
             if (row) row = static_cast<const char*>(row) + (piece.begin + at) * size;
             if (!track(row, scale[t], rate, n, own)) spoilt[s * tasks + t] = 1;
-            moved[t] = own;
+            work.present[t] = own;
           }
-          gram(moved.data(), tasks, n, partials.data() + s * pairs, scratch.get());
+          gram(work.present.data(), tasks, n, work.sums.data(), work.scratch.get());
         }
       });
+      work.finish(partials.data() + s * pairs);
     }
   });
-  for (int64_t i = 0; i < tasks; ++i) {
-    for (int64_t j = 0; j <= i; ++j) {
-      double sum = 0;
-      bool bad = false;
-      for (int64_t s = 0; s < plan.segments; ++s) {
-        sum += partials[s * pairs + pair_index(i, j)];
-        bad |= spoilt[s * tasks + i] || spoilt[s * tasks + j];
-      }
-      K[i * tasks + j] = K[j * tasks + i] = bad ? std::numeric_limits<double>::quiet_NaN() : sum;
-    }
+  sum_segments(partials, plan.segments, tasks, K);
+  for (int64_t t = 0; t < tasks; ++t) {
+    bool bad = false;
+    for (int64_t s = 0; s < plan.segments; ++s) bad |= spoilt[s * tasks + t] != 0;
+    for (int64_t i = 0; bad && i < tasks; ++i)
+      K[t * tasks + i] = K[i * tasks + t] = std::numeric_limits<double>::quiet_NaN();
   }
 }
 

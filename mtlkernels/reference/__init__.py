@@ -9,6 +9,7 @@ from mtlkernels.reference.convex import dualproj, imgrad, mgda, upgrad
 from mtlkernels.reference.fair import fairgrad
 from mtlkernels.reference.lists import (
     FLOAT_DTYPES,
+    GRAM_NOISE,
     check_list,
     check_out_type,
     combine,
@@ -51,6 +52,7 @@ from mtlkernels.reference.weights import (
 
 __all__ = [
     "FLOAT_DTYPES",
+    "GRAM_NOISE",
     "INVALID_GRAM",
     "INVALID_LOSS",
     "NON_FINITE",

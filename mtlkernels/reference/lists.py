@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 ALIGN = 16  # elements; every parameter's place in a flat direction starts at a multiple of it
+# |K_ij - <g_i, g_j>| <= GRAM_NOISE |g_i| |g_j| on every backend; csrc/gram_noise.h derives it.
+GRAM_NOISE = 2.0**-47
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -57,25 +59,48 @@ def list_offsets(grads: Sequence[Tensor], num_tasks: int) -> list[int]:
 
 
 def gram(grads: Sequence[Tensor], num_tasks: int) -> Tensor:
-    """K_ij = <g_i, g_j>, (T, T) float64, by sums of 1024 products.
-
-    Not by a matrix product: a BLAS may order its sums by the alignment of its operands.
-    """
+    """K_ij = <g_i, g_j>, (T, T) float64: float64 products, to GRAM_NOISE |g_i| |g_j|."""
     models = check_list(grads, num_tasks)
-    K = grads[0].new_zeros((num_tasks, num_tasks), dtype=torch.float64)
+    sums = GramSums(num_tasks, grads[0].device)
     for p, model in enumerate(models):
         if model is None:
             continue
-        present = [t for t in range(num_tasks) if grads[t * len(models) + p].numel()]
-        rows = torch.stack([grads[t * len(models) + p].reshape(-1) for t in present])
+        column = grads[p :: len(models)]
+        present = [t for t, grad in enumerate(column) if grad.numel()]
+        sums.add(torch.stack([column[t].reshape(-1) for t in present]), present)
+    return sums.total()
+
+
+class GramSums:
+    """A Gram matrix that is added up parameter by parameter, with compensated sums."""
+
+    def __init__(self, num_tasks: int, device: torch.device) -> None:
+        self._sum = torch.zeros((num_tasks, num_tasks), dtype=torch.float64, device=device)
+        self._rest = torch.zeros_like(self._sum)
+
+    def add(self, rows: Tensor, tasks: Sequence[int]) -> None:
+        """Adds the products of the rows (n, N), which are those of the tasks.
+
+        By sums of 1024 products, not by a matrix product: a BLAS may order its sums by the
+        alignment of its operands.
+        """
         rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % 1024))
         for piece in rows.split(1 << 18, dim=1):
-            blocks = piece.to(torch.float64).reshape(len(present), -1, 1024)
-            for i, task in enumerate(present):
+            blocks = piece.to(torch.float64).reshape(len(tasks), -1, 1024)
+            found = torch.zeros_like(self._sum)
+            for i, task in enumerate(tasks):
                 column = (blocks[i:] * blocks[i]).sum(dim=2).sum(dim=1)
-                for other, dot in zip(present[i:], column, strict=True):
-                    K[other, task] += dot
-    return K.tril() + K.tril(-1).T
+                found[list(tasks[i:]), task] = column
+            # Knuth's two-sum: what the addition rounds away, exactly
+            total = self._sum + found
+            part = total - self._sum
+            self._rest += (self._sum - (total - part)) + (found - part)
+            self._sum = total
+
+    def total(self) -> Tensor:
+        """K, (T, T). A sum that is infinite stays so: its rest is no number."""
+        K = self._sum + torch.where(self._rest.isfinite(), self._rest, 0.0)
+        return K.tril() + K.tril(-1).T
 
 
 def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:

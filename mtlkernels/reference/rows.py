@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mtlkernels.reference.lists import check_list, flat_offsets
+from mtlkernels.reference.lists import GramSums, check_list, flat_offsets
 
 _LOW = (1 << 32) - 1
 _PIECE = 1 << 20  # elements at once: the draws take ten int64 numbers each
@@ -108,7 +108,7 @@ def track_gram(
     places, length = _places(grads, num_tasks)
     check_state(grads, num_tasks, length, state)
     factor, share = scale.to(state.dtype), rate.reshape(()).to(state.dtype)
-    K = state.new_zeros((num_tasks, num_tasks), dtype=torch.float64)
+    sums = GramSums(num_tasks, state.device)
     spoilt = torch.zeros(num_tasks, dtype=torch.bool, device=state.device)
     for at, n, column in places:
         rows = state[:, at : at + n]
@@ -117,12 +117,8 @@ def track_gram(
             moved = rows[t] + share * (x - rows[t])
             spoilt[t] |= ~moved.isfinite().all()
             rows[t] = torch.where(moved.isfinite(), moved, rows[t])
-        padded = torch.nn.functional.pad(rows.to(torch.float64), (0, -n % 1024))
-        blocks = padded.reshape(num_tasks, -1, 1024)
-        for i in range(num_tasks):
-            K[i] += (blocks * blocks[i]).sum(dim=2).sum(dim=1)
-    K = K.tril() + K.tril(-1).T
-    return torch.where(spoilt[:, None] | spoilt, torch.nan, K)
+        sums.add(rows, range(num_tasks))
+    return torch.where(spoilt[:, None] | spoilt, torch.nan, sums.total())
 
 
 def excess(grads: Sequence[Tensor], num_tasks: int, eps: float, state: Tensor) -> Tensor:
