@@ -21,7 +21,8 @@ class Status(IntFlag):
     NO_CONVERGENCE = 8
     """The solver met its bound on work first; its weights are the best point it reached."""
     INVALID_LOSS = 32
-    """The task's loss is none that the method can take, for example <= 0 for a logarithm."""
+    """The task's loss is none that the method can take, for example <= 0 for a logarithm: the task
+    took no part, and the others went on without it."""
     INVALID_GRAM = 128
     """Row t of K is none of inner products: K_tt < 0 or K_tj != K_jt. All weights are NaN, as a
     device cannot raise; on the CPU this is a RuntimeError."""

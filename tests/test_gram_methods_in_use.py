@@ -172,7 +172,8 @@ def test_losses_of_other_tasks_are_refused_by_the_methods_that_use_them() -> Non
 def test_a_loss_that_has_no_logarithm_is_named(bad: float) -> None:
     losses = torch.tensor([1.0, bad, 2.0], dtype=torch.float64)
     for method in (LogLosses(PCGrad()), LogLosses(AvgNorm())):
-        assert method(torch.eye(3, dtype=torch.float64), losses).isnan().all()
+        weights = method(torch.eye(3, dtype=torch.float64), losses)
+        assert weights.isnan().all() if math.isnan(bad) else weights[1] == 0
         assert [flag & Status.INVALID_LOSS for flag in method.status.tolist()] == [0, 32, 0]
 
 

@@ -224,15 +224,14 @@ def test_famo_says_what_it_cannot_take() -> None:
     with pytest.raises(ValueError, match="comes after"):
         method.update(torch.ones(2))
     value, weights = evaluate(method, torch.tensor([1.0, -0.5]))
-    assert value.isnan()
-    assert weights.isnan().all()
+    assert value.isfinite()
+    assert weights.tolist() == [1, 0]
     assert method.status.tolist() == [0, Status.INVALID_LOSS]
     for before, after in (([1.0, -0.5], [1.0, 1.0]), ([1.0, 1.0], [1.0, -1.0])):
         evaluate(method, torch.tensor(before))
         method.update(torch.tensor(after))
         assert method.status.tolist() == [0, Status.INVALID_LOSS]
         assert method.xi.tolist() == [0, 0]
-        assert int(method.steps) == 0
 
 
 def test_go4align_finds_the_best_clusters() -> None:
@@ -258,7 +257,7 @@ def test_dwa_says_where_a_window_was_zero() -> None:
     for row in ([0.0, 1.0], [1.0, 1.0]):
         evaluate(method, torch.tensor(row))
     value, weights = evaluate(method, torch.ones(2))
-    assert value.isnan()
-    assert weights.isnan().all()
+    assert value == 1
+    assert weights.tolist() == [0, 1]
     assert method.status.tolist() == [Status.INVALID_LOSS, 0]
     assert evaluate(method, torch.ones(2))[0] == 2

@@ -116,11 +116,13 @@ def test_zero_and_broken_gradients_stay_what_they_are(inner) -> None:
 
 
 @every_inner
-@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     "wrap", [LogLosses, lambda m: Normalized(m, by="loss"), lambda m: Normalized(m, by="loss+")]
 )
-def test_a_bad_loss_is_flagged_and_poisons_the_weights(inner, bad: float, wrap) -> None:
+def test_a_loss_that_is_not_finite_is_flagged_and_poisons_the_weights(
+    inner, bad: float, wrap
+) -> None:
     G = random_rows(4, 9, seed=4)
     losses = LOSSES.clone()
     losses[1] = bad

@@ -101,9 +101,11 @@ class LossMethod(Method):
     `method.parameters()` to the optimizer beside the model's. Being a differentiable module, it
     also works without the rest of the library: `method(torch.stack(losses)).backward()`.
 
-    A loss that the rule cannot take, one that is not finite or of which it would take the logarithm
-    of a number <= 0, makes the scalar and all weights NaN, as a gradient scaler expects of a bad
-    step; the status names it, and the state stays as it was before.
+    A loss that the rule cannot take, for example one <= 0 of which it would take the logarithm,
+    takes no part in its step: its weight is 0, its state stays as it was, the rule is that of the
+    other tasks alone, and the status says INVALID_LOSS. Where no task is left, all weights are 0.
+    A loss that is not finite makes the scalar and all weights NaN, as a gradient scaler expects of
+    a bad step; then no state changes.
     """
 
     family = "loss"
@@ -146,7 +148,8 @@ class LossMethod(Method):
             above: what each loss has to exceed.
 
         Returns:
-            (T) float64: the losses, all NaN where one of them is none that the rule can take.
+            (T) float64: the losses, and a constant 1 in the place of each that takes no part; all
+            NaN where one is not finite.
 
         Raises:
             ValueError: not a vector of floating-point numbers, or not as many as before.
@@ -162,19 +165,38 @@ class LossMethod(Method):
         if above is not None:
             status = status | torch.where(seen <= above, INVALID_LOSS, 0)
         self.status = status
-        return losses.double() * torch.where(self.fine(), 1.0, torch.nan)
+        whole = torch.where(self.fine(), 1.0, torch.nan)
+        return torch.where(self.taking_part(), losses.double(), 1.0) * whole
 
     def fine(self) -> Tensor:
-        """Whether the rule could take all of the last losses; a scalar on their device."""
-        return (self.status == 0).all()
+        """Whether all of the last losses were finite; a scalar on their device."""
+        return ((self.status & NON_FINITE) == 0).all()
+
+    def taking_part(self) -> Tensor:
+        """(T) which of the last losses take part: all but the invalid ones; all in a bad step."""
+        return ((self.status & INVALID_LOSS) == 0) | ~self.fine()
+
+    def exclude(self, invalid: Tensor) -> Tensor:
+        """Marks losses that `admit` let pass as invalid; (T) which take part then."""
+        self.status = self.status | torch.where(invalid & self.fine(), INVALID_LOSS, 0)
+        return self.taking_part()
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """(T) the softmax of the scores of those tasks that take part, 0 for the others."""
+        part = self.taking_part()
+        only = torch.where(part | ~part.any(), scores, -torch.inf)
+        return torch.where(part, only.softmax(dim=0), 0.0)
 
     @torch.no_grad()
     def remember(self, **state: Tensor) -> None:
-        """Writes new values into the state in place, where the last losses were fine."""
-        fine = self.fine()
+        """Writes new values into the state in place, where the last losses were fine.
+
+        A number a task moves where the task takes part, a number for all where any of them does.
+        """
+        moves = self.fine() & self.taking_part()
         for name, new in state.items():
             buffer = getattr(self, name)
-            buffer.copy_(torch.where(fine, new, buffer))
+            buffer.copy_(torch.where(moves if buffer.dim() else moves.any(), new, buffer))
 
     def _fit(self, num_tasks: int, device: torch.device) -> None:
         for name, param in self.named_parameters():

@@ -13,11 +13,16 @@ from mtlkernels.methods.base import LossMethod
 
 
 class _Warmed(LossMethod):
-    """Trains on sum_i log L_i for some steps; the losses' means over the last of them are kept."""
+    """Trains on sum_i log L_i for some steps; the losses' means over the last of them are kept.
 
-    keeps = "a mean loss a task"
+    A loss <= 0 takes no part in its step, nor in the mean; a task that was never in it takes the
+    first loss that it has after the warm-up.
+    """
+
+    keeps = "a mean loss and missed steps a task"
 
     total: Tensor
+    missed: Tensor  # steps of the mean that a task has taken no part in
     steps: Tensor
 
     def __init__(self, warmup: int, average: int | None) -> None:
@@ -30,16 +35,23 @@ class _Warmed(LossMethod):
         self.warmup = warmup
         self.average = average
         self.register_state("total", 0.0)
+        self.register_state("missed", 0.0)
         self.register_buffer("steps", torch.tensor(0, dtype=torch.int64))
 
     def advance(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Counts a step. Returns whether it is one of the warm-up, and the means (1 until then)."""
+        seen, part = losses.detach(), self.taking_part()
         warm = self.steps < self.warmup
-        base = torch.where(warm, 1.0, self.total / self.average)
+        late = ~warm & (self.missed == self.average) & part
+        total = torch.where(late, seen, self.total)
+        missed = self.missed - late.to(self.missed)
+        have = (self.average - missed).clamp_min(1)
+        base = torch.where(warm | (missed == self.average), 1.0, total / have)
         counts = warm & (self.steps >= self.warmup - self.average)
-        self.remember(
-            total=self.total + torch.where(counts, losses.detach(), 0.0), steps=self.steps + 1
-        )
+        self.remember(total=total + torch.where(counts, seen, 0.0), steps=self.steps + 1)
+        moves = self.fine() & part.any()
+        missed = missed + torch.where(counts & ~part, 1.0, 0.0)
+        self.missed.copy_(torch.where(moves, missed, self.missed))
         return warm, base
 
 
@@ -49,7 +61,8 @@ class STCH(_Warmed):
     form="log": T mu log sum_i (L_i / z_i)^(1/mu), as published for multi-task training and in
     LibMTL; z, the nadir, is each loss's mean over the last steps of a warm-up on sum_i log L_i.
     Weights T softmax(log(L / z) / mu)_i / L_i, for mu = 1 exactly T / (z_i sum_j L_j / z_j).
-    Scaling one loss for good changes no gradient. A loss <= 0: INVALID_LOSS.
+    Scaling one loss for good changes no gradient. A loss <= 0 takes no part, in the warm-up and
+    after it, and T counts those that do: INVALID_LOSS.
 
     form="linear": mu log sum_i exp((L_i - z_i) / (T mu)), the paper's definition at uniform
     preferences, z the ideal point; weights softmax((L - z) / (T mu)) / T. No warm-up, no state.
@@ -91,17 +104,20 @@ class STCH(_Warmed):
             if not all(math.isfinite(z) and z > 0 for z in nadir):
                 raise ValueError("nadir must be finite and positive numbers, one a task")
             self.total = self.average * torch.tensor(nadir, dtype=torch.float64)
+            self.missed = torch.zeros_like(self.total)
             self.steps.fill_(self.warmup)
 
     def forward(self, losses: Tensor) -> Tensor:
         losses = self.admit(losses, above=0.0 if self.form == "log" else None)
-        T = len(losses)
         if self.form == "linear":
+            T = len(losses)
             gap = (losses - self.reference) / (T * self.mu)
             return self.mu * gap.logsumexp(dim=0)
-        logs = losses.log()
+        logs = losses.log()  # 0 for those that take no part
         warm, z = self.advance(losses)
-        smooth = T * self.mu * ((logs - z.log()) / self.mu).logsumexp(dim=0)
+        part = self.taking_part()
+        gap = torch.where(part | ~part.any(), (logs - z.log()) / self.mu, -torch.inf)
+        smooth = part.sum(dtype=torch.float64) * self.mu * gap.logsumexp(dim=0)
         return torch.where(warm, logs.sum(), smooth)
 
     def extra_repr(self) -> str:
@@ -113,8 +129,9 @@ class IGB(_Warmed):
 
     w = T softmax(L / L_base), detached: more weight to the losses that have improved less. L_base
     is each loss's mean over the last steps of a warm-up with w = 1; then the weights on the losses
-    themselves are w_i / L_i. Scaling one loss for good changes no gradient. A loss <= 0:
-    INVALID_LOSS. Version 2, which draws w from an agent trained beside the model, is not here.
+    themselves are w_i / L_i. Scaling one loss for good changes no gradient. A loss <= 0 takes no
+    part, in the warm-up and after it, and T counts those that do: INVALID_LOSS. Version 2, which
+    draws w from an agent trained beside the model, is not here.
 
     Args:
         warmup: steps. The published code warms up for whole epochs: give epochs * len(loader); 1
@@ -131,8 +148,8 @@ class IGB(_Warmed):
     def forward(self, losses: Tensor) -> Tensor:
         losses = self.admit(losses, above=0.0)
         warm, base = self.advance(losses)
-        gap = (losses.detach() / base).softmax(dim=0)
-        return (torch.where(warm, 1.0, len(losses) * gap) * losses.log()).sum()
+        weights = self.taking_part().sum() * self.softmax(losses.detach() / base)
+        return (torch.where(warm, 1.0, weights) * losses.log()).sum()  # log 1 of an invalid loss
 
     def extra_repr(self) -> str:
         return f"warmup={self.warmup}, average={self.average}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.base import INVALID_LOSS, GramMethod
 from mtlkernels.methods.state import SizedByTasks
 
 
@@ -15,7 +15,8 @@ class CRMOGM(SizedByTasks):
     s <- alpha s + (1 - alpha) w with w the method's weights; the first step takes w itself. Against
     the bias that stochastic gradients give a min-max rule. The average, `average` (T), and the
     method's own state are in `state_dict`. A step whose weights are not finite gives them and
-    leaves the average as it was.
+    leaves the average as it was; a task that takes no part for its loss has weight 0 in that step
+    and leaves its own.
 
     Args:
         method: any Gram method.
@@ -43,10 +44,17 @@ class CRMOGM(SizedByTasks):
         weights = self.method(gram, losses)
         self.status = self.method.status
         finite = weights.isfinite().all()
+        out = (weights == 0) & self._invalid(weights)
         averaged = self.average.lerp(weights, 1 - self.alpha)
         following = torch.where(self.average.isnan(), weights, averaged)
-        self.average = torch.where(finite, following, self.average)
-        return torch.where(finite, following, weights)
+        self.average = torch.where(finite & ~out, following, self.average)
+        return torch.where(finite & ~out, following, weights)
+
+    def _invalid(self, weights: Tensor) -> Tensor:
+        """(T) whose loss the method could not take; none where it says nothing."""
+        told = self.method.status
+        known = told if told.shape == weights.shape else torch.zeros_like(weights).long()
+        return (known & INVALID_LOSS) != 0
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtlkernels.methods.base import INVALID_LOSS, LossMethod, check_reduction
+from mtlkernels.methods.base import LossMethod, check_reduction
 
 
 class DWA(LossMethod):
@@ -23,7 +23,8 @@ class DWA(LossMethod):
             nash-mtl's and SamsungLabs', whose two windows slide by one step at a time.
         reduction: "sum", the paper's: the weights sum to T; "mean": to 1, as in nash-mtl.
 
-    A window whose mean is 0 has no ratio: INVALID_LOSS until it has passed.
+    A loss of 0 counts as any other. A task whose mean over the earlier window is 0 has no ratio: it
+    takes no part until that window has passed, and T counts those that do; INVALID_LOSS.
     """
 
     paper = "arXiv 1803.10704"
@@ -59,13 +60,12 @@ class DWA(LossMethod):
         losses = self.admit(losses)
         known = self.steps >= 2 * self.window
         undefined = known & (self.previous == 0)
-        ratio = torch.where(known, self.last / self.previous, 1.0)
-        ratio = torch.where(undefined, torch.nan, ratio)
-        weights = (ratio / self.temperature).softmax(dim=0)
-        if self.reduction == "sum":
-            weights = len(losses) * weights
+        ratio = torch.where(known & ~undefined, self.last / self.previous, 1.0)
         self._advance(losses.detach())
-        self.status = self.status | torch.where(undefined, INVALID_LOSS, 0)
+        part = self.exclude(undefined)
+        weights = self.softmax(ratio / self.temperature)
+        if self.reduction == "sum":
+            weights = part.sum() * weights
         return (weights * losses).sum()
 
     def _advance(self, losses: Tensor) -> None:

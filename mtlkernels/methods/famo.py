@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtlkernels.methods.base import INVALID_LOSS, NON_FINITE, LossMethod
+from mtlkernels.methods.base import LossMethod
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # Adam's own, which FAMO leaves as they are
 _SHIFT = 1e-8  # added to every loss, as published
@@ -31,8 +31,8 @@ class FAMO(LossMethod):
     time and draws dropout anew, unless the person holds them still. Without it xi stays as it is.
 
     Scaling one loss for good changes nothing but for b and the 1e-8; scaling all by s makes the
-    scalar's gradient s times as long. D_i <= 0, a loss below its minimum b_i, has no logarithm:
-    INVALID_LOSS, NaN and, in `update`, no step of xi.
+    scalar's gradient s times as long. D_i <= 0, a loss below its minimum b_i, has no logarithm: the
+    task takes no part, before or after the step, and its xi stays as it was; INVALID_LOSS.
 
     Args:
         lr: of xi; 0.025, the paper's.
@@ -49,6 +49,7 @@ class FAMO(LossMethod):
     first: Tensor
     second: Tensor
     before: Tensor
+    missed: Tensor  # steps that a task's xi has not taken part in
     steps: Tensor
     min_losses: Tensor
 
@@ -66,16 +67,17 @@ class FAMO(LossMethod):
         self.lr = float(lr)
         self.gamma = float(gamma)
         self.register_numbers("min_losses", min_losses)
-        for name in ("xi", "first", "second", "before"):
+        for name in ("xi", "first", "second", "before", "missed"):
             self.register_state(name, 0.0)
         self.register_buffer("steps", torch.tensor(0, dtype=torch.int64))
 
     def forward(self, losses: Tensor) -> Tensor:
         gap = self._gap(losses)
         with torch.no_grad():
-            self.before.copy_((losses.double() - self.min_losses + _SHIFT).log())
-            z = self.xi.softmax(dim=0)
+            self.before.copy_(torch.where(self.taking_part(), gap.log(), torch.nan))
+            z = self.softmax(self.xi)
             c = 1 / (z / gap).sum()
+            c = torch.where(c.isinf(), 0.0, c)  # no task takes part
         return c * (z * gap.log()).sum()
 
     @torch.no_grad()
@@ -91,22 +93,23 @@ class FAMO(LossMethod):
         if len(self.before) == 0:
             raise ValueError("FAMO.update comes after a backward and the optimizer's step")
         delta = self.before - self._gap(losses.detach()).log()
-        self.status = self.status | torch.where(self.before.isfinite(), 0, INVALID_LOSS)
-        z = self.xi.softmax(dim=0)
+        part = self.exclude(self.before.isnan())
+        z, delta = self.softmax(self.xi), torch.where(part, delta, 0.0)
         grad = z * (delta - (z * delta).sum()) + self.gamma * self.xi
         steps = self.steps + 1
+        own = (steps - self.missed).clamp_min(1)
         first = _BETAS[0] * self.first + (1 - _BETAS[0]) * grad
         second = _BETAS[1] * self.second + (1 - _BETAS[1]) * grad.square()
-        root = (second / (1 - _BETAS[1] ** steps.double())).sqrt() + _EPS
-        xi = self.xi - self.lr * first / (1 - _BETAS[0] ** steps.double()) / root
+        root = (second / (1 - _BETAS[1] ** own)).sqrt() + _EPS
+        xi = self.xi - self.lr * first / (1 - _BETAS[0] ** own) / root
+        missed = self.missed + torch.where(part.any() & self.fine(), ~part, False)
         self.remember(xi=xi, first=first, second=second, steps=steps)
+        self.missed.copy_(missed)
 
     def _gap(self, losses: Tensor) -> Tensor:
-        """D, all NaN where one of them has no logarithm."""
+        """D, and 1 in the place of each that has no logarithm."""
         gap = self.admit(losses) - self.min_losses + _SHIFT
-        below = (gap.detach() <= 0) & ((self.status & NON_FINITE) == 0)
-        self.status = self.status | torch.where(below, INVALID_LOSS, 0)
-        return gap * torch.where(below.any(), torch.nan, 1.0)
+        return torch.where(self.exclude(gap.detach() <= 0), gap, 1.0)
 
     def extra_repr(self) -> str:
         return f"lr={self.lr}, gamma={self.gamma}"

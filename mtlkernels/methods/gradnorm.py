@@ -20,9 +20,10 @@ class GradNorm(SizedByTasks):
     step's direction uses the weights from before its update; they start at 1. T norms are enough,
     there is no second backward. Degree 1 in the gradients.
 
-    Needs losses, positive and finite: another one is flagged INVALID_LOSS and its step leaves the
-    weights as they are, as does a gradient that is not finite. L_i(0) is the first good loss. A
-    zero gradient gets weight 0 and does not count; the others' weights sum to their number. The
+    Needs losses, positive and finite: another one is flagged INVALID_LOSS. One <= 0 has no ratio:
+    its weight stays and the others' move as without it. One that is not finite, or a gradient that
+    is not, leaves all weights as they are. L_i(0) is the first good loss. A zero gradient gets
+    weight 0 and does not count; the others' weights sum to their number. The
     state, `weights` and `start` (T), is in `state_dict`.
 
     Args:
@@ -58,10 +59,26 @@ class GradNorm(SizedByTasks):
         if self._first_call(gram):
             self.weights = torch.ones_like(gram[0])
             self.start = torch.full_like(gram[0], torch.nan)
-        weights, self.status, self.weights, self.start = ops.gradnorm(
-            gram, losses.detach().to(gram), self.weights, self.start, self.alpha, self.lr
-        )
+        losses = losses.detach().to(gram)
+        weights, self.status, following, self.start = self._step(gram, losses, self.start)
+        out = (losses <= 0) & losses.isfinite()
+        self.weights = torch.where(out.any(), self._without(out, gram, losses), following)
         return weights
+
+    def _step(
+        self, gram: Tensor, losses: Tensor, start: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return ops.gradnorm(gram, losses, self.weights, start, self.alpha, self.lr)
+
+    def _without(self, out: Tensor, gram: Tensor, losses: Tensor) -> Tensor:
+        """(T) the next weights where some tasks take no part in the step: theirs stay."""
+        shown = torch.where(out | out[:, None], 0.0, gram)
+        known = torch.where(out, 1.0, losses)
+        _, _, moved, _ = self._step(shown, known, torch.where(out, 1.0, self.start))
+        kept = torch.where(out, self.weights, 0.0)
+        moved = torch.where(out, 0.0, moved)
+        share = (len(gram) - kept.sum()) / moved.sum()
+        return torch.where(share.isfinite() & (share > 0), kept + moved * share, self.weights)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, lr={self.lr}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mtlkernels.methods.base import LossMethod
@@ -11,7 +12,8 @@ class SI(LossMethod):
     """Scale-invariant sum, sum_i log L_i: the weights are 1 / L_i.
 
     A baseline of Nash-MTL (Navon et al., arXiv 2202.01017). Scaling one loss changes no gradient.
-    A loss <= 0 has no logarithm: INVALID_LOSS. A loss near 0 gets a weight without bound.
+    A loss <= 0 has no logarithm: it takes no part, INVALID_LOSS. One near 0 gets a weight without
+    bound.
 
     Args:
         log1p: sum log(1 + L_i) instead, as SamsungLabs does: bounded weights 1 / (1 + L_i) that
@@ -26,7 +28,8 @@ class SI(LossMethod):
 
     def forward(self, losses: Tensor) -> Tensor:
         losses = self.admit(losses, above=-1.0 if self.log1p else 0.0)
-        return (losses.log1p() if self.log1p else losses.log()).sum()
+        logs = losses.log1p() if self.log1p else losses.log()
+        return torch.where(self.taking_part(), logs, 0.0).sum()
 
     def extra_repr(self) -> str:
         return f"log1p={self.log1p}"
@@ -37,10 +40,12 @@ class GLS(LossMethod):
 
     The weights are GLS / (T L_i); computed as exp(mean log L), which neither under- nor overflows.
     Degree 1 in the scale of all losses; scaling one of them by s scales every gradient by s^(1/T).
-    A loss <= 0: INVALID_LOSS. (The weights that LibMTL logs for it are not these.)
+    A loss <= 0 takes no part, and T counts those that do: INVALID_LOSS. (The weights that LibMTL
+    logs for it are not these.)
     """
 
     paper = "arXiv 1904.08492"
 
     def forward(self, losses: Tensor) -> Tensor:
-        return self.admit(losses, above=0.0).log().mean().exp()
+        logs = self.admit(losses, above=0.0).log()  # 0 for those that take no part
+        return (logs.sum() / self.taking_part().sum().clamp_min(1)).exp()

@@ -34,7 +34,9 @@ class MoCo(KeepsRows):
             gradient then tracks zero. `MoCo(project="softmax", rows="normalized")` is LibMTL's.
 
     A step with a gradient that is not finite gives a direction that is not, leaves lambda as it was
-    and the averages of the elements concerned, and is not counted. The report's Gram matrix, norms
+    and the averages of the elements concerned, and is not counted. With "normalized" a task whose
+    loss is <= 0 takes no part in its step: its lambda and average stay, the others' lambda count
+    as fractions of their sum; INVALID_LOSS. The report's Gram matrix, norms
     and cosines are those of the averages; its weights are lambda.
     """
 
@@ -79,27 +81,39 @@ class MoCo(KeepsRows):
         losses: Tensor | None = None,
     ) -> RowStep:
         scale = ones(lists, num_tasks)
-        invalid = torch.zeros(num_tasks, dtype=torch.int64, device=scale.device)
+        out = torch.zeros_like(scale, dtype=torch.bool)
+        invalid = torch.zeros_like(scale, dtype=torch.int64)
         if self.rows == "normalized":
-            scale, invalid = positive_losses(losses, scale, 'MoCo(rows="normalized")')
+            scale, out, invalid = positive_losses(losses, scale, 'MoCo(rows="normalized")')
             square = torch.zeros_like(scale)
             for grads in lists:
                 square += ops.gram(grads, num_tasks).diagonal().to(square.device)
             scale = scale / torch.where(square == 0, torch.inf, square.sqrt())
         k = self.step.to(scale) + 1
-        gram = self._track(lists, num_tasks, scale, self.beta / k**self.beta_sigma)
+        gram = self._track(lists, num_tasks, scale, self.beta / k**self.beta_sigma, out)
         if len(self.weights) == 0:
             self.weights = torch.full_like(scale, 1 / num_tasks)
-        slope = gram @ self.weights + self.rho * self.weights
-        moved = self.weights - self.gamma / k**self.gamma_sigma * slope
-        moved = (
-            ops.onto_simplex(moved) if self.project == "simplex" else torch.softmax(moved, dim=0)
-        )
+        moved, state = self._move(gram, out, self.gamma / k**self.gamma_sigma)
         finite = gram.isfinite().all()
-        self.weights = torch.where(finite, moved, self.weights)
+        self.weights = torch.where(finite, state, self.weights)
         self.status = torch.where(gram.diagonal().isfinite(), 0, NON_FINITE) | invalid
         weights = torch.where(finite, moved, torch.nan)
         return RowStep(self._combined(lists, weights), weights, gram)
+
+    def _move(self, gram: Tensor, out: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        """(T) lambda of this step, on the simplex of those that take part, and what is kept."""
+        kept = torch.where(out, self.weights, 0.0)
+        share = torch.where(out.any(), 1 - kept.sum(), 1.0)
+        equal = (~out).double() / (~out).sum().clamp_min(1)
+        own = torch.where(share > 0, torch.where(out, 0.0, self.weights) / share, equal)
+        moved = own - gamma * (gram @ own + self.rho * own)
+        if self.project == "simplex":
+            far = torch.where(out, -torch.inf, moved).max() - 2  # so low that 0 is its projection
+            moved = ops.onto_simplex(torch.where(out & ~out.all(), far, moved))
+        else:
+            moved = torch.softmax(torch.where(out & ~out.all(), -torch.inf, moved), dim=0)
+        moved = torch.where(out, 0.0, moved)
+        return moved, kept + share * moved
 
     def extra_repr(self) -> str:
         return (

@@ -35,7 +35,7 @@ class _Preconditioned(GramMethod):
         """(T) the diagonal of S."""
 
     def _inner_losses(self, losses: Tensor | None) -> Tensor | None:
-        """The losses that the method sees."""
+        """The losses that the method sees; of one that takes no part it sees the loss itself."""
         return losses
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
@@ -47,16 +47,22 @@ class _Preconditioned(GramMethod):
         if losses is None:
             raise ValueError(f"{type(self).__name__} needs the tasks' losses")
         losses = losses.detach().to(gram)
-        logs = losses.log()
-        gap = logs - logs  # 0, and NaN where the loss is not positive and finite
-        weights = self._solve(gram, losses + gap)
-        # the method saw NaN in the place of a bad loss: what K itself says of the gradient stands
-        self.status = torch.where(gap.isnan(), ops.task_status(gram) | INVALID_LOSS, self.status)
-        return weights + gap.sum()
+        good = (losses > 0) & losses.isfinite()
+        out = (losses <= 0) & losses.isfinite()  # takes no part: to the method a zero gradient
+        usable = torch.where(good, losses, torch.where(out, 1.0, torch.nan))
+        shown = torch.where(out | out[:, None], 0.0, gram)
+        weights = self._solve(shown, usable, torch.where(out, losses, torch.nan))
+        # in the place of a bad loss the method saw another: what K says of the gradient stands
+        self.status = torch.where(good, self.status, ops.task_status(gram) | INVALID_LOSS)
+        spoilt = ~(good | out).all() | (out.any() & ~gram.isfinite().all())
+        return torch.where(out, 0.0, weights) + torch.where(spoilt, torch.nan, 0.0)
 
-    def _solve(self, gram: Tensor, losses: Tensor | None) -> Tensor:
-        scale = self._scale(gram, losses)
-        weights = self.method(gram * scale * scale[:, None], self._inner_losses(losses))
+    def _solve(self, gram: Tensor, losses: Tensor | None, invalid: Tensor | None = None) -> Tensor:
+        """The weights; invalid: (T) losses that the method is to see as they are, NaN elsewhere."""
+        scale, inner = self._scale(gram, losses), self._inner_losses(losses)
+        if invalid is not None and inner is not None:
+            inner = torch.where(invalid.isnan(), inner, invalid)
+        weights = self.method(gram * scale * scale[:, None], inner)
         self.status = self.method.status
         return weights if self._keep_weights else scale * weights
 
@@ -75,8 +81,9 @@ class Normalized(_Preconditioned):
 
     Args:
         method: any Gram method.
-        by: "l2", "loss" or "loss+". The last two need positive, finite losses; without them the
-            weights are NaN and the status says INVALID_LOSS.
+        by: "l2", "loss" or "loss+". The last two need positive losses: one <= 0 takes no part in
+            its step, as a zero gradient takes none, and its weight is 0; the status says
+            INVALID_LOSS, also of one that is not finite, which makes all weights NaN.
         keep_weights: apply the method's weights to the gradients as they are, as the official MGDA
             does; by default they belong to the normalised gradients, as in LibMTL.
     """
@@ -174,8 +181,9 @@ class ClippedTasks(_Preconditioned):
 class LogLosses(_Preconditioned):
     """A method on the gradients of log L_i, which are g_i / L_i: no loss's unit matters.
 
-    The method sees log L_i as losses. A loss that is not positive and finite makes the weights NaN,
-    and its status says INVALID_LOSS; nothing is read from the device. With an epsilon inside the
+    The method sees log L_i as losses. A loss <= 0 takes no part in its step: the method sees a zero
+    gradient, and its weight is 0. One that is not finite makes all weights NaN. The status says
+    INVALID_LOSS of both; nothing is read from the device. With an epsilon inside the
     logarithm (1e-8 in DB-MTL, arXiv 2308.12029) losses of its size would be damped; here there is
     none. The direction has degree 0 where gradients and losses scale together and the method has
     degree 1.

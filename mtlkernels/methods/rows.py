@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,16 +61,30 @@ class KeepsRows(RowMethod):
         return [getattr(self, name) for name in names]
 
     def _track(
-        self, lists: Sequence[Sequence[Tensor]], num_tasks: int, scale: Tensor, rate: Tensor
+        self,
+        lists: Sequence[Sequence[Tensor]],
+        num_tasks: int,
+        scale: Tensor,
+        rate: Tensor,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """Moves the rows, row <- row + rate (scale g - row), and gives their Gram matrix."""
+        """Moves the rows, row <- row + rate (scale g - row), and gives their Gram matrix.
+
+        A row whose scale is NaN stays as it is, and its row and column of the matrix are NaN.
+
+        out: (T) whose rows stay and are zero in the matrix; their scale is NaN.
+        """
         gram: Tensor | None = None
         for grads, rows in zip(lists, self._rows(lists, num_tasks), strict=True):
             there = rows.device
             part = ops.track_gram(grads, num_tasks, scale.to(there), rate.to(there), rows)
             gram = part if gram is None else gram + part.to(gram.device)
         assert gram is not None
-        self.step.add_(gram.isfinite().all())
+        if out is None:
+            self.step.add_(gram.isfinite().all())
+            return gram
+        gram = torch.where(out | out[:, None], 0.0, gram)
+        self.step.add_(gram.isfinite().all() & ~out.all())
         return gram
 
     def _combined(self, lists: Sequence[Sequence[Tensor]], weights: Tensor) -> list[Tensor]:
@@ -97,13 +111,29 @@ def ones(lists: Sequence[Sequence[Tensor]], num_tasks: int) -> Tensor:
     return torch.ones(num_tasks, dtype=torch.float64, device=lists[0][0].device)
 
 
-def positive_losses(losses: Tensor | None, model: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """The losses as model is, NaN where one is not positive and finite; and INVALID_LOSS there."""
+class PositiveLosses(NamedTuple):
+    """What a rule that divides by losses sees of them.
+
+    Attributes:
+        losses: (T) NaN where one is not positive and finite.
+        out: (T) which are <= 0: their tasks take no part.
+        status: (T) INVALID_LOSS where one is not positive and finite, else 0.
+    """
+
+    losses: Tensor
+    out: Tensor
+    status: Tensor
+
+
+def positive_losses(losses: Tensor | None, model: Tensor, name: str) -> PositiveLosses:
+    """The losses in the dtype of `model`, and which of them cannot be divided by."""
     if losses is None:
         raise ValueError(f"{name} needs the tasks' losses")
     losses = losses.detach().to(model)
-    good = (losses > 0) & losses.isfinite()
-    return torch.where(good, losses, torch.nan), torch.where(good, 0, INVALID_LOSS)
+    good, out = (losses > 0) & losses.isfinite(), (losses <= 0) & losses.isfinite()
+    return PositiveLosses(
+        torch.where(good, losses, torch.nan), out, torch.where(good, 0, INVALID_LOSS)
+    )
 
 
 def _flat_length(grads: Sequence[Tensor], num_tasks: int) -> int:

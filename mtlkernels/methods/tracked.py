@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import GramMethod, RowStep
+from mtlkernels.methods.base import NON_FINITE, GramMethod, RowStep
 from mtlkernels.methods.rows import KeepsRows, ones, positive_losses
 
 
@@ -24,8 +24,10 @@ class Tracked(KeepsRows):
     have counts as zero. The report's Gram matrix, norms and cosines are those of the averages.
 
     A step with a gradient that is not finite gives a direction that is not; the elements concerned,
-    and with `log_losses` a whole task whose loss is invalid, keep their averages, and the step is
-    not counted. A GradScaler's factor would enter the averages: unscale first, or use `log_losses`.
+    and with `log_losses` a whole task whose loss is not finite, keep their averages, and the step
+    is not counted. With `log_losses` a task whose loss is <= 0 takes no part in its step: its
+    average stays, the method sees a zero gradient, its weight is 0; INVALID_LOSS. A GradScaler's
+    factor would enter the averages: unscale first, or use `log_losses`.
 
     Args:
         method: any Gram method.
@@ -66,18 +68,21 @@ class Tracked(KeepsRows):
         losses: Tensor | None = None,
     ) -> RowStep:
         scale = ones(lists, num_tasks)
-        invalid = torch.zeros(num_tasks, dtype=torch.int64, device=scale.device)
+        out, invalid = None, torch.zeros(num_tasks, dtype=torch.int64, device=scale.device)
         if self.log_losses:
-            losses, invalid = positive_losses(losses, scale, type(self).__name__)
-            scale, losses = 1 / losses, losses.log()
+            positive, out, invalid = positive_losses(losses, scale, type(self).__name__)
+            assert losses is not None
+            scale, losses = 1 / positive, torch.where(out, losses.to(scale), positive.log())
         rate = 1 - self.beta / (self.step.to(scale) + 1) ** self.sigma
-        gram = self._track(lists, num_tasks, scale, rate)
+        gram = self._track(lists, num_tasks, scale, rate, out)
         weights = self.method(gram, losses)
         status = self.method.status
         if status.shape != weights.shape:
             status = ops.task_status(gram)
-        self.status = status | invalid
+        self.status = torch.where(invalid == 0, status, status & NON_FINITE | invalid)
         weights = torch.where(gram.isfinite().all(), weights, torch.nan)
+        if out is not None:
+            weights = torch.where(out, 0.0, weights)
         return RowStep(self._combined(lists, weights), weights, gram)
 
     def extra_repr(self) -> str:

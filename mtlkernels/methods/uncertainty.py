@@ -94,7 +94,7 @@ class UWSO(LossMethod):
 
     w = softmax(1 / (tau L)), the losses in w detached: the analytical optimum 1 / L of uncertainty
     weighting for an L1 loss, tempered. The weights sum to 1. They are not scale-free: losses times
-    s ask for tau / s. A loss <= 0 has no such optimum: INVALID_LOSS.
+    s ask for tau / s. A loss <= 0 has no such optimum: it takes no part, INVALID_LOSS.
 
     Args:
         temperature: tau. The paper tunes it for each data set and names no default; 1 here is the
@@ -111,7 +111,7 @@ class UWSO(LossMethod):
 
     def forward(self, losses: Tensor) -> Tensor:
         losses = self.admit(losses, above=0.0)
-        weights = (1 / (self.temperature * losses.detach())).softmax(dim=0)
+        weights = self.softmax(1 / (self.temperature * losses.detach()))
         return (weights * losses).sum()
 
     def extra_repr(self) -> str:

@@ -113,7 +113,7 @@ def track_gram(
     for at, n, column in places:
         rows = state[:, at : at + n]
         for t, grad in enumerate(column):
-            x = factor[t] * grad.reshape(-1).to(state.dtype) if grad.numel() else 0.0
+            x = factor[t] * (grad.reshape(-1).to(state.dtype) if grad.numel() else 0.0)
             moved = rows[t] + share * (x - rows[t])
             spoilt[t] |= ~moved.isfinite().all()
             rows[t] = torch.where(moved.isfinite(), moved, rows[t])
