@@ -18,8 +18,8 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 from torch.nn.parallel import DistributedDataParallel
-from traffic import Traffic
 
+from benchmarks.traffic import Traffic
 from mtlkernels import GradDrop, MTLOptimizer
 from mtlkernels.trial import SelfCheckError
 
