@@ -24,6 +24,16 @@ constexpr int kLargeTable = kSmallTable;
 
 using Stream = cudaStream_t;
 
+// Words of the largest table that a launch takes here. The driver has to know parameters of that size as well: version 530
+// and later do, which CUDA 12.1 came with.
+inline int64_t largest_table() {
+  static const bool wide = [] {
+    int version = 0;
+    return cudaDriverGetVersion(&version) == cudaSuccess && version >= 12010;
+  }();
+  return wide ? kLargeTable : kSmallTable;
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, int threads, Stream stream, const Arguments&... arguments) {
   kernel<<<grid, threads, 0, stream>>>(arguments...);

@@ -43,7 +43,7 @@ constexpr int64_t table_capacity(int64_t words, int64_t tasks) { return words / 
 
 inline bool fits_one_table(const Plan& plan, int64_t tasks) {
   const int64_t present = std::count_if(plan.numel.begin(), plan.numel.end(), [](int64_t n) { return n > 0; });
-  return present <= table_capacity(kLargeTable, tasks);
+  return present <= table_capacity(largest_table(), tasks);
 }
 
 // Calls body(table, portion) for every launch that a plan takes, in flat order. rows: T * P task-major.
@@ -67,7 +67,7 @@ void for_each_table(const Plan& plan, const std::vector<const void*>& rows, int6
   int64_t done = 0;  // segments begun
   for (int64_t begin = 0; begin < static_cast<int64_t>(present.size());) {
     const int64_t left = static_cast<int64_t>(present.size()) - begin;
-    const int64_t count = std::min(left, table_capacity(kLargeTable, tasks));
+    const int64_t count = std::min(left, table_capacity(largest_table(), tasks));
     const int64_t flat_begin = plan.offset[present[begin]];
     const int64_t last_param = present[begin + count - 1];
     const int64_t first = plan.segment_at(flat_begin);

@@ -77,6 +77,19 @@ struct Data {
   const S* row(int64_t t, int64_t p) const { return static_cast<const S*>(rows[t * made.numel.size() + p]); }
 };
 
+// Lists that take three tables, as a new driver takes them and in an old one's small tables.
+template <class Check>
+void check_long_lists(const Check& check) {
+  for (const int64_t T : kQuick ? std::vector<int64_t>{2} : std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 20}) {
+    for (const bool driver : {true, false}) {
+      new_driver = driver;
+      const std::string name = std::to_string(T) + " tasks, longer than every table" + (driver ? "" : ", old driver");
+      check(Case{name, T, std::vector<int64_t>(2 * table_capacity(kLargeTable, T) + 1, 5)});
+    }
+  }
+  new_driver = true;
+}
+
 template <class S> constexpr double kEpsilon = 0;
 template <> constexpr double kEpsilon<float> = 0x1p-23;
 template <> constexpr double kEpsilon<double> = 0x1p-52;

@@ -54,6 +54,8 @@ constexpr int kWarps = 2;
 constexpr int kGroup = 4;
 constexpr int kSmallTable = 100;  // words
 constexpr int kLargeTable = 200;
+inline bool new_driver = true;
+inline int64_t largest_table() { return new_driver ? kLargeTable : kSmallTable; }
 
 using Stream = void*;
 

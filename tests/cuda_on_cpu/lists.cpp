@@ -169,7 +169,7 @@ void check_all() {
     some.absent = [](int64_t t, int64_t p) { return (t + p) % 3 == 0 || (p == 2 && t != 0); };
     check_case<S>(some);
   }
-  check_case<S>({"longer than every table", 2, std::vector<int64_t>(130, 19)});
+  if (sizeof(S) == 4) check_long_lists([](const Case& c) { check_case<S>(c); });
   check_case<S>({"nothing", 2, {0, 0}});
   check_case<S>({"zero sizes first, middle and last", 2, {0, 5, 0, 7, 0}});
   check_alignment<S>({"three tensors", 3, {16, 1029, 4096}});
@@ -188,6 +188,11 @@ void check_all() {
 
 int main() {
   expect(gram_tickets(make_plan(std::vector<int64_t>(130, 19), 2), 2) == 0, "one launch for two tables");
+  const Plan between = make_plan(std::vector<int64_t>(40, 19), 2);  // it fits the large table, not the small one
+  expect(gram_tickets(between, 2) > 0, "two launches for one table");
+  new_driver = false;
+  expect(gram_tickets(between, 2) == 0, "a table that an old driver does not take");
+  new_driver = true;
   check_all<float>();
   check_all<BFloat16>();
   if constexpr (!kQuick) {
