@@ -69,8 +69,7 @@ from mtlkernels.parts import named_parts
 from mtlkernels.report import Report, Status
 from mtlkernels.sinks import CSV, JSONL
 from mtlkernels.splitter import Splitter
-
-__version__ = "0.1.0"
+from mtlkernels.version import __version__ as __version__
 
 __all__ = [
     "CRMOGM",

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import importlib
 import os
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from mtlkernels import ops, reference
+from mtlkernels import cuda_library, ops, reference
+from mtlkernels.version import __version__
 
 CHOICES = ("native", "triton", "reference")
 
@@ -28,32 +28,27 @@ _kernels: dict[tuple[str, str], set[str]] = {}
 def _load_native() -> ModuleType | None:
     """Imports the C++ library, which registers the CPU kernels; or notes why not."""
     try:
-        return importlib.import_module("mtlkernels._C")
+        found = importlib.import_module("mtlkernels._C")
     except ImportError as error:
         _reasons["cpu"]["native"] = (
             f"mtlkernels._C cannot be imported ({error}): build it with "
             "`pip install --no-build-isolation .` and a C++20 compiler"
         )
         return None
+    built = found.build_info()["version"]
+    if built != __version__:  # its kernels are registered by now, and may compute something else
+        raise ImportError(
+            f"mtlkernels is version {__version__} and its compiled {found.__file__} is of {built}: "
+            "build it again with `pip install --no-build-isolation .`, or delete it"
+        )
+    return found
 
 
 def _load_cuda() -> None:
     """Loads the CUDA library, which registers the CUDA kernels; or notes why not."""
-    found = sorted(Path(__file__).parent.glob("_C_cuda*.so"))
-    if torch.version.cuda is None:
-        reason = "this torch has no CUDA"
-    elif not found:
-        reason = (
-            "this build has no CUDA library: build it with `pip install --no-build-isolation .` "
-            "and nvcc"
-        )
-    else:
-        try:
-            torch.ops.load_library(str(found[0]))
-            return
-        except OSError as error:
-            reason = f"{found[0].name} cannot be loaded ({error}): build it again for this torch"
-    _reasons["cuda"]["native"] = reason
+    reason = cuda_library.load()
+    if reason is not None:
+        _reasons["cuda"]["native"] = reason
 
 
 def _native_ops(device: str) -> set[str]:

@@ -22,17 +22,17 @@ from pathlib import Path
 setuptools.setup = lambda **_: None
 sys.path.insert(0, ".")
 import setup
-print(setup.wants_cuda({torch_cuda!r}, {home}))
+print({call})
 """
 
 
-def decide(
-    torch_cuda: str | None, home: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def decide(call: str, force: str | None = None) -> subprocess.CompletedProcess[str]:
+    """A call of setup.py's functions, without a build."""
     kept = {k: v for k, v in os.environ.items() if k != "FORCE_CUDA"}
+    chosen = {} if force is None else {"FORCE_CUDA": force}
     return subprocess.run(
-        [sys.executable, "-c", DECIDE.format(torch_cuda=torch_cuda, home=home)],
-        env={**kept, "MTLKERNELS_NO_EXT": "1", **environment},
+        [sys.executable, "-c", DECIDE.format(call=call)],
+        env={**kept, "MTLKERNELS_NO_EXT": "1", **chosen},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -40,25 +40,72 @@ def decide(
     )
 
 
+WITH = "Path('/x'), (13, 0)"
+WITHOUT = "None, (0, 0)"
+
+
 @pytest.mark.parametrize(
-    ("torch_cuda", "home", "force", "wanted"),
+    ("torch_cuda", "toolkit", "force", "wanted"),
     [
-        ("13.0", "Path('/x')", "0", "True"),
-        ("13.0", "None", "0", "False"),
-        (None, "Path('/x')", "0", "False"),
-        (None, "Path('/x')", "1", "True"),
+        ("13.0", WITH, None, "True"),
+        ("12.8", WITH, None, "True"),
+        ("13.0", WITH, "0", "False"),
+        ("13.0", WITHOUT, None, "False"),
+        ("13.0", WITHOUT, "0", "False"),
+        ("12.8", "Path('/x'), (11, 8)", None, "False"),
+        (None, WITH, None, "False"),
+        (None, WITH, "0", "False"),
+        (None, WITH, "1", "True"),
     ],
 )
-def test_when_cuda_is_built(torch_cuda: str | None, home: str, force: str, wanted: str) -> None:
-    done = decide(torch_cuda, home, FORCE_CUDA=force)
+def test_when_cuda_is_built(
+    torch_cuda: str | None, toolkit: str, force: str | None, wanted: str
+) -> None:
+    done = decide(f"setup.wants_cuda({torch_cuda!r}, {toolkit})", force)
     assert done.stdout.strip() == wanted, done.stderr
 
 
-def test_forced_without_nvcc_is_one_sentence() -> None:
-    done = decide(None, "None", FORCE_CUDA="1")
-    assert done.returncode == 1
-    assert "FORCE_CUDA=1 needs nvcc" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+@pytest.mark.parametrize(
+    ("torch_cuda", "toolkit", "force", "said"),
+    [
+        ("13.0", WITHOUT, None, "building for the CPU alone, though torch has CUDA 13.0: no nvcc"),
+        ("12.8", "Path('/x'), (11, 8)", None, "nvcc is 11.8: version 12.0 or later is needed"),
+        ("12.8", WITH, None, "torch has CUDA 12.8 and nvcc is 13.0: the CUDA library links"),
+        ("13.0", WITH, None, ""),
+        (None, WITHOUT, None, ""),
+        (None, WITHOUT, "1", "FORCE_CUDA=1, but no nvcc is found"),
+        (None, "Path('/x'), (11, 8)", "1", "FORCE_CUDA=1, but nvcc is 11.8"),
+    ],
+)
+def test_what_the_build_says(
+    torch_cuda: str | None, toolkit: str, force: str | None, said: str
+) -> None:
+    """One sentence where CUDA was to be expected and is left out, or differs from torch's."""
+    done = decide(f"setup.wants_cuda({torch_cuda!r}, {toolkit})", force)
+    assert done.returncode == (1 if force else 0)
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == (1 if said else 0)
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted"),
+    [
+        ([75, 80, 86, 87, 89, 90, 100, 103, 120], "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
+        ([50, 60, 70, 75, 80, 86, 87, 89, 90], "7.5;8.0;8.6;8.9;9.0+PTX"),
+        ([80, 90, 121], "8.0;9.0+PTX"),
+    ],
+)
+def test_architectures_are_those_that_nvcc_knows(known: list[int], wanted: str) -> None:
+    told = "\\n".join(f"compute_{number}" for number in known)
+    assert decide(f"setup.architectures('{told}')").stdout.strip() == wanted
+
+
+def test_what_the_library_says_it_is_for() -> None:
+    flags = (
+        "-gencode=arch=compute_75,code=sm_75 -gencode=arch=compute_120,code=compute_120 "
+        "-gencode=arch=compute_90a,code=sm_90a"
+    )
+    assert decide(f"setup.code_for({flags!r})").stdout.strip() == "7.5;12.0+PTX;9.0a"
 
 
 def test_backends_say_why_cuda_is_not_native() -> None:

@@ -25,7 +25,9 @@ PYTHON: dict[str, set[str] | None] = {
     "__main__": ANYTHING,
     "reference": {"reference"},
     "ops": {"ops", "reference"},
-    "backends": {"ops", "reference", "_C", "triton_kernels"},
+    "version": set(),
+    "cuda_library": {"version"},
+    "backends": {"cuda_library", "ops", "reference", "version", "_C", "triton_kernels"},
     "triton_kernels": {"triton_kernels"},
     "layout": {"ops"},
     "methods": {"ops", "methods"},
@@ -98,7 +100,7 @@ CPP: dict[str, str] = {
     r'|"\w+\.h"|"\.\./(plan|dtype|solvers/\w+)\.h"',
     r"cuda/\w+\.cuh": rf"{STANDARD}|<cuda_runtime\.h>|\"cuda_on_cpu\.h\""
     r'|"\w+\.cuh"|"\.\./(plan|dtype|philox|solvers/\w+)\.h"',
-    r"ops_cuda/\w+\.cuh?": rf"{STANDARD}|<dlfcn\.h>"
+    r"ops_cuda/\w+\.(cpp|cuh?)": rf"{STANDARD}|<dlfcn\.h>"
     r"|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
     r'|"\w+\.cuh"|"\.\./(cuda/\w+\.cuh|(plan|(ops|solvers)/\w+)\.h)"',
     r"module\w*\.cpp": rf'{STANDARD}|<pybind11/\w+\.h>|"(plan|gram_noise|(cpu|solvers)/\w+)\.h"',
