@@ -1,4 +1,4 @@
-"""A checkout that was built in place but never installed has no package metadata: it must work."""
+"""What a person gets who does not install a wheel: a built checkout without metadata, an sdist."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import mtlkernels
@@ -36,3 +37,30 @@ def test_import_without_metadata(tmp_path: Path) -> None:
 
 def test_the_constant_is_the_packages_version() -> None:
     assert importlib.metadata.version("mtlkernels") == mtlkernels.__version__
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_an_sdist_holds_what_it_builds_and_tests_with(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)),
+            *("sdist", "--formats=tar", "--dist-dir", str(tmp_path)),
+        ],
+        env={**os.environ, "MTLKERNELS_NO_EXT": "1", "PYTHONWARNINGS": "ignore"},
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(tmp_path / f"mtlkernels-{mtlkernels.__version__}.tar") as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    folders = ("mtlkernels", "csrc", "tests", "benchmarks", "examples", "studies")
+    suffixes = {".py", ".cpp", ".h", ".inl", ".cu", ".cuh"}
+    wanted = {
+        path.relative_to(ROOT).as_posix()
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in suffixes
+    }
+    assert wanted | {"Makefile", "pyproject.toml", "setup.py"} <= held
+    assert not [name for name in held if name.endswith((".so", ".pyc"))]
