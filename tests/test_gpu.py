@@ -1,20 +1,16 @@
-"""The ops on a CUDA device, by whichever backend MTLKERNELS_BACKEND names, native or Triton.
+"""The ops over gradient lists on a CUDA device, by whichever backend MTLKERNELS_BACKEND names.
 
-`make gpu-check` runs this file once for each. Where there is no CUDA device all of it skips.
+`make gpu-check` runs the files test_gpu*.py for the native kernels and for Triton's. Where there
+is no CUDA device all of them skip.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from hard_grams import KINDS, hard_gram
+from gpu_tools import cuda_sample, on_gpu, served
 from inputs import (
     FEW,
     SAMPLES,
@@ -25,38 +21,12 @@ from inputs import (
     sample,
     sample_weights,
 )
-from test_cagrad import cagrad_certificate
+from long_lists import COUNTS, TASKS, check_long_list
 from test_wide_weights import hostile
-from torch import Tensor
 
-import mtlkernels
-from mtlkernels import CAGrad, GradDrop, PCGrad, Status, ops, reference
+from mtlkernels import ops, reference
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
-
-PACKAGE = Path(mtlkernels.__file__).parent.parent
-
-
-def cuda_sample(name: str, dtype: torch.dtype) -> tuple[list[Tensor], int]:
-    """A sample in its own layouts: a copy that keeps storage, strides and what is shared."""
-    grads, num_tasks = sample(name, dtype)
-    moved: dict[int, Tensor] = {}
-    for grad in grads:
-        storage = grad.untyped_storage()
-        if storage.data_ptr() not in moved:
-            whole = torch.empty(0, dtype=dtype).set_(storage)
-            moved[storage.data_ptr()] = whole.cuda()
-    return [
-        moved[g.untyped_storage().data_ptr()].as_strided(g.shape, g.stride(), g.storage_offset())
-        for g in grads
-    ], num_tasks
-
-
-def served() -> str:
-    return mtlkernels.backends()["cuda"]["gram"]["serves"]
+pytestmark = on_gpu
 
 
 def test_the_forced_backend_serves() -> None:
@@ -142,20 +112,6 @@ def test_diagonal_names_the_task_with_nan(bad: float, float_dtype: torch.dtype) 
     assert not ops.combine(grads, torch.ones(3, device="cuda"))[700].isfinite()
 
 
-def rows(num_tasks: int = 3, scale: float = 1.0) -> list[list[Tensor]]:
-    generator = torch.Generator(device="cuda").manual_seed(num_tasks)
-    shapes = [(300, 401), (70_001,), (5, 7)]
-    return [
-        [scale * torch.randn(s, generator=generator, device="cuda") for s in shapes]
-        for _ in range(num_tasks)
-    ]
-
-
-def answers(task_grads: list[list[Tensor]], method: torch.nn.Module) -> list[Tensor]:
-    direction, report = mtlkernels.aggregate(task_grads, method)
-    return [x for x in (report.gram, report.weights) if x is not None] + direction
-
-
 @pytest.mark.parametrize("name", [*FEW, "numel_1025", "tasks_17"])
 @pytest.mark.parametrize("leak", [0.0, 0.25])
 def test_graddrop(name: str, leak: float, float_dtype: torch.dtype) -> None:
@@ -199,127 +155,11 @@ def test_a_state_keeps_what_is_finite(bad: float) -> None:
     assert states.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("T", [1, 2, 5, 19, 64])
-def test_cagrad(kind: str, T: int) -> None:
-    K = hard_gram(kind, T, 3)
-    weights, status = ops.cagrad(K.cuda(), 0.4)
-    assert status.tolist() == reference.cagrad(K, 0.4, 0, False)[1].tolist()
-    assert cagrad_certificate(K, weights.cpu(), 0.4) <= 1e-9
-
-
-def test_repeats_bitwise() -> None:
-    first, again = (answers(rows(), PCGrad(seed=3).cuda()) for _ in range(2))
-    assert all(map(torch.equal, first, again))
-
-
-def test_current_stream() -> None:
-    """Work follows what its own stream is busy with."""
-    grads = [torch.zeros(1 << 20, device="cuda") for _ in range(2)]
-    ops.gram(grads, 2)
-    torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        torch.cuda._sleep(100_000_000)
-        for grad in grads:
-            grad.fill_(1)
-        K = ops.gram(grads, 2)
-        out = ops.combine(grads, torch.ones(2, device="cuda"))
-    torch.cuda.synchronize()
-    assert (K == 1 << 20).all()
-    assert (out == 2).all()
-
-
-@pytest.fixture
-def errors_on_sync() -> Iterator[Callable[[], None]]:
-    yield lambda: torch.cuda.set_sync_debug_mode("error")
-    torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.parametrize("method", [PCGrad(), CAGrad(), GradDrop()], ids=repr)
-def test_a_step_does_not_synchronise(
-    method: torch.nn.Module, errors_on_sync: Callable[[], None]
-) -> None:
-    task_grads, method = rows(), method.cuda()
-    answers(task_grads, method)
-    torch.cuda.synchronize()
-    errors_on_sync()
-    answers(task_grads, method)
-
-
-def test_a_matrix_that_is_no_gram_is_flagged_without_a_look(
-    errors_on_sync: Callable[[], None],
-) -> None:
-    K, method = torch.eye(3, dtype=torch.float64, device="cuda"), PCGrad().cuda()
-    K[0, 2] = 0.5
-    method(K)
-    torch.cuda.synchronize()
-    errors_on_sync()
-    weights = method(K)
-    torch.cuda.set_sync_debug_mode("default")
-    assert weights.isnan().all()
-    assert method.status.tolist() == [Status.INVALID_GRAM, 0, Status.INVALID_GRAM]
-
-
-def test_graph_replays_with_changed_gradients() -> None:
-    grads = [grad for row in rows() for grad in row]
-    weights = torch.tensor([1.0, -2.0, 0.5], device="cuda")
-
-    def step() -> tuple[Tensor, Tensor]:
-        return ops.gram(grads, 3), ops.combine(grads, weights)
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        K, out = step()
-    for scale in (2.0, -3.0):
-        for grad in grads:
-            grad.mul_(scale)
-        graph.replay()
-        expected = step()
-        assert torch.equal(K, expected[0])
-        assert torch.equal(out, expected[1])
-
-
-def test_a_graph_beside_calls_on_other_streams() -> None:
-    """Each counts its own blocks: none takes another's for its own."""
-    grads = [torch.randn(1 << 20, device="cuda") for _ in range(3)]
-    expected = ops.gram(grads, 3)
-    streams = [torch.cuda.Stream() for _ in range(3)]
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        replayed = ops.gram(grads, 3)
-    found = []
-    for _ in range(50):
-        with torch.cuda.stream(streams[0]):
-            graph.replay()
-        for stream in streams[1:]:
-            with torch.cuda.stream(stream):
-                found.append(ops.gram(grads, 3))
-    torch.cuda.synchronize()
-    assert all(torch.equal(K, expected) for K in (replayed, *found))
-
-
-def test_a_step_is_three_launches() -> None:
-    if served() != "native":
-        pytest.skip("Triton adds the segments up in a launch of its own")
-    grads = [grad for row in rows() for grad in row]
-    method = PCGrad().cuda()
-
-    def step() -> Tensor:
-        return ops.combine(grads, method(ops.gram(grads, 3)))
-
-    step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        step()
-        torch.cuda.synchronize()
-    on_device = torch.autograd.DeviceType.CUDA
-    names = [event.name for event in profile.events() if event.device_type == on_device]
-    assert len(names) == 3, names
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("T", TASKS)
+@pytest.mark.parametrize("count", COUNTS)
+def test_long_lists(count: int, T: int, dtype: torch.dtype) -> None:
+    check_long_list(count, T, dtype, "cuda")
 
 
 def test_more_than_two_to_the_31_elements() -> None:
@@ -332,23 +172,3 @@ def test_more_than_two_to_the_31_elements() -> None:
     out = ops.combine([grad], torch.full((1,), 2.0, device="cuda"))
     assert out.shape == (2**31 + 32,)
     assert out[[0, n - 1, n]].tolist() == [6, 8, 0]
-
-
-SHORT = """
-import torch
-from mtlkernels import ops
-grads = [torch.randn(n, device="cuda") for n in (3, 5000, 17)] * 3
-ops.combine(grads, torch.ones(3, device="cuda") + 0 * ops.gram(grads, 3).sum())
-torch.cuda.synchronize()
-"""
-
-
-@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer")
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-def test_sanitizer(tool: str) -> None:
-    done = subprocess.run(
-        ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SHORT],
-        env={**os.environ, "PYTHONPATH": str(PACKAGE), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

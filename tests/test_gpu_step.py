@@ -6,15 +6,13 @@ import copy
 
 import pytest
 import torch
+from gpu_tools import errors_on_sync, on_gpu
 from test_accumulate import Model
 
 import mtlkernels
 from mtlkernels import CAGrad, MTLOptimizer, PCGrad
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = on_gpu
 
 
 def pair(**options: object) -> tuple[Model, MTLOptimizer]:
@@ -69,6 +67,8 @@ def test_a_whole_step_in_a_cuda_graph(options) -> None:
             torch.testing.assert_close(a, b)
 
 
+# Inductor's and torch's own: float32 products are not tensor cores', torch.jit is deprecated.
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores", "ignore:.torch.")
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
 def test_compile_step(mode) -> None:
     (model, optimizer), (twin, other) = pair(), pair()
@@ -104,13 +104,10 @@ def test_no_way_of_stepping_waits_for_the_device(options, scaled) -> None:
     inputs = batches(4)
     optimizer.backward(model(inputs[0]), scaler=scaler)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with errors_on_sync():
         for x in inputs[1:]:
             optimizer.zero_grad()
             optimizer.backward(model(x), scaler=scaler)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_fused_step_under_a_scaler_and_autocast() -> None:
