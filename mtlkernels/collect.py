@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from mtlkernels.cut import Cut, stopped_at
-from mtlkernels.graph import root
+from mtlkernels.joins import root
 
 Row = list[Tensor | None]
 

@@ -14,13 +14,12 @@ from enum import Enum
 from functools import reduce
 from operator import and_, or_
 
-import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 
-# What may stand between torch.stack(losses) and a loss without mixing entries: x + a, x * a, ...
-_ENTRYWISE = {"Mul", "Div", "Add", "Sub", "Neg", "ToCopy", "Alias", "View", "Clone"}
+from mtlkernels.joins import kind_of, root
+
 # What takes some entries of a tensor; a view of a buffer written to in place is an AsStrided.
 _SELECTING = {
     *("Unbind", "Select", "Slice", "NarrowCopy", "AsStrided", "Diagonal"),
@@ -38,7 +37,6 @@ _JOINING = {
 _MIXING = re.compile(
     r"[Mm]m$|[Mm]v$|Linear$|^Trilinear$|Conv(?!ert)|Embedding|Attention|Rnn|Lstm|Cdist"
 )
-_VARIANT = re.compile(r"Backward(AutogradNestedTensor)?\d*(_copy)?$")
 
 
 class _Reads(Enum):
@@ -52,68 +50,6 @@ class _Reads(Enum):
 _State = tuple[Node, _Reads]
 
 
-def root(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor]:
-    """Where the backward of a loss starts, and with which cotangent.
-
-    An entry of `torch.stack(losses)`, scaled or not, is traced back to the loss it was, which may
-    be an entry of a stack again: through the stack it would reach every parameter that any of the
-    losses reaches, with zeros.
-    """
-    start: Tensor | GradientEdge = loss
-    seed = torch.ones_like(loss)
-    if torch.compiler.is_compiling():  # no graph to look at
-        return start, seed
-    found = _stack_entry(loss.grad_fn, loss.output_nr)
-    while found is not None:
-        stack, index = found
-        (row,) = torch.autograd.grad(start, GradientEdge(stack, 0), seed, retain_graph=True)
-        if row.dim() != 1 or len(row) != len(stack.next_functions):
-            break  # a stack of something else than scalars
-        node, output = stack.next_functions[index]
-        if node is None:
-            raise ValueError(
-                f"loss {index} of the stack has no graph: it was computed under no_grad, detached, "
-                "or from nothing that requires grad"
-            )
-        start, seed = GradientEdge(node, output), row[index]
-        found = _stack_entry(node, output)
-    return start, seed
-
-
-def _stack_entry(node: Node | None, number: int) -> tuple[Node, int] | None:
-    """The stack that an output of a node is an entry of, and which."""
-    entry, number = _only_input(node, number)
-    if entry is None or not entry.next_functions:
-        return None
-    stack, _ = _only_input(*entry.next_functions[0])
-    if stack is None or _kind(stack) != "Stack":
-        return None
-    count = len(stack.next_functions)
-    if _kind(entry) == "Unbind":
-        index = number
-    elif _kind(entry) == "Select":
-        index = entry._saved_index  # type: ignore[attr-defined]
-        index = index - 2**64 if index >= 2**63 else index
-    else:
-        return None
-    return (stack, index) if -count <= index < count else None
-
-
-def _only_input(node: Node | None, number: int) -> tuple[Node | None, int]:
-    """The first node at or behind this one that is not entrywise, and which output of it."""
-    while node is not None and _kind(node) in _ENTRYWISE:
-        inputs = [(fn, nr) for fn, nr in node.next_functions if fn is not None]
-        if len(inputs) != 1:
-            return None, 0
-        node, number = inputs[0]
-    return node, number
-
-
-def _kind(node: Node) -> str:
-    """What a node undoes, as autograd calls it: Select for SelectBackward0 and its variants."""
-    return _VARIANT.sub("", node.name().rpartition("::")[2])
-
-
 def entries_of_one_join(losses: Sequence[Tensor]) -> bool:
     """Whether heads would pass for shared: losses that select from a tensor joined of several.
 
@@ -121,7 +57,7 @@ def entries_of_one_join(losses: Sequence[Tensor]) -> bool:
     the others. So it is only certain to reach what lies behind all of them. Losses are refused
     where two reach a parameter, but less than two are certain to. Behind the first layer on a way
     down a join is taken for a part of a trunk, such as a class token beside patches or a skip
-    connection. Stacks that `root` sees through do not count.
+    connection. Joins of losses that `root` sees through do not count.
     """
     edges = [edge for edge, _ in map(root, losses)]
     nodes = [(get_gradient_edge(e) if isinstance(e, Tensor) else e).node for e in edges]
@@ -166,7 +102,7 @@ def _leaves(states: Sequence[_State]) -> dict[_State, int]:
         if inputs:
             found[state] = reduce(and_ if _selects(state) else or_, map(found.__getitem__, inputs))
         else:
-            is_leaf = _kind(node) == "AccumulateGrad"
+            is_leaf = kind_of(node) == "AccumulateGrad"
             found[state] = 1 << place.setdefault(node, len(place)) if is_leaf else 0
     return found
 
@@ -177,7 +113,7 @@ def _inputs(state: _State) -> list[_State]:
     if reads is not _Reads.ALL:
         if _mixes(node):
             reads = _Reads.ALL
-        elif _kind(node) in _SELECTING:
+        elif kind_of(node) in _SELECTING:
             reads = _Reads.PART
     return [
         (source, _Reads.WHOLE if reads is _Reads.PART and _is_number(source, output) else reads)
@@ -189,14 +125,14 @@ def _inputs(state: _State) -> list[_State]:
 def _selects(state: _State) -> bool:
     """Whether a part is read of what a node joins."""
     node, reads = state
-    return reads is _Reads.PART and _kind(node) in _JOINING
+    return reads is _Reads.PART and kind_of(node) in _JOINING
 
 
 def _mixes(node: Node) -> bool:
     """Whether a node is a layer; one of several inputs that torch does not know may be."""
     if isinstance(node, BackwardCFunction):
         return sum(source is not None for source, _ in node.next_functions) > 1
-    return _MIXING.search(_kind(node)) is not None
+    return _MIXING.search(kind_of(node)) is not None
 
 
 def _is_number(node: Node, output: int) -> bool:

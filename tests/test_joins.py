@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.functional import cosine_similarity
 from trunks import MODELS, Model
 
@@ -16,7 +17,8 @@ import mtlkernels
 from mtlkernels import Sum
 from mtlkernels.collect import starts
 from mtlkernels.cut import reached_by
-from mtlkernels.graph import entries_of_one_join, root
+from mtlkernels.graph import entries_of_one_join
+from mtlkernels.joins import root
 
 TASKS, BATCH = 3, 6
 
@@ -66,13 +68,6 @@ def written(net: Net, dim: int) -> Tensor:
         else:
             buffer[t] = out[:, 0]
     return buffer if dim else buffer.t()
-
-
-def written_losses(net: Net) -> Tensor:
-    buffer = torch.zeros(TASKS)
-    for t, loss in enumerate(net.losses()):
-        buffer[t] = loss
-    return buffer
 
 
 def written_views(net: Net) -> list[Tensor]:
@@ -128,7 +123,6 @@ REFUSED: dict[str, Callable[[Net], Sequence[Tensor] | Tensor]] = {
     ),
     "written columns": lambda net: columns(written(net, 1), lambda o: o.square().mean()),
     "written rows": lambda net: columns(written(net, 0), lambda o: o.square().mean()),
-    "written losses": written_losses,
     "written views": written_views,
     "added losses": added_losses,
     "scattered": lambda net: columns(scattered(net), lambda o: o.square().mean()),
@@ -136,9 +130,6 @@ REFUSED: dict[str, Callable[[Net], Sequence[Tensor] | Tensor]] = {
     "stacked columns": lambda net: torch.stack(columns(net.cat(), lambda o: o.square().mean())),
     "stacked writes": lambda net: torch.stack(
         columns(written(net, 1), lambda o: o.square().mean())
-    ),
-    "stack of a cat": lambda net: torch.stack(
-        list(torch.cat([loss.view(1) for loss in net.losses()]))
     ),
     "learnt factor": lambda net: torch.stack(net.losses()) * nn.Parameter(torch.ones(TASKS)),
     "learnt variance": lambda net: (lambda s: torch.exp(-s) * torch.stack(net.losses()) + s)(
@@ -181,10 +172,55 @@ def scaled_entries(losses: list[Tensor]) -> list[Tensor]:
     return [(t + 1.0) * loss for t, loss in enumerate(torch.stack(losses))]
 
 
+def written_to(losses: list[Tensor], order: Sequence[int] = range(TASKS)) -> Tensor:
+    vector = torch.zeros(TASKS)
+    for t in order:
+        vector[t] = losses[t]
+    return vector
+
+
+def written_over(losses: list[Tensor]) -> Tensor:
+    """Each entry twice, the first time with another loss."""
+    vector = torch.zeros(TASKS)
+    for found in (losses[::-1], losses):
+        for t, loss in enumerate(found):
+            vector[t] = loss
+    return vector
+
+
+def written_in_place(losses: list[Tensor]) -> Tensor:
+    """Over a stack, and a slice of two at a time."""
+    vector = torch.stack(losses[::-1]) * 1.0
+    vector[0] = losses[0]
+    vector[1:] = torch.stack(losses[1:])
+    return vector
+
+
+def parts(losses: list[Tensor]) -> Tensor:
+    return torch.cat([torch.stack(losses[:1]), torch.zeros(0), torch.hstack(losses[1:])])
+
+
 SEEN_THROUGH: dict[str, Callable[[list[Tensor]], Sequence[Tensor] | Tensor]] = {
     "stack": torch.stack,
     "unbound": lambda losses: torch.stack(losses).unbind(0),
     "scaled entries": scaled_entries,
+    "cat": lambda losses: torch.cat([loss.view(1) for loss in losses]),
+    "cat, unsqueezed": lambda losses: 2.0 * torch.cat([loss.unsqueeze(0) for loss in losses]),
+    "hstack": torch.hstack,
+    "parts": parts,
+    "slices": lambda losses: [torch.hstack(losses)[t : t + 1] for t in range(TASKS)],
+    "from behind": lambda losses: [torch.hstack(losses)[t - TASKS] for t in range(TASKS)],
+    "split": lambda losses: [part.squeeze() for part in torch.hstack(losses).split(1)],
+    "written": written_to,
+    "written backwards": lambda losses: written_to(losses, range(TASKS)[::-1]),
+    "written over": written_over,
+    "written in place": written_in_place,
+    "written and scaled": lambda losses: (written_to(losses) * torch.arange(1, 4)).unbind(),
+    "written and cloned": lambda losses: written_to(losses).clone().double(),
+    "written as double": lambda losses: written_to([loss.double() for loss in losses]),
+    "written twice": lambda losses: written_to(list(written_to(losses))),
+    "stack of a cat": lambda losses: torch.stack(list(torch.hstack(losses))),
+    "written from a stack": lambda losses: written_to(list(torch.stack(losses) * 0.5)),
     "stack of a stack": lambda losses: torch.stack(list(torch.stack(losses))),
     "scaled twice": lambda losses: torch.stack(scaled_entries(losses)) * torch.tensor([1, -2, 3]),
     "three levels": lambda losses: torch.stack(
@@ -203,11 +239,45 @@ def test_stacks_are_seen_through_to_the_losses(form: Callable) -> None:
     params = list(net.parameters())
     for loss, entry in zip(plain, entries, strict=True):
         start, seed = root(entry)
-        assert start.node is loss.grad_fn
+        assert behind(start.node) is loss.grad_fn
         expected = torch.autograd.grad(entry, net.trunk.parameters(), retain_graph=True)
         found = torch.autograd.grad(start, net.trunk.parameters(), seed, retain_graph=True)
         torch.testing.assert_close(found, expected)
     assert shared_of(entries, params) == set(map(id, net.trunk.parameters()))
+
+
+def test_an_entry_without_a_graph_is_named() -> None:
+    net = Net()
+    losses = net.losses()
+    losses[1] = losses[1].detach()
+    some = torch.zeros(TASKS)
+    some[0], some[2] = losses[0], losses[2]
+    for joined in (torch.stack(losses), torch.hstack(losses), written_to(losses), some):
+        with pytest.raises(ValueError, match=r"loss 1 of those in one tensor has no graph"):
+            mtlkernels.backward(joined, list(net.parameters()), Sum())
+
+
+@pytest.mark.parametrize("form", SEEN_THROUGH.values(), ids=list(SEEN_THROUGH))
+def test_heads_get_what_they_get_without_the_join(form: Callable) -> None:
+    net, apart = Net(), Net()
+    joined = form(net.losses())
+    entries = joined.unbind() if isinstance(joined, Tensor) else joined
+    factors = [
+        entry.item() / loss.item() for entry, loss in zip(entries, apart.losses(), strict=True)
+    ]
+    optimizer = mtlkernels.MTLOptimizer(torch.optim.SGD(net.parameters(), lr=0.1), "mgda")
+    optimizer.backward(joined)
+    plain = [factor * loss for factor, loss in zip(factors, apart.losses(), strict=True)]
+    mtlkernels.backward(plain, list(apart.parameters()), mtlkernels.MGDA())
+    for mine, expected in zip(net.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, expected.grad)
+
+
+def behind(node: Node) -> Node:
+    """The loss's own node: a view or a conversion may stand before it."""
+    while "Mean" not in node.name():
+        node = node.next_functions[0][0]
+    return node
 
 
 def shared_of(losses: Sequence[Tensor], params: Sequence[Tensor]) -> set[int]:
