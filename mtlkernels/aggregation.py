@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
-from mtlkernels.balancing import Balanced, balance
+from mtlkernels.balancing import Balanced, balance, check_losses
 from mtlkernels.combining import combined, place
-from mtlkernels.families import RowWeighting, Weighting
+from mtlkernels.families import RowWeighting, Weighting, task_step
 from mtlkernels.layout import Group, TaskGrads, check_lengths, group_gradients
 from mtlkernels.report import Report
 
@@ -32,7 +33,7 @@ def aggregate(
         method: a Gram method, for example `PCGrad()`, or a row method, for example `GradDrop()`.
         losses: (T) the tasks' losses, for methods that use them.
         params: the P parameters; the direction then takes their strides.
-        tasks: T names for the report.
+        tasks: T names for the report, which the method's state follows.
         parts: positions of parameters, for example a list a layer, each position in one list. Each
             part gets weights of its own, from its own Gram matrix; the method is then a
             `PerPart(method, len(parts))`.
@@ -57,24 +58,32 @@ def aggregate(
         task_grads = [row if isinstance(row, Tensor) else list(row) for row in task_grads]
     if losses is not None and not isinstance(losses, Tensor):
         raise TypeError(f"losses is a {type(losses).__name__}: give a 1-D tensor of T losses")
-    if tasks is not None and len(tasks) != len(task_grads):
-        raise ValueError(f"{len(tasks)} names were given for {len(task_grads)} tasks")
-    if parts is None:
-        sections = [group_gradients(task_grads, params)]
-    else:
-        check_lengths(task_grads, params)
-        check_partition(parts, len(task_grads[0]))
-        sections = [group_part(task_grads, params, part) for part in parts]
-    found = balance(sections, len(task_grads), method, losses, parts is not None)
-    names = tuple(tasks) if tasks is not None else tuple(str(t) for t in range(len(task_grads)))
-    report = Report(
-        names,
-        None if found.gram is None else found.gram.detach(),
-        None if found.weights is None else found.weights.detach(),
-        None if losses is None else losses.detach(),
-        found.status.detach(),
-    )
-    return _direction(sections, found, len(task_grads[0])), report
+    count = len(task_grads)
+    if tasks is not None and len(tasks) != count:
+        raise ValueError(f"{len(tasks)} names were given for {count} tasks")
+    check_losses(losses, count)
+    names = tuple(map(str, range(count) if tasks is None else tasks))
+    with task_step(method, count if tasks is None else names) as step:
+        order = step.order
+        rows = task_grads if isinstance(task_grads, Tensor) else [task_grads[t] for t in order]
+        if losses is not None and order != tuple(range(count)):
+            losses = torch.stack([losses[t] for t in order])
+        if parts is None:
+            sections = [group_gradients(rows, params)]
+        else:
+            check_lengths(rows, params)
+            check_partition(parts, len(rows[0]))
+            sections = [group_part(rows, params, part) for part in parts]
+        found = balance(sections, count, method, losses, parts is not None)
+        report = Report(
+            tuple(names[t] for t in order),
+            None if found.gram is None else found.gram.detach(),
+            None if found.weights is None else found.weights.detach(),
+            None if losses is None else losses.detach(),
+            found.status.detach(),
+        )
+        direction = _direction(sections, found, len(rows[0]))
+    return direction, report.of_tasks(names, order)
 
 
 def check_partition(parts: Sequence[Sequence[int]], num_params: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from mtlkernels.graph import (
     reentrant_checkpoint,
 )
 
-Losses = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
+Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
 Run = Callable[[], Tensor | None]
 Runs = Mapping[str, Run] | Sequence[Run]
 
@@ -24,11 +25,33 @@ _SAY_IT = (
 )
 
 
-def named_losses(losses: Losses) -> tuple[tuple[str, ...], list[Tensor]]:
-    """The tasks' names and their scalar losses, checked.
+class Given(NamedTuple):
+    """The losses of a step, checked.
+
+    Attributes:
+        tasks: T names; of losses without names their numbers.
+        named: whether they came with names.
+        present: positions of the tasks that have a loss, not None, in this step.
+        values: the scalar losses of those.
+    """
+
+    tasks: tuple[str, ...]
+    named: bool
+    present: tuple[int, ...]
+    values: list[Tensor]
+
+    @property
+    def names(self) -> tuple[str, ...] | int:
+        """The names, or where there are none how many tasks there are."""
+        return self.tasks if self.named else len(self.tasks)
+
+
+def given_losses(losses: Losses) -> Given:
+    """The tasks and their scalar losses, checked.
 
     Args:
-        losses: a mapping from names, a sequence, or a 1-D tensor of T losses.
+        losses: a mapping from names, a sequence, or a 1-D tensor of T losses; None for a task that
+            has no data in this step.
 
     Raises:
         TypeError: not real tensors.
@@ -44,6 +67,7 @@ def named_losses(losses: Losses) -> tuple[tuple[str, ...], list[Tensor]]:
                 f"{tuple(losses.shape)}"
             )
         losses = losses.unbind()
+    values: list[Any]
     if isinstance(losses, Mapping):
         tasks, values = tuple(map(str, losses)), list(losses.values())
     else:
@@ -51,8 +75,15 @@ def named_losses(losses: Losses) -> tuple[tuple[str, ...], list[Tensor]]:
         tasks = tuple(map(str, range(len(values))))
     if not tasks:
         raise ValueError("no losses: give at least one")
+    present = tuple(t for t, loss in enumerate(values) if loss is not None)
+    if not present:
+        raise ValueError(
+            f"all {len(tasks)} losses are None: give at least one, or skip a batch that has no "
+            "data for any task"
+        )
     seen: dict[int, str] = {}
-    for task, loss in zip(tasks, values, strict=True):
+    for t in present:
+        task, loss = tasks[t], values[t]
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss {task!r} is a {type(loss).__name__}, not a tensor")
         if loss.is_complex():
@@ -65,7 +96,7 @@ def named_losses(losses: Losses) -> tuple[tuple[str, ...], list[Tensor]]:
         if not loss.requires_grad:
             raise ValueError(
                 f"loss {task!r} has no graph: it was computed under no_grad, detached, or from "
-                "nothing that requires grad"
+                "nothing that requires grad. For a task that has no data in this step, give None"
             )
         if torch.compiler.is_compiling():
             continue
@@ -75,7 +106,20 @@ def named_losses(losses: Losses) -> tuple[tuple[str, ...], list[Tensor]]:
                 "own loss, or drop one"
             )
         seen[id(loss)] = task
-    return tasks, values
+    return Given(tasks, isinstance(losses, Mapping), present, [values[t] for t in present])
+
+
+def named_losses(losses: Losses) -> tuple[tuple[str, ...], list[Tensor]]:
+    """The tasks' names and their scalar losses, checked, where each task has one.
+
+    Raises:
+        TypeError, ValueError: as `given_losses`; or a loss is None.
+    """
+    given = given_losses(losses)
+    if len(given.present) < len(given.tasks):
+        absent = next(task for t, task in enumerate(given.tasks) if t not in given.present)
+        raise TypeError(f"loss {absent!r} is None: give a loss for each task")
+    return given.tasks, given.values
 
 
 def check_list(params: object, name: str) -> None:

@@ -8,14 +8,14 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor
 
+from mtlkernels import by_rows
 from mtlkernels.arguments import (
     Losses,
-    named_losses,
+    given_losses,
     refuse_reentrant_checkpoints,
     refuse_several_ranks,
 )
 from mtlkernels.by_losses import backward_once
-from mtlkernels.by_rows import combine_rows as combine_rows  # as an engine's
 from mtlkernels.by_rows import reach
 from mtlkernels.collect import stack
 from mtlkernels.compiled import backwards_are_lost, refuse_without_graph, untraced
@@ -24,9 +24,11 @@ from mtlkernels.families import (
     RowWeighting,
     Weighting,
     keeps_weights,
+    task_step,
     weighs_losses,
 )
 from mtlkernels.options import Options, check_keeps_rows, check_step
+from mtlkernels.plain import plain
 from mtlkernels.report import Report
 from mtlkernels.rows import Rows, collect_rows
 from mtlkernels.scaling import Scaler, scale_of
@@ -106,7 +108,9 @@ def backward(
     gradients.
 
     Args:
-        losses: T scalar losses: a mapping from names, a sequence or a 1-D tensor.
+        losses: T scalar losses: a mapping from names, a sequence or a 1-D tensor. None for a task
+            that has no data in this step, which then takes no part; with one task left the step is
+            plain training. A method's state follows the names.
         params: the parameters to write to, and no others; those that do not require grad are
             passed over.
         method: a Gram method, for example `PCGrad()`, a row method, for example `GradDrop()`, or a
@@ -187,23 +191,31 @@ def step(
         refuse_without_graph(losses, method, options, features is not None, scaler)
         check = None  # there is no graph to look at
     refuse_several_ranks()
-    tasks, values = named_losses(losses)
-    given = [features] if isinstance(features, Tensor) else features
-    params = check_step(values, params, method, options, given is not None)
-    scale = scale_of(scaler, values[0].device)
-    if weighs_losses(method):
-        return backward_once(tasks, values, params, method, scale, retain_graph)
-    kept = method.kept_weights(tasks, scaler is not None) if keeps_weights(method) else None
-    if kept is not None or given is not None or options.weighted:
-        report = backward_weighted(
-            tasks, values, params, method, options, given, kept, scale, retain_graph
-        )
-    else:
-        rows = _rows(tasks, values, params, options, scale, retain_graph, check)
-        report = combine_rows(rows, cast("Weighting | RowWeighting", method), options)
-    if keeps_weights(method):
-        method.count(tasks)
-    return report
+    given = given_losses(losses)
+    at = [features] if isinstance(features, Tensor) else features
+    params = check_step(given.values, params, method, options, at is not None)
+    scale = scale_of(scaler, given.values[0].device)
+    with task_step(method, given.names, given.present) as step_of:
+        order = step_of.order
+        tasks = tuple(given.tasks[t] for t in order)
+        values = [given.values[given.present.index(t)] for t in order]
+        if step_of.alone:
+            method, options, at = plain(method), options.of_plain_step(), None
+        if weighs_losses(method):
+            report = backward_once(tasks, values, params, method, scale, retain_graph)
+        else:
+            kept = method.kept_weights(tasks, scaler is not None) if keeps_weights(method) else None
+            if kept is not None or at is not None or options.weighted:
+                report = backward_weighted(
+                    tasks, values, params, method, options, at, kept, scale, retain_graph
+                )
+            else:
+                rows = _rows(tasks, values, params, options, scale, retain_graph, check)
+                asked = cast("Weighting | RowWeighting", method)
+                report = by_rows.combine_rows(rows, asked, options)
+            if keeps_weights(method):
+                method.count(tasks)
+    return report.of_tasks(given.tasks, order)
 
 
 def collect_step(
@@ -227,10 +239,23 @@ def collect_step(
         check = None
     refuse_several_ranks()
     check_keeps_rows(method, options)
-    tasks, values = named_losses(losses)
-    params = check_step(values, params, method, options, False)
-    scale = scale_of(scaler, values[0].device)
-    return _rows(tasks, values, params, options, scale, retain_graph, check)
+    given = given_losses(losses)
+    params = check_step(given.values, params, method, options, False)
+    scale = scale_of(scaler, given.values[0].device)
+    here = tuple(given.tasks[t] for t in given.present)
+    rows = _rows(here, given.values, params, options, scale, retain_graph, check)
+    return rows.with_absent(given.tasks, given.named)
+
+
+def combine_rows(rows: Rows, method: Weighting | RowWeighting, options: Options) -> Report:
+    """The part of `backward` after the backwards, of the tasks that any micro-batch had."""
+    names = rows.tasks if rows.named else len(rows.tasks)
+    with task_step(method, names, rows.present_positions()) as step_of:
+        if step_of.alone:
+            options.check(method)
+            method, options = cast(Weighting, plain(method)), options.of_plain_step()
+        report = by_rows.combine_rows(rows.of_tasks(step_of.order), method, options)
+    return report.of_tasks(rows.tasks, step_of.order)
 
 
 def _rows(

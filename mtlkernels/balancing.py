@@ -116,7 +116,7 @@ def solve(method: Weighting, gram: Tensor, losses: Tensor | None) -> tuple[Tenso
             f"{type(method).__name__} takes one Gram matrix: with parts= give "
             f"PerPart(method, {len(gram)}), which keeps a copy of it for each part"
         )
-    _check_losses(losses, gram.shape[-1])
+    check_losses(losses, gram.shape[-1])
     weights = method(gram, losses)
     if not isinstance(weights, Tensor) or weights.shape != gram.shape[:-1]:
         have = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
@@ -137,7 +137,7 @@ def _solve_rows(
     scale: Tensor | None,
 ) -> Balanced:
     _refuse_nothing(groups)
-    _check_losses(losses, num_tasks)
+    check_losses(losses, num_tasks)
     lists: list[list[Tensor]] = [group.grads for group in groups]
     if scale is not None:  # states last longer than a scale, so the rows go in without it
         lists = [[grad / scale.to(grad) for grad in grads] for grads in lists]
@@ -165,7 +165,8 @@ def _solve_rows(
     return Balanced(gram, weights, status, directions)
 
 
-def _check_losses(losses: Tensor | None, num_tasks: int) -> None:
+def check_losses(losses: Tensor | None, num_tasks: int) -> None:
+    """Raises ValueError unless there is one loss a task, or none at all."""
     if losses is not None and losses.shape != (num_tasks,):
         raise ValueError(f"{losses.numel()} losses were given for {num_tasks} tasks")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Protocol, TypeGuard
 
 from torch import Tensor, nn
@@ -55,6 +57,44 @@ class RowWeighting(Protocol):
     def __call__(
         self, lists: Sequence[Sequence[Tensor]], num_tasks: int, losses: Tensor | None = None
     ) -> RowAnswer: ...
+
+
+class TaskStep(Protocol):
+    """A step of some of a method's tasks: in the context, the method's state is theirs.
+
+    Attributes:
+        order: positions, among the step's tasks, of those that take part, in the method's order.
+        alone: whether it is one of several, so that the step is plain training.
+    """
+
+    order: tuple[int, ...]
+    alone: bool
+
+
+@dataclass
+class _AsGiven:
+    """The step of a method that knows nothing of tasks' names."""
+
+    order: tuple[int, ...]
+    alone: bool
+
+
+def task_step(
+    method: object, names: Sequence[str] | int, present: Sequence[int] | None = None
+) -> AbstractContextManager[TaskStep]:
+    """A step of the tasks that are present; see `Method.for_tasks`.
+
+    Args:
+        method: any method.
+        names: T names; or T, where the tasks have positions only.
+        present: positions of those that take part; by default all.
+    """
+    if hasattr(method, "for_tasks"):
+        step: AbstractContextManager[TaskStep] = method.for_tasks(names, present)
+        return step
+    count = names if isinstance(names, int) else len(names)
+    chosen = tuple(range(count) if present is None else present)
+    return nullcontext(_AsGiven(chosen, len(chosen) == 1 and count > 1))
 
 
 AnyMethod = Weighting | RowWeighting | LossWeighting

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels.methods import GramMethod, LossMethod, RowMethod
+from mtlkernels.methods.tasks import NEWER
 
 Method = GramMethod | LossMethod | RowMethod
 
@@ -42,13 +43,13 @@ def check(groups: list[dict[str, Any]], method: Method) -> dict[str, Tensor]:
     """The state in the first group, empty where it holds none.
 
     Raises:
-        ValueError: it is the state of another method, or not the whole of it.
+        ValueError: it is the state of another method or of other tasks, or not the whole of it.
     """
     entry = groups[0].get(ENTRY)
     if not isinstance(entry, dict):
         return {}
     names, small = torch.load(io.BytesIO(entry[_SMALL]), weights_only=True)
-    if set(small) != _fixed(method, method.state_dict()):
+    if _fixed(method, small) != _fixed(method, method.state_dict()):
         raise ValueError(
             f"the optimizer state holds the state of another method ({', '.join(small)}) than "
             f"{type(method).__name__}: nothing was loaded. Give the method that it was saved with, "
@@ -61,7 +62,9 @@ def check(groups: list[dict[str, Any]], method: Method) -> dict[str, Tensor]:
             "was loaded. torch.distributed.checkpoint reads only tensors that the optimizer has "
             "already: take one training step before it loads"
         )
-    return {**small, **{name: entry[name] for name in names}}
+    state = {**small, **{name: entry[name] for name in names}}
+    method.check_state(state)
+    return state
 
 
 def take(groups: list[dict[str, Any]], method: Method) -> None:
@@ -81,5 +84,5 @@ def mark(groups: list[dict[str, Any]], method: Method) -> None:
 
 
 def _fixed(method: Method, keys: Iterable[str]) -> set[str]:
-    """The keys of a method's state that it has before its first call too."""
-    return {key for key in keys if not key.startswith(method.growing)}
+    """The keys of a method's state that it has before its first call too, in states of any age."""
+    return {key for key in keys if not key.startswith(method.growing) and not key.endswith(NEWER)}

@@ -30,7 +30,8 @@ class Monitor:
     task the names of all flags that came up. `known` is the share of the steps in which a pair's
     cosine is finite, or on the diagonal a task's norm; the mean of `conflicts` is how often two
     tasks did, of those steps. Means are over the steps in which a number is finite and known, and
-    NaN, in JSON null, where there is none such step; `weights` are NaN where parts had different
+    NaN, in JSON null, where there is none such step, so a step without a task is in none of the
+    task's; `weights` are NaN where parts had different
     ones. The condition number is not among them: each step's would wait for a GPU.
 
     With names of parts, `parts` has for each of them means of `norms`, `cosines` and
@@ -77,14 +78,18 @@ class Monitor:
         """Takes one step's report; writes a record after every k-th.
 
         Raises:
-            ValueError: its tasks are others than those before, its parts are not as many as there
+            ValueError: it has a task that the first one has not, its parts are not as many as there
                 are names, or names with slashes make two columns of a sink one.
         """
         if self._tasks not in ((), report.tasks):
-            raise ValueError(
-                f"the report is of the tasks {', '.join(report.tasks)}, those before were of "
-                f"{', '.join(self._tasks)}: use a monitor for each set of tasks"
-            )
+            if not set(report.tasks) <= set(self._tasks):
+                raise ValueError(
+                    f"the report is of the tasks {', '.join(report.tasks)}, those before were of "
+                    f"{', '.join(self._tasks)}: use a monitor for each set of tasks, and give "
+                    "backward None for a task that has no data"
+                )
+            places = [self._tasks.index(task) for task in report.tasks]
+            report = report.of_tasks(self._tasks, places)
         if not self._tasks and not all(isinstance(sink, JSONL) for sink in self._sinks):
             check_names(report.tasks, self._parts)  # now, not when the first record is lost
         self._tasks = report.tasks
@@ -179,8 +184,20 @@ def _numbers(report: Report, parts: tuple[str, ...]) -> Tensor:
         value = found.get(name)
         if value is None:
             value = torch.full(shape, torch.nan, device=device)
-        numbers.append(value.detach().to(device, torch.float64).reshape(-1))
+        value = _of_present(name, value.detach().to(device, torch.float64), report.present())
+        numbers.append(value.reshape(-1))
     return torch.cat(numbers)
+
+
+def _of_present(name: str, value: Tensor, here: Tensor) -> Tensor:
+    """A record's numbers, NaN where they speak of an absent task; there no pair is known."""
+    kind = name.removeprefix(_by_part(""))
+    pair = here & here[:, None]
+    if kind == "known":
+        return value * pair
+    if kind in MATRICES:
+        return torch.where(pair, value, torch.nan)
+    return torch.where(here, value, torch.nan) if kind in VECTORS else value
 
 
 def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:

@@ -109,6 +109,12 @@ class Options:
                 "rows_dtype= is for rows that are kept: measure=, features= and apply= keep none"
             )
 
+    def of_plain_step(self) -> Options:
+        """What is left of them in a step of one task: its gradient is all, in one backward."""
+        if self.max_norm is None:
+            return Options()
+        return Options(shared=self.shared, max_norm=self.max_norm)
+
     @property
     def weighted(self) -> bool:
         """Whether the direction comes from one weighted backward."""

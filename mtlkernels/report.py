@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import IntFlag
 
 import torch
@@ -31,6 +32,9 @@ class Status(IntFlag):
     or a cut-off of singular values, above that rounding allows."""
     NO_SOLUTION = 16
     """The method's equations have no solution; its weights solve them with a small ridge on K."""
+    ABSENT = 256
+    """The task had no data in this step (its loss was None): it took no part. What the report says
+    of it in numbers is 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +58,8 @@ class Report:
             All that the methods below tell is then that of the estimate: `norms`, `projections`,
             `shares` and `direction_norm` are not those of this step's gradients and direction but
             of their signal, and 0 where no signal beyond the noise is seen.
-        status: (T) int64, flags of `Status`. Where a row method has neither a Gram matrix nor a
+        status: (T) int64, flags of `Status`. Of a task whose loss was None it is ABSENT, and what
+            the other tensors say of it is 0. Where a row method has neither a Gram matrix nor a
             word of its own, it speaks of the losses alone.
     """
 
@@ -65,6 +70,27 @@ class Report:
     status: Tensor
     collected: str = "a backward a loss"
     statistic: str = "exact"
+
+    def of_tasks(
+        self, tasks: tuple[str, ...], order: Sequence[int], absent: Status = Status.ABSENT
+    ) -> Report:
+        """This report, of the tasks at some positions of `tasks`, as one of all of those.
+
+        What it says of the others is 0, and their status `absent`.
+        """
+        if list(order) == list(range(len(tasks))):
+            return replace(self, tasks=tasks)
+        seat = {t: i for i, t in enumerate(order)}
+        places = [seat.get(t) for t in range(len(tasks))]
+        gram = None if self.gram is None else _spread(_spread(self.gram, places, -2), places, -1)
+        return replace(
+            self,
+            tasks=tasks,
+            gram=gram,
+            weights=None if self.weights is None else _spread(self.weights, places, -1),
+            losses=None if self.losses is None else _spread(self.losses, places, -1),
+            status=_spread(self.status, places, -1, absent.value),
+        )
 
     def norms(self, by_part: bool = False) -> Tensor:
         """(T) norms of the tasks' gradients; by part (B, T). 0 for an estimate K_tt below 0.
@@ -79,6 +105,10 @@ class Report:
         scale = torch.where(norms > 0, norms, torch.inf)
         return (self._measured(by_part) / scale[..., :, None] / scale[..., None, :]).clamp(-1, 1)
 
+    def present(self) -> Tensor:
+        """(T) whether a task had data in this step."""
+        return (self.status & Status.ABSENT.value) == 0
+
     def conflicts(self) -> Tensor:
         """(T, T) 1 where two tasks' inner product is negative, else 0; NaN where it is NaN.
 
@@ -91,13 +121,14 @@ class Report:
     def conflict_rate(self, by_part: bool = False) -> Tensor:
         """Share of the pairs whose product is negative; by part (B).
 
-        Of the T(T-1)/2 pairs, those whose product is NaN are left out. 0 for one task, NaN where no
-        pair is known.
+        Of the T(T-1)/2 pairs, those whose product is NaN and those of an absent task are left out.
+        0 for one task, NaN where no pair is known.
         """
         gram = self._measured(by_part)
         if gram.shape[-1] == 1:
             return gram.new_zeros(gram.shape[:-2])
-        known = torch.ones_like(gram).triu(diagonal=1) * gram.isnan().logical_not()
+        here = self.present().to(gram)
+        known = (here[:, None] * here).triu(diagonal=1) * gram.isnan().logical_not()
         return ((gram < 0) * known).sum(dim=(-2, -1)) / known.sum(dim=(-2, -1))
 
     def direction_norm(self) -> Tensor:
@@ -116,9 +147,9 @@ class Report:
         return self._over_parts(squares).sqrt()
 
     def norm_ratio(self) -> Tensor:
-        """Largest over smallest norm of a task's gradient; infinite where one is zero."""
+        """Largest over smallest norm of a present task's gradient; infinite where one is zero."""
         norms = self.norms()
-        return norms.max() / norms.min()
+        return norms.max() / torch.where(self.present(), norms, torch.inf).min()
 
     def projections(self) -> Tensor:
         """(T) <g_t, d> / ||d||: how fast a step along the direction lowers each loss, a unit.
@@ -157,9 +188,11 @@ class Report:
     def condition_number(self) -> Tensor:
         """Largest over smallest singular value of the T gradients (arXiv 2305.19000).
 
-        Beyond about 1000 it is rounding of the Gram matrix. On a GPU this waits for the device.
+        Of the present tasks. Beyond about 1000 it is rounding of the Gram matrix. On a GPU this
+        waits for the device.
         """
-        values = torch.linalg.eigvalsh(self._measured()).clamp_min(0)
+        here = self.present()
+        values = torch.linalg.eigvalsh(self._measured()[here][:, here]).clamp_min(0)
         return (values[-1] / values[0]).sqrt()
 
     def warnings(self) -> list[str]:
@@ -196,6 +229,13 @@ class Report:
                 "may a row method. Use a Gram method in this step, for example Sum(), to measure"
             )
         return self.gram
+
+
+def _spread(tensor: Tensor, places: Sequence[int | None], dim: int, fill: int = 0) -> Tensor:
+    """Entries of a dimension at other places, `fill` where there is none."""
+    entries = tensor.unbind(dim)
+    none = torch.full_like(entries[0], fill)
+    return torch.stack([none if i is None else entries[i] for i in places], dim)
 
 
 def direction_norm(weights: Tensor, gram: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -48,6 +48,8 @@ class Rows:
         grads: T lists of P gradients, None where a loss does not reach the parameter.
         scale: what the gradients are multiplied by, or None.
         collected: how they came about.
+        named: whether the tasks' names are more than their numbers.
+        present: names of the tasks that had a loss; None for all.
     """
 
     tasks: tuple[str, ...]
@@ -56,6 +58,39 @@ class Rows:
     grads: list[Row]
     scale: Tensor | None
     collected: str
+    named: bool = True
+    present: frozenset[str] | None = None
+
+    def present_positions(self) -> list[int]:
+        """Positions of the tasks that had a loss."""
+        here = self.present
+        return [t for t, task in enumerate(self.tasks) if here is None or task in here]
+
+    def of_tasks(self, order: Sequence[int]) -> Rows:
+        """Those of the tasks at some positions, in that order."""
+        if list(order) == list(range(len(self.tasks))):
+            return self
+        losses = self.losses.unbind()
+        return replace(
+            self,
+            tasks=tuple(self.tasks[t] for t in order),
+            losses=torch.stack([losses[t] for t in order]),
+            grads=[self.grads[t] for t in order],
+        )
+
+    def with_absent(self, tasks: tuple[str, ...], named: bool) -> Rows:
+        """These rows among those, without gradients, of tasks that have no loss in this batch."""
+        place = {task: t for t, task in enumerate(self.tasks)}
+        losses, zero = self.losses.unbind(), torch.zeros_like(self.losses[0])
+        none: Row = [None] * len(self.params)
+        return replace(
+            self,
+            tasks=tasks,
+            losses=torch.stack([losses[place[n]] if n in place else zero for n in tasks]),
+            grads=[self.grads[place[n]] if n in place else list(none) for n in tasks],
+            named=named,
+            present=frozenset(self.tasks),
+        )
 
     def keep(self) -> Rows:
         """These rows in memory of their own: what autograd hands out may be used again."""
@@ -66,13 +101,17 @@ class Rows:
     def add(self, other: Rows) -> None:
         """Adds the losses and gradients of another batch; its scale becomes that of the sum.
 
+        A task may be in one of the two alone.
+
         Raises:
-            ValueError: it has other tasks or parameters, or one of the two has no scale.
+            ValueError: it has other parameters, other positions of tasks without names, or one of
+                the two has no scale.
         """
-        if other.tasks != self.tasks:
+        if other.named != self.named or (not self.named and other.tasks != self.tasks):
             raise ValueError(
                 f"the losses {', '.join(other.tasks)} were to be added to those of an earlier "
-                f"batch, {', '.join(self.tasks)}: give the same tasks, or combine() first"
+                f"batch, {', '.join(self.tasks)}: give the same tasks, by name or in the same "
+                "places, with None for one that has no data, or combine() first"
             )
         if list(map(id, other.params)) != list(map(id, self.params)):
             raise ValueError(
@@ -84,9 +123,20 @@ class Rows:
         ratio = None
         if self.scale is not None and other.scale is not None:
             ratio = other.scale / self.scale
-        for row, more in zip(self.grads, other.grads, strict=True):
+        new = tuple(task for task in other.tasks if task not in self.tasks)
+        self.tasks += new
+        self.grads += [[None] * len(self.params) for _ in new]
+        losses = list(self.losses.unbind()) + [torch.zeros_like(self.losses[0])] * len(new)
+        theirs = dict(zip(other.tasks, range(len(other.tasks)), strict=True))
+        for t, (task, row) in enumerate(zip(self.tasks, self.grads, strict=True)):
+            at = theirs.get(task)
+            more: Row = [None] * len(row) if at is None else other.grads[at]
             row[:] = [_sum(a, b, ratio) for a, b in zip(row, more, strict=True)]
-        self.losses = self.losses + other.losses
+            if at is not None:
+                losses[t] = losses[t] + other.losses[at]
+        self.losses = torch.stack(losses)
+        if self.present is not None and other.present is not None:
+            self.present |= other.present
         self.scale, self.collected = other.scale, other.collected
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mtlkernels.arguments import several_ranks
-from mtlkernels.families import Weighting, check_method, keeps_weights, takes_rows, weighs_losses
-from mtlkernels.report import Report
+from mtlkernels.families import (
+    Weighting,
+    check_method,
+    keeps_weights,
+    takes_rows,
+    task_step,
+    weighs_losses,
+)
+from mtlkernels.plain import plain
+from mtlkernels.report import Report, Status
 from mtlkernels.scaling import Scaler, scale_of
 from mtlkernels.weighted import balance_features, combine_features
 
@@ -26,7 +34,8 @@ class Splitter(nn.Module):
     gradients at the features, as `backward(losses, features=...)` gives it; heads get their own.
     Each task's loss must reach the features through its own copy alone, and stand in the sum with
     factor 1: a factor counts as a larger loss. The copies share memory, so heads must not change
-    theirs in place (`nn.ReLU(inplace=True)` as a first layer).
+    theirs in place (`nn.ReLU(inplace=True)` as a first layer). A copy that the loss does not use,
+    or not in this step, is that of an absent task: the method weighs the others.
 
     Args:
         method: a Gram method that needs no losses, which do not come by here.
@@ -92,12 +101,17 @@ class Splitter(nn.Module):
         if present is None:
             return [None] * len(cotangents[0])
         scale = scale_of(self.scaler, present.device)
-        found = balance_features(cotangents, self.method, None, scale)
+        here = [t for t, row in enumerate(cotangents) if any(c is not None for c in row)]
+        with task_step(self.method, self.num_tasks, here) as step:
+            rows = [cotangents[t] for t in step.order]
+            method = plain(self.method) if step.alone else self.method
+            found = balance_features(rows, cast(Weighting, method), None, scale)
         assert found.weights is not None
         names = tuple(map(str, range(self.num_tasks)))
         told = "an ordinary backward, measured on features"
-        self.report = Report(names, found.gram, found.weights, None, found.status, told)
-        return combine_features(cotangents, found.weights)
+        report = Report(names, found.gram, found.weights, None, found.status, told)
+        self.report = report.of_tasks(names, step.order, Status.ZERO_GRADIENT)
+        return combine_features(rows, found.weights)
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}"

@@ -58,9 +58,10 @@ PYTHON: dict[str, set[str] | None] = {
     },
     "backprop": {
         *("arguments", "by_losses", "by_rows", "collect", "compiled", "families", "options"),
-        *("report", "rows", "scaling", "self_check", "weighted"),
+        *("plain", "report", "rows", "scaling", "self_check", "weighted"),
     },
-    "splitter": {"arguments", "families", "report", "scaling", "weighted"},
+    "plain": {"families"},
+    "splitter": {"arguments", "families", "plain", "report", "scaling", "weighted"},
     "distributed": {
         *("arguments", "backprop", "balancing", "by_losses", "by_rows", "collect", "combining"),
         *("compiled", "cut", "distributed", "families", "layout", "ops", "options", "report"),

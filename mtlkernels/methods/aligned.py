@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
 class AlignedMTL(GramMethod):
@@ -25,7 +23,8 @@ class AlignedMTL(GramMethod):
             "median", of an even number the lower of the middle two, and "rmse", the root of the
             mean eigenvalue, are the published code's other choices. Only values within the rank
             count.
-        preference: p, one number at least 0 a task, some positive; None for ones.
+        preference: p, one number at least 0 a task, in order or by name, some positive; None for
+            ones.
         reduction: "sum" takes p as it is: with ones, what the published code does. "mean" divides
             it by its sum over the tasks whose gradient is not zero: with ones, TorchJD's default.
 
@@ -46,7 +45,7 @@ class AlignedMTL(GramMethod):
     def __init__(
         self,
         scale: Literal["min", "median", "rmse"] = "min",
-        preference: Sequence[float] | Tensor | None = None,
+        preference: Numbers | None = None,
         *,
         reduction: Literal["sum", "mean"] = "sum",
     ) -> None:
@@ -56,18 +55,18 @@ class AlignedMTL(GramMethod):
             raise ValueError(f"scale={scale!r}: choose {', '.join(names)}")
         if reduction not in ("sum", "mean"):
             raise ValueError(f'reduction={reduction!r}: choose "sum" or "mean"')
-        numbers = None
-        if preference is not None:
-            numbers = torch.as_tensor(preference, dtype=torch.float64).clone()
-            values = numbers.flatten().tolist()
-            if numbers.dim() != 1 or not all(math.isfinite(v) and v >= 0 for v in values):
+        if preference is None:
+            self.register_buffer("preference", None)
+        else:
+            given, task_names = numbers_of(preference)
+            if given.dim() != 1 or not (given.isfinite() & (given >= 0)).all():
                 raise ValueError("preference must be one finite number at least 0 a task")
-            if not any(values):
+            if not given.any():
                 raise ValueError("preference must be positive for some task")
+            self.register_given("preference", given, task_names, persistent=True)
         self.scale = scale
         self.reduction = reduction
         self._scale = ops.AlignedScale[scale.upper()]
-        self.register_buffer("preference", numbers)
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         preference = self.preference

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mtlkernels.methods.numbers import Numbers, numbers_of
+from mtlkernels.methods.task_step import TaskStep, plan_of, put_in_order, tell
+from mtlkernels.methods.tasks import KeepsTasks, Kind, members
+
 # Flags of a task's status; mtlkernels.Status names them for people.
 NON_FINITE, INVALID_LOSS = 1, 32
 
 
-class Method(nn.Module, ABC):
+class Method(KeepsTasks, ABC):
     """What the families share. Buffers are a method's state, so `state_dict` and `.to` cover it.
 
     Attributes:
@@ -21,7 +25,6 @@ class Method(nn.Module, ABC):
         paper: where it comes from, "arXiv 2001.06782" for example; "" for a method of one's own.
         cost: of a step, for T losses.
         keeps: what it carries from step to step.
-        growing: beginnings of the names of buffers that come into being with the first call.
         status: (T) int64 flags of `mtlkernels.Status` for the last call; empty before the first.
     """
 
@@ -29,13 +32,11 @@ class Method(nn.Module, ABC):
     paper: ClassVar[str] = ""
     cost: ClassVar[str]
     keeps: ClassVar[str] = "nothing"
-    growing: ClassVar[tuple[str, ...]] = ()
 
     status: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self._lazy: list[str] = []
         self.status = torch.empty(0, dtype=torch.int64)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -56,19 +57,40 @@ class Method(nn.Module, ABC):
 
         return super()._apply(moved, recurse)
 
-    def register_lazy(self, name: str) -> None:
-        """A float64 buffer that is empty until the first call, or a loaded state, fills it."""
-        self._lazy.append(name)
-        self.register_buffer(name, torch.empty(0, dtype=torch.float64))
+    def for_tasks(
+        self, names: Sequence[str] | int, present: Sequence[int] | None = None
+    ) -> TaskStep:
+        """A step of some tasks, in the method's own order: see `TaskStep`.
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *rest: Any, **named: Any
-    ) -> None:
-        for name in self._lazy:
-            saved, own = state_dict.get(prefix + name), getattr(self, name)
-            if isinstance(saved, Tensor) and saved.shape != own.shape:
-                setattr(self, name, own.new_empty(saved.shape))
-        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
+        Args:
+            names: T names; or T, where the tasks have positions only.
+            present: positions of those that take part; by default all.
+
+        Raises:
+            ValueError: given numbers, or the state, are of other tasks.
+        """
+        if torch.compiler.is_compiling() and self._order_changes >= 0:  # which guards on it
+            return TaskStep(self, self._plan_while_tracing(names, present), told=True)
+        return TaskStep(self, plan_of(self, names, present))
+
+    def _plan_while_tracing(
+        self, names: Sequence[str] | int, present: Sequence[int] | None
+    ) -> tuple[Any, ...]:
+        """The plan of a step that torch.compile traces; the method gets its names here and now.
+
+        A constant of the graph, so that no guard on the names compiles the second step again.
+        """
+        plan = plan_of(self, names, present)
+        parts = members(self)
+        put_in_order(parts, plan.names)
+        tell(parts, plan.names)
+        return tuple(plan)
+
+    _plan_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.status = torch.empty(0, dtype=torch.int64)
 
 
 class GramMethod(Method):
@@ -111,11 +133,6 @@ class LossMethod(Method):
     family = "loss"
     cost = "1 backward"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._fill: dict[str, float] = {}
-        self._given: list[str] = []
-
     @abstractmethod
     def forward(self, losses: Tensor) -> Tensor:
         """The scalar of one step.
@@ -127,18 +144,16 @@ class LossMethod(Method):
             Scalar, differentiable in the losses and in the method's parameters.
         """
 
-    def register_state(self, name: str, fill: float) -> None:
+    def register_state(self, name: str, fill: float, kind: Kind = "own") -> None:
         """A float64 buffer of one number a task, made and filled when the first losses say T."""
-        self._fill[name] = fill
-        self.register_lazy(name)
+        self.register_lazy(name, kind, fill)
 
-    def register_numbers(self, name: str, numbers: Sequence[float] | float) -> None:
+    def register_numbers(self, name: str, numbers: Numbers | float) -> None:
         """A buffer of one given number a task, or one for all; no part of the state."""
-        self._given.append(name)
-        given = torch.as_tensor(numbers, dtype=torch.float64)
+        given, names = numbers_of(numbers)
         if given.dim() > 1 or not given.isfinite().all():
             raise ValueError(f"{name}={numbers}: give one finite number, or one a task")
-        self.register_buffer(name, given, persistent=False)
+        self.register_given(name, given, names)
 
     def admit(self, losses: Tensor, above: float | None = None) -> Tensor:
         """Checks the losses, sets the status and sizes the state.
@@ -209,7 +224,7 @@ class LossMethod(Method):
             given = getattr(self, name)
             if given.dim() == 1 and len(given) != num_tasks:
                 raise ValueError(f"{name} has {len(given)} numbers for {num_tasks} losses")
-        for name, fill in self._fill.items():
+        for name, (_, fill) in self._lazy.items():
             have = len(getattr(self, name))
             if have == 0:
                 fresh = torch.full((num_tasks,), fill, dtype=torch.float64, device=device)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mtlkernels.methods.base import LossMethod
+from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
 class _Warmed(LossMethod):
     """Trains on sum_i log L_i for some steps; the losses' means over the last of them are kept.
 
-    A loss <= 0 takes no part in its step, nor in the mean; a task that was never in it takes the
+    A loss <= 0, or None, takes no part in its step, nor in the mean; a task never in it takes the
     first loss that it has after the warm-up.
     """
 
@@ -52,7 +52,14 @@ class _Warmed(LossMethod):
         moves = self.fine() & part.any()
         missed = missed + torch.where(counts & ~part, 1.0, 0.0)
         self.missed.copy_(torch.where(moves, missed, self.missed))
+        self._missed_by_absent = torch.where(moves & counts, 1.0, 0.0)
         return warm, base
+
+    def _fill_of(self, name: str) -> float | Tensor:
+        """A new task has missed all steps of the mean that there were."""
+        if name == "missed":
+            return (self.steps - self.warmup + self.average).clamp(0, self.average).double()
+        return super()._fill_of(name)
 
 
 class STCH(_Warmed):
@@ -73,9 +80,9 @@ class STCH(_Warmed):
         warmup: steps. LibMTL's default is 4 epochs: 4 * len(loader); 1 here, the first step alone.
         average: how many of the last warm-up steps the nadir averages; a quarter by default, which
             is LibMTL's last epoch.
-        nadir: T numbers to use as z from the first step on, without warm-up.
+        nadir: T numbers, in order or by name, to use as z from the first step on, without warm-up.
         form: "log" or "linear".
-        reference: T numbers or one, the ideal point of the linear form.
+        reference: T numbers, in order or by name, or one, the ideal point of the linear form.
     """
 
     paper = "arXiv 2402.19078"
@@ -88,9 +95,9 @@ class STCH(_Warmed):
         *,
         warmup: int = 1,
         average: int | None = None,
-        nadir: Sequence[float] | None = None,
+        nadir: Numbers | None = None,
         form: Literal["log", "linear"] = "log",
-        reference: Sequence[float] | float = 0.0,
+        reference: Numbers | float = 0.0,
     ) -> None:
         super().__init__(warmup, average)
         if not (math.isfinite(mu) and mu > 0):
@@ -101,11 +108,13 @@ class STCH(_Warmed):
         self.form = form
         self.register_numbers("reference", reference)
         if nadir is not None:
-            if not all(math.isfinite(z) and z > 0 for z in nadir):
+            given, names = numbers_of(nadir)
+            if given.dim() != 1 or not (given.isfinite() & (given > 0)).all():
                 raise ValueError("nadir must be finite and positive numbers, one a task")
-            self.total = self.average * torch.tensor(nadir, dtype=torch.float64)
-            self.missed = torch.zeros_like(self.total)
-            self.steps.fill_(self.warmup)
+            given = self.in_given_order("nadir", given, names)
+            self.start_with("total", self.average * given)
+            self.start_with("missed", torch.zeros_like(given))
+            self.start_with("steps", torch.tensor(self.warmup, dtype=torch.int64))
 
     def forward(self, losses: Tensor) -> Tensor:
         losses = self.admit(losses, above=0.0 if self.form == "log" else None)

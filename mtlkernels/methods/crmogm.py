@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -27,7 +30,7 @@ class CRMOGM(SizedByTasks):
     keeps = "an average weight a task"
 
     average: Tensor
-    _sized = ("average",)
+    _sized: ClassVar = {"average": ("own", math.nan)}
 
     def __init__(self, method: GramMethod, alpha: float = 0.9) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class SDMGrad(SizedByTasks):
     keeps = "a weight a task"
 
     w: Tensor
-    _sized = ("w",)
+    _sized: ClassVar = {"w": ("simplex", 0.0)}
 
     def __init__(
         self, lam: float = 0.3, *, lr: float = 10.0, momentum: float = 0.5, iterations: int = 20
@@ -102,7 +103,7 @@ class MoDo(SizedByTasks):
     keeps = "a weight a task"
 
     w: Tensor
-    _sized = ("w",)
+    _sized: ClassVar = {"w": ("simplex", 0.0)}
 
     def __init__(self, gamma: float = 0.1, rho: float = 0.1) -> None:
         super().__init__()

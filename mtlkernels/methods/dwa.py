@@ -23,8 +23,9 @@ class DWA(LossMethod):
             nash-mtl's and SamsungLabs', whose two windows slide by one step at a time.
         reduction: "sum", the paper's: the weights sum to T; "mean": to 1, as in nash-mtl.
 
-    A loss of 0 counts as any other. A task whose mean over the earlier window is 0 has no ratio: it
-    takes no part until that window has passed, and T counts those that do; INVALID_LOSS.
+    A loss of 0 counts as any other. A task's windows are of the steps that have it, and its r is 1
+    until it has had two. A task whose mean over the earlier window is 0 has no ratio: it takes no
+    part until that window has passed, and T counts those that do; INVALID_LOSS.
     """
 
     paper = "arXiv 1803.10704"
@@ -54,7 +55,7 @@ class DWA(LossMethod):
         self.register_state("total", 0.0)
         self.register_state("last", 1.0)
         self.register_state("previous", 1.0)
-        self.register_buffer("steps", torch.tensor(0, dtype=torch.int64))
+        self.register_state("steps", 0.0)
 
     def forward(self, losses: Tensor) -> Tensor:
         losses = self.admit(losses)

@@ -30,10 +30,10 @@ class ExcessMTL(KeepsRows):
         reduction: "sum" has the weights sum to T, as LibMTL; "mean" to 1, as the paper and torchjd.
         eps: 1e-7 in all implementations, in the unit of squared gradients.
 
-    A task whose excess has been 0 takes its first positive one as its first value. S costs T N
-    numbers of memory, float32 (float64 for float64 gradients). A step with a gradient that is not
-    finite gives a direction that is not, leaves the weights, and is not counted. The report has
-    weights and no Gram matrix: none is needed.
+    A task's warm-up counts the steps that have it. One whose excess has been 0 takes its first
+    positive one as its first value. S costs T N numbers of memory, float32 (float64 for float64
+    gradients). A step with a gradient that is not finite gives a direction that is not, leaves the
+    weights, and is not counted. The report has weights and no Gram matrix: none is needed.
     """
 
     paper = "openreview JzWFmMySpn"
@@ -62,8 +62,10 @@ class ExcessMTL(KeepsRows):
         self.warmup = warmup
         self.reduction = reduction
         self.eps = float(eps)
-        self.register_lazy("logits")
+        self.register_lazy("logits", "logits")
         self.register_lazy("first")
+        del self.step
+        self.register_lazy("step")
 
     def forward(
         self,
@@ -88,16 +90,18 @@ class ExcessMTL(KeepsRows):
         """The logarithms of the weights, moved; and the first values, where they are not yet."""
         if len(self.logits) == 0:
             self.logits, self.first = torch.zeros_like(excess), torch.zeros_like(excess)
+            self.step = torch.zeros_like(excess)
         warming = self.step < self.warmup
         mean = self.first + (excess - self.first) / (self.step + 1)
         first = torch.where(warming | (self.first == 0), mean, self.first)
         first = torch.where(~warming & (self.first == 0), excess, first)
         ratio = torch.where(first > 0, excess / first, 0.0)
-        moved = torch.log_softmax(self.logits + self.eta * ratio, dim=0)
-        moved = torch.where(warming, self.logits, moved)
+        slope = torch.where(warming, 0.0, self.eta * ratio)
+        moved = torch.log_softmax(self.logits + slope, dim=0)
+        moved = torch.where(warming.all(), self.logits, moved)
         self.first = torch.where(finite, first, self.first)
         self.logits = torch.where(finite, moved, self.logits)
-        self.step.add_(finite)
+        self.step = self.step + finite
         return self.logits
 
     def extra_repr(self) -> str:

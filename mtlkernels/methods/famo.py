@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mtlkernels.methods.base import LossMethod
+from mtlkernels.methods.numbers import Numbers
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # Adam's own, which FAMO leaves as they are
 _SHIFT = 1e-8  # added to every loss, as published
@@ -25,7 +26,7 @@ class FAMO(LossMethod):
         optimizer.backward(losses)
         optimizer.step()
         with torch.no_grad():
-            optimizer.method.update(torch.stack(compute_losses(model, batch)))
+            optimizer.method.update(compute_losses(model, batch))
 
     That second forward costs what a forward costs, updates the statistics of BatchNorm a second
     time and draws dropout anew, unless the person holds them still. Without it xi stays as it is.
@@ -38,7 +39,7 @@ class FAMO(LossMethod):
         lr: of xi; 0.025, the paper's.
         gamma: weight decay of xi; 0.001, the paper's for all but Cityscapes (0.01). The published
             class's own default is 1e-5, that of its scripts 0.01; LibMTL and TorchJD take 0.001.
-        min_losses: b, T numbers or one; 0.
+        min_losses: b, T numbers, in order or by name, or one; 0.
     """
 
     paper = "arXiv 2306.03792"
@@ -58,7 +59,7 @@ class FAMO(LossMethod):
         *,
         lr: float = 0.025,
         gamma: float = 1e-3,
-        min_losses: Sequence[float] | float = 0.0,
+        min_losses: Numbers | float = 0.0,
     ) -> None:
         super().__init__()
         for name, value in (("lr", lr), ("gamma", gamma)):
@@ -81,17 +82,38 @@ class FAMO(LossMethod):
         return c * (z * gap.log()).sum()
 
     @torch.no_grad()
-    def update(self, losses: Tensor) -> None:
-        """Moves xi by what the step did to the losses.
+    def update(
+        self, losses: Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
+    ) -> None:
+        """Moves xi by what the step did to the losses. After a step of one task xi stays.
 
         Args:
-            losses: (T) the losses of the same batch after the optimizer's step.
+            losses: T losses of the same batch after the optimizer's step, as `backward` took them:
+                by name, or in the same order; None for a task that had no data.
 
         Raises:
-            ValueError: no step came before, or losses are not T numbers.
+            ValueError: no step came before, or losses are not those of its tasks.
         """
         if len(self.before) == 0:
             raise ValueError("FAMO.update comes after a backward and the optimizer's step")
+        seats = list(range(len(self.before))) if self._last is None else self._last
+        if isinstance(losses, Mapping):
+            found = [losses.get(self.task_names[seat]) for seat in seats if self.task_names]
+        else:
+            found = [loss for loss in losses if loss is not None]
+        values = [loss for loss in found if loss is not None]
+        if len(values) != len(seats):
+            raise ValueError(
+                f"FAMO.update got {len(values)} losses of the {len(seats)} tasks of the last step: "
+                "give those that backward took"
+            )
+        if not seats:
+            return
+        with self.for_tasks(self.task_names or len(self.before), seats) as step:
+            self._move(torch.stack([values[seats.index(seat)] for seat in step.order]))
+
+    def _move(self, losses: Tensor) -> None:
+        """An Adam step of xi."""
         delta = self.before - self._gap(losses.detach()).log()
         part = self.exclude(self.before.isnan())
         z, delta = self.softmax(self.xi), torch.where(part, delta, 0.0)
@@ -105,6 +127,11 @@ class FAMO(LossMethod):
         missed = self.missed + torch.where(part.any() & self.fine(), ~part, False)
         self.remember(xi=xi, first=first, second=second, steps=steps)
         self.missed.copy_(missed)
+        self._missed_by_absent = torch.where(part.any() & self.fine(), 1.0, 0.0)
+
+    def _fill_of(self, name: str) -> float | Tensor:
+        """A new task has missed all steps of xi that there were."""
+        return self.steps.double() if name == "missed" else super()._fill_of(name)
 
     def _gap(self, losses: Tensor) -> Tensor:
         """D, and 1 in the place of each that has no logarithm."""

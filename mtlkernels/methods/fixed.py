@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.methods.base import GramMethod
 from mtlkernels.methods.draws import Drawing
+from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
 class Sum(GramMethod):
@@ -36,22 +34,27 @@ class Mean(GramMethod):
 class FixedWeights(GramMethod):
     """d = sum_t w_t g_t with weights that a person chose, also where a task's gradient is zero.
 
+    A task keeps its weight in a step that lacks the others, even where it is the only one.
+
     Args:
-        weights: one finite number a task.
+        weights: one finite number a task, in the order of the losses or by name,
+            `{"seg": 1, "depth": 10}`. Numbers without names belong to the first step's names.
 
     A baseline, from no paper.
     """
 
     paper = "baseline"
+    keeps = "its tasks' names"
+    alone_is_plain = False
 
     weights: Tensor
 
-    def __init__(self, weights: Sequence[float]) -> None:
+    def __init__(self, weights: Numbers) -> None:
         super().__init__()
-        given = [float(w) for w in weights]
-        if not given or not all(math.isfinite(w) for w in given):
+        given, names = numbers_of(weights)
+        if given.dim() != 1 or not len(given) or not given.isfinite().all():
             raise ValueError(f"weights={weights}: give one finite number a task")
-        self.register_buffer("weights", torch.tensor(given, dtype=torch.float64), persistent=False)
+        self.register_given("weights", given, names)
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         if len(self.weights) != len(gram):

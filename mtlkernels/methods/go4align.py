@@ -39,7 +39,7 @@ class GO4Align(LossMethod):
             raise ValueError(f"eta={eta}: it must be finite and at least 0")
         self.groups = groups
         self.eta = float(eta)
-        self.register_state("log_p", 0.0)
+        self.register_state("log_p", 0.0, "logits")
 
     def forward(self, losses: Tensor) -> Tensor:
         losses = self.admit(losses, above=0.0)

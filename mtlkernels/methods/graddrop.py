@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.methods.base import RowMethod, RowStep
+from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
 class GradDrop(RowMethod):
@@ -26,8 +27,9 @@ class GradDrop(RowMethod):
     whole task, and its leak means the opposite.
 
     Args:
-        leak: l, one number for all tasks or one a task, in 0 .. 1: the share of a gradient that is
-            never dropped. 0 in the paper's rule and in LibMTL and torchjd; SamsungLabs has 0.5.
+        leak: l, one number for all tasks or one a task, in order or by name, in 0 .. 1: the share
+            of a gradient that is never dropped. 0 in the paper's rule and in LibMTL and torchjd;
+            SamsungLabs has 0.5.
         seed: of the draws: with the step's number and the element's place it determines them, the
             same on every device. Both are in `state_dict`.
 
@@ -41,12 +43,12 @@ class GradDrop(RowMethod):
     seed: Tensor
     step: Tensor
 
-    def __init__(self, leak: float | Sequence[float] = 0.0, *, seed: int = 0) -> None:
+    def __init__(self, leak: float | Numbers = 0.0, *, seed: int = 0) -> None:
         super().__init__()
-        given = torch.as_tensor(leak, dtype=torch.float64)
+        given, names = numbers_of(leak)
         if given.dim() > 1 or given.numel() == 0 or not bool(((given >= 0) & (given <= 1)).all()):
             raise ValueError(f"leak={leak}: give one number in 0 .. 1, or one a task")
-        self.register_buffer("leak", given, persistent=False)
+        self.register_given("leak", given, names)
         self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
         self.register_buffer("step", torch.tensor(0, dtype=torch.int64))
 

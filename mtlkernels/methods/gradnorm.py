@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class GradNorm(SizedByTasks):
 
     weights: Tensor
     start: Tensor
-    _sized = ("weights", "start")
+    _sized: ClassVar = {"weights": ("count", 1.0), "start": ("own", math.nan)}
 
     def __init__(self, alpha: float = 1.5, lr: float = 0.025) -> None:
         super().__init__()

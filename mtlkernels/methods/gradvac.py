@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class GradVac(Drawing, SizedByTasks):
     keeps = "a target a pair, a seed, a count"
 
     phi: Tensor
-    _sized = ("phi",)
+    _sized: ClassVar = {"phi": ("own", 0.0)}
 
     def __init__(
         self,

@@ -72,7 +72,7 @@ class MoCo(KeepsRows):
         self.rho = float(rho)
         self.project = project
         self.rows = rows
-        self.register_lazy("weights")
+        self.register_lazy("weights", "simplex")
 
     def forward(
         self,

@@ -80,11 +80,14 @@ class NGDiff(GramMethod):
     """Normalised gradient difference for unlearning (arXiv 2410.22086).
 
     Two tasks, retain then forget: d = g_1 / ||g_1|| - g_2 / ||g_2||, so descent along d unlearns
-    the second. Identical gradients give 0; a zero gradient gets weight 0. Degree 0 in the
+    the second. The first step's names are these two, in that order; a step that lacks one of them
+    raises ValueError. Identical gradients give 0; a zero gradient gets weight 0. Degree 0 in the
     gradients: the length is the learning rate's business (the paper sets it automatically).
     """
 
     paper = "arXiv 2410.22086"
+    keeps = "its tasks' names"
+    alone_is_plain = False
 
     sign: Tensor
 

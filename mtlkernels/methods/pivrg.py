@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
 class PIVRG(GramMethod):
@@ -43,17 +43,19 @@ class PIVRG(GramMethod):
             raise ValueError(f"min_temp={min_temp}: it must be finite and positive")
         self.bound = float(bound)
         self.min_temp = float(min_temp)
-        self.register_lazy("importance")
+        self.register_lazy("importance", "count")
 
-    def update(self, degradations: Tensor | Sequence[float]) -> None:
+    def update(self, degradations: Numbers) -> None:
         """Sets p from how much each task has lost against its single-task model.
 
         Args:
-            degradations: (T) finite, larger is worse, in percent where `min_temp` is.
+            degradations: (T) finite, in order or by name; larger is worse, in percent where
+                `min_temp` is.
         """
-        drop = torch.as_tensor(degradations, dtype=torch.float64, device=self.importance.device)
+        drop, names = numbers_of(degradations)
         if drop.dim() != 1 or len(drop) == 0 or not bool(drop.isfinite().all()):
             raise ValueError("degradations must be one finite number a task")
+        drop = self.in_own_order("degradations", drop, names).to(self.importance.device)
         temp = ((drop.max() - drop.min()) / math.log(self.bound)).clamp_min(self.min_temp)
         self.importance = len(drop) * torch.softmax(drop / temp, dim=0)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.methods.base import INVALID_LOSS, GramMethod
+from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
 class _Preconditioned(GramMethod):
@@ -121,23 +121,23 @@ class Preferred(_Preconditioned):
 
     Args:
         method: any Gram method.
-        preference: p, one positive number a task.
+        preference: p, one positive number a task, in order or by name.
 
     A baseline, from no paper.
     """
 
     paper = "baseline"
+    keeps = "its tasks' names"
 
     preference: Tensor
 
-    def __init__(self, method: GramMethod, preference: Sequence[float]) -> None:
+    def __init__(self, method: GramMethod, preference: Numbers) -> None:
         super().__init__(method)
-        parts = [float(p) for p in preference]
-        if not parts or not all(math.isfinite(p) and p > 0 for p in parts):
+        given, names = numbers_of(preference)
+        good = given.isfinite() & (given > 0)
+        if given.dim() != 1 or not len(given) or not good.all():
             raise ValueError(f"preference={preference}: give one positive number a task")
-        self.register_buffer(
-            "preference", torch.tensor(parts, dtype=torch.float64), persistent=False
-        )
+        self.register_given("preference", given, names)
 
     def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
         if len(self.preference) != len(gram):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
 class _Projection(GramMethod):
@@ -21,18 +20,19 @@ class _Projection(GramMethod):
     def _project(gram: Tensor, preference: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and status."""
 
-    def __init__(self, preference: Sequence[float] | None = None) -> None:
+    def __init__(self, preference: Numbers | None = None) -> None:
         super().__init__()
-        parts = [] if preference is None else [float(p) for p in preference]
-        if preference is not None and (
-            not parts or not all(math.isfinite(p) and p >= 0 for p in parts) or max(parts) == 0
-        ):
+        if preference is None:
+            empty = torch.empty(0, dtype=torch.float64)
+            self.register_buffer("preference", empty, persistent=False)
+            return
+        given, names = numbers_of(preference)
+        good = given.isfinite() & (given >= 0)
+        if given.dim() != 1 or not good.all() or not given.any():
             raise ValueError(
                 f"preference={preference}: give one number a task, at least 0 and not all 0"
             )
-        self.register_buffer(
-            "preference", torch.tensor(parts, dtype=torch.float64), persistent=False
-        )
+        self.register_given("preference", given, names)
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         if len(self.preference) not in (0, len(gram)):
@@ -55,8 +55,8 @@ class DualProj(_Projection):
     diagonal times 1 + 1e-6 bounds them and the status says ILL_CONDITIONED. Degree 1.
 
     Args:
-        preference: p, one number a task, at least 0; None is 1/T, the paper's, over the tasks whose
-            gradient is not zero.
+        preference: p, one number a task, at least 0, in order or by name; None is 1/T, the paper's,
+            over the tasks whose gradient is not zero.
 
     torchjd adds a ridge of 1e-4 and takes K as zero where its trace is below 1e-4, which makes
     small gradients' answer the plain mean.
@@ -77,8 +77,8 @@ class UPGrad(_Projection):
     says ILL_CONDITIONED. Degree 1 in the gradients.
 
     Args:
-        preference: p, one number a task, at least 0; None is 1/T, the paper's, over the tasks whose
-            gradient is not zero.
+        preference: p, one number a task, at least 0, in order or by name; None is 1/T, the paper's,
+            over the tasks whose gradient is not zero.
 
     torchjd adds a ridge of 1e-4 and takes K as zero where its trace is below 1e-4, which makes
     small gradients' answer the plain mean.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.numbers import decoded, encoded
 
 
 class Reused(GramMethod):
@@ -59,17 +58,16 @@ class Reused(GramMethod):
             tasks: T names.
             read: whether the weights may be read from the device, to see that they are finite.
 
+        Weights of other tasks, of which this step has more or fewer, are not reused.
+
         Raises:
-            ValueError: they are for other tasks.
+            ValueError: they are of another number of tasks, without names.
         """
         if not 0 < self.used < self.every:
             return None
         self._check(len(tasks))
         if self.tasks not in (None, tasks):
-            raise ValueError(
-                f"this Reused keeps weights of {', '.join(self.tasks or ())} and got losses of "
-                f"{', '.join(tasks)}: give the same tasks in the same order, or use a fresh one"
-            )
+            return None
         if read and not torch.isfinite(self.weights).all():
             return None
         return self.weights
@@ -86,11 +84,19 @@ class Reused(GramMethod):
                 "use a fresh one"
             )
 
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.used, device=self.weights.device)
+    def _reset(self) -> None:
+        super()._reset()
+        self.used, self.tasks = 0, None
 
-    def set_extra_state(self, state: Any) -> None:
-        self.used = int(state)
+    def get_extra_state(self) -> Tensor:
+        return encoded([self.used, self.tasks], self.weights.device)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if state.dim() == 0:  # as it once was, without names
+            self.used, self.tasks = int(state), None
+            return
+        self.used, tasks = decoded(state)
+        self.tasks = None if tasks is None else tuple(tasks)
 
     def extra_repr(self) -> str:
         return f"every={self.every}"

@@ -17,7 +17,8 @@ class SLAW(LossMethod):
     of its gradient's norm: s_i^2 = EMA(L_i^2) - EMA(L_i)^2, at least eps^2. The averages are
     bias-corrected, and their difference is carried as one variance, so that nothing cancels. In the
     first step no deviation is known: equal weights, as in the published code. While all s_i exceed
-    eps, scaling one loss for good changes the direction's length alone.
+    eps, scaling one loss for good changes the direction's length alone. The averages of a task move
+    in the steps that have it; in its first one it gets the others' mean weight.
 
     Args:
         beta: of the averages; 0.99, the paper's.
@@ -41,16 +42,18 @@ class SLAW(LossMethod):
         self.eps = float(eps)
         self.register_state("mean", 0.0)
         self.register_state("variance", 0.0)
-        self.register_buffer("steps", torch.tensor(0, dtype=torch.int64))
+        self.register_state("steps", 0.0)
 
     def forward(self, losses: Tensor) -> Tensor:
         losses = self.admit(losses)
-        steps = self.steps + 1
-        share = (1 - self.beta) / (1 - self.beta ** steps.double())
+        known, steps = self.steps > 0, self.steps + 1
+        share = (1 - self.beta) / (1 - self.beta**steps)
         change = losses.detach() - self.mean
         variance = (1 - share) * (self.variance + share * change.square())
         self.remember(mean=self.mean + share * change, variance=variance, steps=steps)
-        inverse = 1 / variance.sqrt().clamp_min(self.eps)
+        inverse = torch.where(known, 1 / variance.sqrt().clamp_min(self.eps), 0.0)
+        mean = torch.where(known.any(), inverse.sum() / known.sum(), 1.0)
+        inverse = torch.where(known, inverse, mean)
         return (len(losses) * inverse / inverse.sum() * losses).sum()
 
     def extra_repr(self) -> str:

@@ -7,17 +7,18 @@ from typing import ClassVar
 from torch import Tensor
 
 from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.tasks import Kind
 
 
 class SizedByTasks(GramMethod):
     """A Gram method with buffers that are empty until the first call tells the number of tasks."""
 
-    _sized: ClassVar[tuple[str, ...]]
+    _sized: ClassVar[dict[str, tuple[Kind, float]]]  # name -> see `register_lazy`
 
     def __init__(self) -> None:
         super().__init__()
-        for name in self._sized:
-            self.register_lazy(name)
+        for name, (kind, fill) in self._sized.items():
+            self.register_lazy(name, kind, fill)
 
     def _first_call(self, gram: Tensor) -> bool:
         """Whether the buffers are to be filled now.
@@ -25,12 +26,13 @@ class SizedByTasks(GramMethod):
         Raises:
             ValueError: they belong to another number of tasks.
         """
-        have = len(getattr(self, self._sized[0]))
+        first = next(iter(self._sized))
+        have = len(getattr(self, first))
         if have not in (0, len(gram)):
             raise ValueError(
                 f"the state of {type(self).__name__} is for {have} tasks, not {len(gram)}: "
                 "use a new method for another set of tasks"
             )
-        if have and getattr(self, self._sized[0]).device != gram.device:
+        if have and getattr(self, first).device != gram.device:
             self.to(gram.device)
         return have == 0

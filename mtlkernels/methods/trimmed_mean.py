@@ -21,7 +21,8 @@ class TrimmedMean(RowMethod):
 
     Args:
         trim: at least 0 (the plain mean) and below T / 2. torchjd's trim_number, without default
-            there; here 1, the least that trims.
+            there; here 1, the least that trims. In a step that lacks tasks, as many as leave one
+            or two of those that are present, where that is less.
 
     There are no weights and no Gram matrix: the report has neither.
     """
@@ -40,12 +41,15 @@ class TrimmedMean(RowMethod):
         num_tasks: int,
         losses: Tensor | None = None,
     ) -> RowStep:
-        if 2 * self.trim >= num_tasks:
+        trim = self.trim
+        if self._present is not None:
+            trim = min(trim, (num_tasks - 1) // 2)
+        if 2 * trim >= num_tasks:
             raise ValueError(
                 f"trim={self.trim} leaves none of {num_tasks} tasks: it must be below half their "
                 "number"
             )
-        return RowStep([ops.trimmed_mean(grads, num_tasks, self.trim) for grads in lists])
+        return RowStep([ops.trimmed_mean(grads, num_tasks, trim) for grads in lists])
 
     def extra_repr(self) -> str:
         return f"trim={self.trim}"

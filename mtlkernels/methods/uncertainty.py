@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from mtlkernels.methods.base import LossMethod
+from mtlkernels.methods.numbers import pick
 
 
 class _Learned(LossMethod):
     """One learned number a task."""
 
     keeps = "a learned scalar a task"
+    _learned = ("s",)
 
     def __init__(self, num_tasks: int, init: float) -> None:
         super().__init__()
@@ -25,12 +27,16 @@ class _Learned(LossMethod):
 
     def admit(self, losses: Tensor, above: float | None = None) -> Tensor:
         losses = super().admit(losses, above)
-        if len(losses) != len(self.s):
+        if len(losses) != len(self.present_s()):
             raise ValueError(
                 f"this {type(self).__name__} was made for {len(self.s)} tasks and got "
                 f"{len(losses)} losses"
             )
         return losses
+
+    def present_s(self) -> Tensor:
+        """s of the tasks that are present, float64."""
+        return (self.s if self._present is None else pick(self.s, self._present)).double()
 
     def extra_repr(self) -> str:
         return f"num_tasks={len(self.s)}"
@@ -61,7 +67,7 @@ class UW(_Learned):
 
     def forward(self, losses: Tensor) -> Tensor:
         losses = self.admit(losses)
-        s = self.s.double()
+        s = self.present_s()
         return (self.factor * losses * (-s).exp() + s / 2).sum()
 
 
@@ -85,7 +91,7 @@ class IMTLL(_Learned):
 
     def forward(self, losses: Tensor) -> Tensor:
         losses = self.admit(losses)
-        s = self.s.double()
+        s = self.present_s()
         return (s.exp() * losses - s).sum()
 
 

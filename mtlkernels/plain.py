@@ -1,0 +1,37 @@
+"""Plain training: what a step does that one task of several is left in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mtlkernels.families import AnyMethod, weighs_losses
+
+
+class _PlainWeighting:
+    """The direction is the gradient; K says its status."""
+
+    status = torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        return torch.ones_like(gram[0])
+
+
+class _PlainLoss:
+    """The method's loss is the loss."""
+
+    family = "loss"
+    status = torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, losses: Tensor) -> Tensor:
+        return losses.sum()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return iter(())
+
+
+def plain(method: AnyMethod) -> AnyMethod:
+    """What takes the place of a method where one task is left; its state is not touched."""
+    return _PlainLoss() if weighs_losses(method) else _PlainWeighting()
