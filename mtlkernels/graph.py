@@ -190,6 +190,22 @@ def _edges(loss: Tensor) -> Iterator[tuple[Node, int]]:
                 todo.append((source, output))
 
 
+def leaves(losses: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves whose .grad an ordinary backward of the losses would write, each once."""
+    todo = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
+    seen = set(todo)
+    found = []
+    while todo:
+        node = todo.pop()
+        if kind_of(node) == "AccumulateGrad":
+            found.append(node.variable)  # type: ignore[attr-defined]
+        for source, _ in node.next_functions:
+            if source is not None and source not in seen:
+                seen.add(source)
+                todo.append(source)
+    return found
+
+
 def reentrant_checkpoint(losses: Sequence[Tensor]) -> bool:
     """Whether a loss goes through checkpoint(use_reentrant=True), which hides its parameters."""
     return any(

@@ -8,8 +8,6 @@ a metaclass, slots or bases before torch's too; `MTLOptimizer` knows it as a vir
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from abc import ABCMeta
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -21,7 +19,8 @@ from torch import Tensor
 from mtlkernels import backprop, method_state
 from mtlkernels.arguments import Losses, Runs
 from mtlkernels.backprop import Engine
-from mtlkernels.extended import extended, give_class
+from mtlkernels.coverage import warn_of_learnt, warn_of_unheld
+from mtlkernels.extended import extended, give_class, refuse_base
 from mtlkernels.methods import GramMethod, LossMethod, Reused, RowMethod, get_method
 from mtlkernels.options import Options
 from mtlkernels.report import Report
@@ -39,26 +38,21 @@ class _Balancing:
     ranks: Engine | None = None  # who takes the steps of several ranks
     check: SelfCheck | None = None
     pending: Rows | None = None  # what accumulate=True has added up
-    warned: bool = False
+    warned_of_learnt: bool = False
+    looked_for_unheld: bool = False
 
     @property
     def engine(self) -> Engine:
         """Who takes the steps."""
         return backprop if self.ranks is None else self.ranks
 
-    def check_learnt(self, params: Sequence[Tensor]) -> None:
-        """Warns once where the method learns and the optimizer does not hold what it learns."""
-        if self.warned or not isinstance(self.method, LossMethod):
-            return
-        known = {id(param) for param in params}
-        if all(id(param) in known for param in self.method.parameters()):
-            return
-        self.warned = True
-        warnings.warn(
-            f"{type(self.method).__name__} learns parameters that are in none of the optimizer's "
-            "groups: add_param_group them, or step and zero them yourself",
-            stacklevel=3,
-        )
+    def warn(self, losses: Losses | Runs, params: Sequence[Tensor]) -> None:
+        """Warns once where an optimizer does not hold what it would have to train."""
+        if not self.warned_of_learnt:
+            self.warned_of_learnt = warn_of_learnt(self.method, params)
+        if not (self.looked_for_unheld or torch.compiler.is_compiling()):  # no graph to look at
+            self.looked_for_unheld = True
+            warn_of_unheld(losses, params)
 
 
 class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
@@ -182,8 +176,8 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
             TypeError, ValueError: as `mtlkernels.backward`; nothing has been written then.
         """
         mtl, params = self._mtl, _params(self)
+        mtl.warn(losses, params)
         losses = cast(Losses, losses)  # functions are for `stages=`, whose engine looks
-        mtl.check_learnt(params)
         if not accumulate:
             if mtl.pending is not None:
                 raise ValueError(
@@ -312,7 +306,7 @@ def _wrap(
         raise TypeError(f"MTLOptimizer takes no {unknown[0]}=: see its docstring for its options")
     if every != 1:
         method = Reused(cast(GramMethod, method), every)
-    _refuse_base(base)
+    refuse_base(base, [name for name in vars(MTLOptimizer) if not name.startswith("_")])
     own, wrapped = type(base), extended(type(base), MTLOptimizer)
     chosen = Options(**options)
     chosen.check(method)
@@ -339,37 +333,6 @@ def _wrap(
         vars(base).pop("_mtl", None)
         raise
     return cast(MTLOptimizer, base)
-
-
-# What the step of an optimizer calls that takes second derivatives from .grad.
-_SECOND_ORDER = {"compute_hutchinson_hessian", "set_hessian", "get_trace"}
-
-
-def _refuse_base(base: torch.optim.Optimizer) -> None:
-    """Raises where an optimizer would not step on a balanced .grad, or would miss its own code."""
-    name = type(base).__name__
-    code = getattr(inspect.unwrap(type(base).step), "__code__", None)
-    called = getattr(code, "co_names", ())
-    if called == ("NotImplementedError",):
-        raise NotImplementedError(
-            f"{name} has no step of its own: it updates parameters while their backward runs, so "
-            "that there is no .grad to balance. Use an optimizer that steps on .grad"
-        )
-    if _SECOND_ORDER & set(called):
-        raise NotImplementedError(
-            f"{name} differentiates .grad in its step, which needs create_graph=True, and a "
-            "balanced .grad has no graph: leave it as it is. Before its step(), take report = "
-            "mtlkernels.backward(losses, params, method, retain_graph=True), zero_grad() and "
-            "(report.weights * torch.stack(losses)).sum().backward(create_graph=True)"
-        )
-    added = [name for name in vars(MTLOptimizer) if not name.startswith("_")]
-    hidden = [n for n in added if hasattr(base, n) and not hasattr(torch.optim.Optimizer, n)]
-    if hidden:
-        raise ValueError(
-            f"{name} has an attribute {hidden[0]!r} of its own, which wrapping would hide from it: "
-            "leave it as it is, and call mtlkernels.backward(losses, params, method) before its "
-            "step()"
-        )
 
 
 def _rebuild(

@@ -77,8 +77,18 @@ PYTHON: dict[str, set[str] | None] = {
     "parts": set(),
     "method_state": {"methods"},
     "extended": set(),
+    "coverage": {"graph"},
     "optimizer": {
-        *("arguments", "backprop", "distributed", "extended", "method_state", "methods", "options"),
+        *(
+            "arguments",
+            "backprop",
+            "coverage",
+            "distributed",
+            "extended",
+            "method_state",
+            "methods",
+            "options",
+        ),
         *("report", "rows", "scaling", "self_check"),
     },
 }

@@ -235,9 +235,10 @@ def test_gradients_that_are_rounding_alone_raise_no_false_alarm() -> None:
 def test_what_one_task_alone_goes_through_may_be_run_once() -> None:
     """A fused loss that overwrites, or a hook that removes itself, in a head."""
     net = Net()
+    net.extra = nn.Linear(5, 5)
     z = net.features(batch())
     first = CHANGING["overwritten"](z, net.heads[0]).square().mean()
-    second = hooked_once(z, nn.Linear(5, 5)).square().mean()
+    second = hooked_once(z, net.extra).square().mean()
     wrapped(net).backward([first, second])
 
 
