@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 HERE = Path(__file__).parent
+KINDS = {"float32": "fp32", "float64": "fp64", "bfloat16": "bf16", "float16": "fp16"}
 
 # The ops' own tests, on what is different for Triton: the interpreter is slow. Not bfloat16's
 # denormals, which the interpreter, unlike a GPU, does not convert to float32 exactly.
@@ -40,6 +41,13 @@ INTERPRETED = [
     "test_ops.py::test_gram_where_squares_leave_float32[dtype0-ordinary-1e-25]",
     "test_ops.py::test_gram_where_squares_leave_float32[dtype0-ordinary-1e+30]",
     "test_ops.py::test_gram_of_tasks_of_very_different_scale",
+    *[f"test_gram_exact.py::test_every_number_of_tasks[ops-{dtype}-3]" for dtype in KINDS],
+    *[f"test_gram_exact.py::test_every_length[ops-float32-1-{n}]" for n in (1, 513, 4097)],
+    "test_gram_exact.py::test_the_ends_of_the_range[ops-dtype0-5]",
+    "test_gram_exact.py::test_pairs_that_nearly_agree[ops-float32--6]",
+    "test_gram_exact.py::test_rounding_that_has_one_sign[ops-2-equal]",
+    "test_gram_exact.py::test_absent_gradients_have_no_part[ops-float32]",
+    "test_gram_exact.py::test_infinite_sums_stay_infinite[ops-2]",
     *[f"test_ops.py::test_denormals_count[dtype{i}]" for i in (0, 2)],
     "test_ops.py::test_diagonal_names_the_task_with_nan[float32-15-3-nan]",
     "test_ops.py::test_diagonal_names_the_task_with_nan[float32-15-3--inf]",
@@ -144,7 +152,6 @@ TYPES = {
     **{f"a{i}": "i64" for i in range(32)},
 }
 ARCHITECTURES = [80, 90, 100]
-KINDS = {"float32": "fp32", "float64": "fp64", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @pytest.fixture(autouse=True)
@@ -228,20 +235,15 @@ def test_gram_compiles(arch: int, tasks: int) -> None:
 
     grouped = tasks > launchers.MAX_TRIANGLE
     rows = 2 * GROUP if grouped else tasks
-    for dtype in ("float32", "bfloat16"):
-        lanes = launchers.gram_lanes(rows, 4)
+    for dtype, parts in (("float32", 4), ("bfloat16", 8), ("float64", 2)):
         built = build(
             gram_kernel, arch, dtype=dtype, ROWS=rows, GROUP=GROUP if grouped else 0,
-            BLOCK=launchers.BLOCK, LANES=lanes, ALIGNED=True,
+            BLOCK=launchers.BLOCK, PARTS=parts, LANES=launchers.GRAM_LANES, ALIGNED=True,
         )  # fmt: skip
-        assert local_bytes(built) == 0
-        if dtype == "float32":
-            # The widest load for a thread's elements, a multiply-add for each of them and pair.
-            wide = lanes // 128
-            vector = f".v{wide}" if wide > 1 else ""
-            assert f"ld.global{vector}.b32" in built.asm["ptx"]
-            pairs = rows * (rows + 1) // 2
-            assert built.asm["ptx"].count("fma.rn.f32") >= pairs * wide
+        assert local_bytes(built) <= 8  # of a branch, not of a sum
+        # 16 bytes a load, a multiply-add for each element of them and pair.
+        assert re.search(r"ld\.global\.v[24]\.b(32|64)", built.asm["ptx"])
+        assert built.asm["ptx"].count("fma.rn.f64") >= rows * (rows + 1) // 2 * parts
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -306,7 +308,7 @@ def test_other_kernels_compile(arch: int) -> None:
             "float64",
             ROWS=3,
             GROUP=0,
-            **{**piece, "LANES": launchers.gram_lanes(3, 8)},
+            **{**piece, "PARTS": 2, "LANES": launchers.GRAM_LANES},
         ),
     ]
     assert [local_bytes(kernel) for kernel in built] == [0] * len(built)

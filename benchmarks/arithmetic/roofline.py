@@ -5,7 +5,8 @@
 gram reads T N elements, combine reads T N and writes N. A multiply-add is one instruction: gram has
 T (T + 1) / 2 of them a column of T elements, combine has T. GradDrop is one kernel that moves what
 combine does, draws a number an element by some twenty integer instructions, which run at half the
-rate of multiply-adds, and has four instructions an element read. Expected microseconds are the
+rate of multiply-adds, and has four instructions an element read. gram's multiply-adds are float64,
+after a conversion of each element. Expected microseconds are the
 bytes over the memory bandwidth of the data sheet plus one launch of 3 us a kernel; gradients that
 stay in a cache take less, so small cases are launches and little else. No number here was measured.
 """
@@ -16,8 +17,13 @@ import argparse
 
 from benchmarks.suite.cases import CASES, numel
 
-# Bytes a second and float32 instructions a second (a multiply-add is one), from the data sheets.
-GPUS = {"H200": (4.8e12, 33.5e12), "A100-80GB": (2.04e12, 9.75e12), "RTX 4090": (1.01e12, 41.3e12)}
+# Bytes a second, and instructions a second of float32 (a multiply-add is one), of float64, and of
+# conversions to float64: from the data sheets and the programming guide's table of throughputs.
+GPUS = {
+    "H200": (4.8e12, 33.5e12, 16.7e12, 4.2e12),
+    "A100-80GB": (2.04e12, 9.75e12, 4.87e12, 2.44e12),
+    "RTX 4090": (1.01e12, 41.3e12, 0.65e12, 0.65e12),
+}
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SHOWN = ("lenet", "resnet18", "resnet50", "vit_b", "segnet_mtan", "lora")
 LAUNCH = 3e-6
@@ -37,14 +43,15 @@ def multiply_adds(n: int, tasks: int) -> tuple[int, int]:
 
 def expected_seconds(n: int, tasks: int, size: int, gpu: str) -> float:
     """For each kernel the longer of memory and arithmetic, and the launches."""
-    bandwidth, rate = GPUS[gpu]
-    kernels = zip(moved(n, tasks, size), multiply_adds(n, tasks), strict=True)
-    return sum(max(b / bandwidth, f / rate) for b, f in kernels) + LAUNCHES * LAUNCH
+    bandwidth, rate, wide_rate, conversions = GPUS[gpu]
+    (read, written), (products, terms) = moved(n, tasks, size), multiply_adds(n, tasks)
+    gram = max(read / bandwidth, products / wide_rate + tasks * n / conversions)
+    return gram + max(written / bandwidth, terms / rate) + LAUNCHES * LAUNCH
 
 
 def graddrop_seconds(n: int, tasks: int, size: int, gpu: str) -> float:
     """The longer of memory and arithmetic, and one launch."""
-    bandwidth, rate = GPUS[gpu]
+    bandwidth, rate, _, _ = GPUS[gpu]
     return max(moved(n, tasks, size)[1] / bandwidth, (DRAW + DROP * tasks) * n / rate) + LAUNCH
 
 

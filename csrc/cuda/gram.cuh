@@ -1,9 +1,11 @@
-// The Gram matrix of T rows of gradients on the GPU: K_ij = sum_k x_i[k] x_j[k].
+// The Gram matrix of T rows of gradients on the GPU: K_ij = sum_k x_i[k] x_j[k], in float64: products of float32, bfloat16
+// and float16 elements are exact there.
 //
 // Bytes: every element once for T <= 8; beyond, rows are taken eight at a time (two tiles of four) and read once for
-// each pair of tiles, mostly from the second-level cache. Order: a lane's products in a chain, lanes in a tree, runs of
-// a warp, warps, then segments and groups of segments in trees, in float64. All of it follows from the sizes and the
-// tables' capacity, nothing from the machine, the alignment or the timing: repeated calls give the same bits.
+// each pair of tiles, mostly from the second-level cache. Order: at most kChunk / kWarp products of a lane in a chain, lanes
+// in a tree, a warp's trees in compensated sums, warps, then segments and groups of segments in trees. All of it follows
+// from the sizes and the tables' capacity, nothing from the machine, the alignment or the timing: repeated calls give the
+// same bits. gram_noise.h bounds the error.
 // One launch where the list fits one table: the segments are added up by the last block to end (gram_sums.cuh).
 #pragma once
 
@@ -11,14 +13,11 @@
 
 namespace mtlkernels::cuda {
 
-constexpr int kFlush = 4;  // chunks a warp sums in the accumulator's type: 4096 products, 128 a lane on a GPU
-
 // sum[pair] += products of one chunk. kPlain: all rows present, whole and on 16-byte boundaries.
 // An absent row has no part in any pair: not even 0 * inf.
 template <bool kPlain, class S, int kRows>
 __device__ void add_chunk(const S* const (&x)[kRows], unsigned present, int length, bool aligned,
-                          accumulator_t<S> (&sum)[kRows * (kRows + 1) / 2]) {
-  using A = accumulator_t<S>;
+                          double (&sum)[kRows * (kRows + 1) / 2]) {
   constexpr int kStep = Pack<S>::kCount * kWarp;
   [[maybe_unused]] constexpr int kUnroll = !kPlain || kRows > 4 ? 1 : kRows > 2 ? 2 : 4;
   const int steps = kPlain ? kChunk / kStep : (length + kStep - 1) / kStep;
@@ -36,14 +35,14 @@ __device__ void add_chunk(const S* const (&x)[kRows], unsigned present, int leng
     }
 #pragma unroll
     for (int e = 0; e < Pack<S>::kCount; ++e) {
-      A value[kRows];
+      double value[kRows];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) value[r] = widen(pack[r].element[e]);
+      for (int r = 0; r < kRows; ++r) value[r] = static_cast<double>(widen(pack[r].element[e]));
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
 #pragma unroll
         for (int j = 0; j <= i; ++j) {
-          A& total = sum[i * (i + 1) / 2 + j];
+          double& total = sum[i * (i + 1) / 2 + j];
           if (kPlain || (present >> i & present >> j & 1)) total = fma(value[i], value[j], total);
         }
       }
@@ -51,120 +50,59 @@ __device__ void add_chunk(const S* const (&x)[kRows], unsigned present, int leng
   }
 }
 
-// Whether any element of a task's run is not zero, a NaN included.
-template <class S, int kWords>
-__device__ bool any_in_run(Walk<kWords> walk, int chunks, int task) {
-  bool found = false;
-  for (int c = 0; c < chunks; ++c, walk.skip(kWarps)) {
-    const S* row = walk.table->template row<S>(walk.param, task);
-    if (!row) continue;
-    for (int k = lane_of_thread(); k < walk.length(); k += kWarp) found = found || widen(read(row + walk.begin + k)) != 0;
-  }
-  return __any_sync(0xffffffffu, found);
-}
+// A warp's compensated sums, spread over its lanes: lane l has those of the pairs l, l + kWarp, ... The rest is what the
+// additions round away (Knuth's two-sum).
+template <int kPairs>
+struct WarpSums {
+  static constexpr int kOfLane = (kPairs + kWarp - 1) / kWarp;
+  double total[kOfLane] = {}, rest[kOfLane] = {};
 
-// One pair of tasks over a warp's run, with float64 products. Products with a zero are left out unless they are NaN:
-// float64 is slow on many GPUs.
-template <class S, int kWords>
-__device__ double wide_product(Walk<kWords> walk, int chunks, int i, int j) {
-  double total = 0;
-  for (int c = 0; c < chunks; ++c, walk.skip(kWarps)) {
-    const S *x = walk.table->template row<S>(walk.param, i), *y = walk.table->template row<S>(walk.param, j);
-    if (!x || !y) continue;
-    for (int k = lane_of_thread(); k < walk.length(); k += kWarp) {
-      const auto a = widen(read(x + walk.begin + k)), b = widen(read(y + walk.begin + k));
-      if ((a != 0 && b != 0) || a * b != 0) total = fma(static_cast<double>(a), static_cast<double>(b), total);
+  // Adds the lanes' sums of all pairs, and leaves zeros there.
+  __device__ void take(double (&sum)[kPairs]) {
+    double own[kOfLane] = {};
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      const double all = warp_sum(sum[p]);
+      if (p % kWarp == lane_of_thread()) own[p / kWarp] = all;
+      sum[p] = 0;
+    }
+#pragma unroll
+    for (int n = 0; n < kOfLane; ++n) {
+      const double after = total[n] + own[n], part = after - total[n];
+      rest[n] += (total[n] - (after - part)) + (own[n] - part);
+      total[n] = after;
     }
   }
-  return warp_sum(total);
-}
 
-// Which rows' squares left float32's range in the run (elements beyond 1e19 or below 1e-17), by every lane alike. A sum
-// that is zero may be an underflow or true: the elements tell.
-template <class S, int kRows, int kWords>
-__device__ unsigned rows_out_of_range(const Walk<kWords>& start, int chunks, const TilePair& tiles, unsigned seen,
-                                      const float (&sum)[kRows * (kRows + 1) / 2]) {
-  unsigned rows = 0;
+  // A sum that is infinite stays so: its rest is no number.
+  __device__ void write(double* to) const {
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const float square = sum[r * (r + 1) / 2 + r];
-    if ((seen >> r & 1) && !(square > 1e-30f && square < 1e38f)) rows |= 1u << r;
-  }
-  for (int r = 0; r < kRows && rows; ++r)
-    if ((rows >> r & 1) && !any_in_run<S>(start, chunks, tiles.task(r))) rows &= ~(1u << r);
-  return rows;
-}
-
-// Does the pairs of these rows again with float64 products, onto what the warp has.
-template <class S, int kRows, int kWords>
-__device__ __noinline__ void add_wide(const Walk<kWords>& start, int chunks, const TilePair& tiles, unsigned seen,
-                                      unsigned rows, double* total) {
-  for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j <= i; ++j) {
-      if (!(seen >> i & seen >> j & 1) || !((rows >> i | rows >> j) & 1)) continue;
-      const double product = wide_product<S>(start, chunks, tiles.task(i), tiles.task(j));
-      if (lane_of_thread() == 0) total[i * (i + 1) / 2 + j] += product;
+    for (int n = 0; n < kOfLane; ++n) {
+      const int p = n * kWarp + lane_of_thread();
+      if (p < kPairs) to[p] = rest[n] - rest[n] == 0 ? total[n] + rest[n] : total[n];
     }
   }
-}
-
-// Moves the warp's sums of a run into its float64 totals.
-template <class S, int kRows, int kWords>
-__device__ void flush(const Walk<kWords>& start, int chunks, const TilePair& tiles, unsigned seen,
-                      accumulator_t<S> (&sum)[kRows * (kRows + 1) / 2], double* total) {
-  constexpr int kPairs = kRows * (kRows + 1) / 2;
-#pragma unroll
-  for (int p = 0; p < kPairs; ++p) sum[p] = warp_sum(sum[p]);
-  unsigned rows = 0;
-  if constexpr (sizeof(accumulator_t<S>) == sizeof(float))
-    rows = rows_out_of_range<S, kRows>(start, chunks, tiles, seen, sum);
-  if (lane_of_thread() == 0) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-      for (int j = 0; j <= i; ++j)
-        if (!((rows >> i | rows >> j) & 1)) total[i * (i + 1) / 2 + j] += static_cast<double>(sum[i * (i + 1) / 2 + j]);
-    }
-  }
-  if (rows) add_wide<S, kRows>(start, chunks, tiles, seen, rows, total);
-#pragma unroll
-  for (int p = 0; p < kPairs; ++p) sum[p] = 0;
-}
+};
 
 // Blocks on a multiprocessor that registers must leave room for: fewer where the sums take more of them.
-template <class S>
-constexpr int gram_blocks(int rows) {
-  return sizeof(accumulator_t<S>) == 8 ? (rows > 4 ? 2 : 3) : rows > 6 ? 3 : 4;
-}
+constexpr int gram_blocks(int rows) { return rows > 4 ? 2 : 3; }
 
 // Grid: (segments of the portion, pairs of tiles). kRows: T where T < 8, else 8.
 template <class S, int kRows, int kWords>
-__global__ void __launch_bounds__(kThreads, gram_blocks<S>(kRows))
+__global__ void __launch_bounds__(kThreads, gram_blocks(kRows))
     gram_kernel(const __grid_constant__ Table<kWords> table, const Portion portion, const GramPartials partials) {
-  using A = accumulator_t<S>;
   constexpr int kPairs = kRows * (kRows + 1) / 2;
   __shared__ double totals[kWarps][kPairs];
   const int64_t segment = portion.first + blockIdx.x;
   const TilePair tiles(static_cast<int>(blockIdx.y));
-  double* total = totals[warp_of_thread()];
-  for (int p = lane_of_thread(); p < kPairs; p += kWarp) total[p] = 0;
-  __syncwarp();
 
-  A sum[kPairs];
+  double sum[kPairs];
 #pragma unroll
   for (int p = 0; p < kPairs; ++p) sum[p] = 0;
+  WarpSums<kPairs> sums;
+  int room = kChunk;  // elements until the lanes are added up
   Walk<kWords> walk(table, portion, segment);
-  walk.skip(warp_of_thread());
-  Walk<kWords> start = walk;  // of the run
-  int chunks = 0;
-  unsigned seen = 0;
-  for (; walk.more(); walk.skip(kWarps)) {
-    if (chunks == kFlush) {
-      flush<S, kRows>(start, chunks, tiles, seen, sum, total);
-      start = walk;
-      chunks = 0;
-      seen = 0;
-    }
+  for (walk.skip(warp_of_thread()); walk.more(); walk.skip(kWarps)) {
     const S* x[kRows];
     unsigned present = 0;
     bool aligned = true;
@@ -177,15 +115,21 @@ __global__ void __launch_bounds__(kThreads, gram_blocks<S>(kRows))
       x[r] = row ? row + walk.begin : nullptr;
     }
     const int length = walk.length();
+    constexpr int kStep = Pack<S>::kCount * kWarp;
+    const int taken = (length + kStep - 1) / kStep * kStep;
+    if (taken > room) {
+      sums.take(sum);
+      room = kChunk;
+    }
+    room -= taken;
     if (aligned && length == kChunk && present == (1u << kRows) - 1) {
       add_chunk<true>(x, present, length, aligned, sum);
     } else {
       add_chunk<false>(x, present, length, aligned, sum);
     }
-    seen |= present;
-    ++chunks;
   }
-  if (chunks) flush<S, kRows>(start, chunks, tiles, seen, sum, total);
+  sums.take(sum);
+  sums.write(totals[warp_of_thread()]);
   __syncthreads();
 
   for (int p = static_cast<int>(threadIdx.x); p < kPairs; p += kThreads) {

@@ -2,8 +2,8 @@
 // gradients and measured. An element whose new value would not be finite stays as it was, and the answer says so: one
 // bad step must not spoil every later one. Padding is neither read nor written.
 //
-// Bytes: rows and state read once, state written once; track_gram reads the state again for its Gram matrix. What is
-// measured is added up in the accumulator's type over a chunk of a row, 1024 elements, and in float64 above.
+// Bytes: rows and state read once, state written once; track_gram reads the state again for its Gram matrix. What excess
+// measures is added up in the accumulator's type over a chunk of a row, 1024 elements, and in float64 above.
 #pragma once
 
 #include <cmath>

@@ -1,18 +1,16 @@
-"""K_ij = <g_i, g_j> in one pass over all gradients, float32 products, float64 sums.
+"""K_ij = <g_i, g_j> in one pass over all gradients, in float64.
 
-A *triangle* is all pairs of up to eight rows. Up to eight tasks are one triangle, and every
-element is read once. More tasks go in groups of four, a triangle for every two groups: with G
-groups each element is read G - 1 times, all but the first from the L2 cache, because the triangles
-of one segment run side by side.
+Products of float32, bfloat16 and float16 elements are exact there. A *triangle* is all pairs of up
+to eight rows. Up to eight tasks are one triangle, and every element is read once. More tasks go in
+groups of four, a triangle for every two groups: with G groups each element is read G - 1 times, all
+but the first from the L2 cache, because the triangles of one segment run side by side.
 
-Order: a block is at most 4096 elements of one parameter. Its products add up in float32, a few a
-lane, then across lanes; blocks add up in float64, in order inside a segment; segments add up in
-float64. Blocks and segments follow from the sizes alone, so results are the same bits on every
-run.
+Order: a block is at most 4096 elements of one parameter. A lane adds at most 32 products of a pair,
+lanes are added in a tree, the blocks of a segment in a compensated sum, segments in lanes and a
+tree. Blocks and segments follow from the sizes alone, so results are the same bits on every run.
+csrc/gram_noise.h bounds the error.
 
-float32 squares leave float32's range beyond 1e19 and below 1e-17. A block in which a norm says so
-is done again with every row scaled by a power of two to about 1, which is exact, and the products
-are scaled back in float64.
+A lane loads PARTS neighbours of a row at once, 16 bytes, and takes them apart in its registers.
 """
 
 from __future__ import annotations
@@ -27,103 +25,93 @@ GROUP = 4  # tasks
 
 
 @triton.jit
-def no_products(ROWS: tl.constexpr, WIDE: tl.constexpr, LANES: tl.constexpr):
+def no_products(ROWS: tl.constexpr, LANES: tl.constexpr):
     """A sum for every pair of a triangle, all zero."""
     sums = ()
     for _ in tl.static_range(ROWS * (ROWS + 1) // 2):
-        sums = sums + (tl.zeros([LANES], WIDE),)
+        sums = sums + (tl.zeros([LANES], tl.float64),)
     return sums
+
+
+@triton.jit
+def take_apart(x, PARTS: tl.constexpr, LANES: tl.constexpr):
+    """A tuple of PARTS tensors: of PARTS neighbours each lane has one in each. PARTS: 2, 4 or 8."""
+    even, odd = tl.split(tl.reshape(x, [LANES * PARTS // 2, 2]))
+    parts = (even, odd)
+    if PARTS >= 4:
+        quarters = ()
+        for part in tl.static_range(2):
+            even, odd = tl.split(tl.reshape(parts[part], [LANES * PARTS // 4, 2]))
+            quarters = quarters + (even, odd)
+        parts = quarters
+    if PARTS == 8:
+        eighths = ()
+        for part in tl.static_range(4):
+            even, odd = tl.split(tl.reshape(parts[part], [LANES, 2]))
+            eighths = eighths + (even, odd)
+        parts = eighths
+    return parts
 
 
 @triton.jit
 def add_products(
     sums,
     rows,
-    scales,
     begin,
     left,
     ROWS: tl.constexpr,
     DTYPE: tl.constexpr,
     WIDE: tl.constexpr,
+    PARTS: tl.constexpr,
     LANES: tl.constexpr,
     WHOLE: tl.constexpr,
     ALIGNED: tl.constexpr,
-    SCALED: tl.constexpr,
 ):
-    """sums + the products of all pairs, LANES elements of each row from `begin` on."""
-    lanes = tl.arange(0, LANES)
+    """sums + the products of all pairs, LANES * PARTS elements of each row from `begin` on."""
+    places = tl.arange(0, LANES * PARTS)
     x = ()
     for r in tl.static_range(ROWS):
-        value = load_piece(rows[r], begin, left, lanes, DTYPE, WIDE, WHOLE, ALIGNED)
-        if SCALED:
-            value = value * scales[r]
-        x = x + (value,)
-    added = ()
-    for i in tl.static_range(ROWS):
-        for j in tl.static_range(i + 1):
-            added = added + (sums[i * (i + 1) // 2 + j] + x[i] * x[j],)
-    return added
+        value = load_piece(rows[r], begin, left, places, DTYPE, WIDE, WHOLE, ALIGNED)
+        x = x + take_apart(value, PARTS, LANES)
+    for part in tl.static_range(PARTS):
+        own = ()
+        for r in tl.static_range(ROWS):
+            own = own + (x[r * PARTS + part].to(tl.float64),)
+        added = ()
+        for i in tl.static_range(ROWS):
+            for j in tl.static_range(i + 1):
+                added = added + (sums[i * (i + 1) // 2 + j] + own[i] * own[j],)
+        sums = added
+    return sums
 
 
 @triton.jit
 def block_products(
     rows,
-    scales,
     begin,
     count,
     ROWS: tl.constexpr,
     DTYPE: tl.constexpr,
     WIDE: tl.constexpr,
+    PARTS: tl.constexpr,
     LANES: tl.constexpr,
     ALIGNED: tl.constexpr,
-    SCALED: tl.constexpr,
 ):
     """The products of all pairs over `count` elements from `begin` on, LANES sums a pair."""
-    sums = no_products(ROWS, WIDE, LANES)
-    whole = count // LANES
-    for step in range(whole):
-        at = begin + step * LANES
+    sums = no_products(ROWS, LANES)
+    step: tl.constexpr = LANES * PARTS
+    whole = count // step
+    for index in range(whole):
+        at = begin + index * step
         sums = add_products(
-            sums, rows, scales, at, count, ROWS, DTYPE, WIDE, LANES, True, ALIGNED, SCALED
+            sums, rows, at, count, ROWS, DTYPE, WIDE, PARTS, LANES, True, ALIGNED
         )  # fmt: skip
-    for step in range(whole, tl.cdiv(count, LANES)):
-        at, left = begin + step * LANES, count - step * LANES
+    for index in range(whole, tl.cdiv(count, step)):
+        at, left = begin + index * step, count - index * step
         sums = add_products(
-            sums, rows, scales, at, left, ROWS, DTYPE, WIDE, LANES, False, ALIGNED, SCALED
+            sums, rows, at, left, ROWS, DTYPE, WIDE, PARTS, LANES, False, ALIGNED
         )  # fmt: skip
     return sums
-
-
-@triton.jit
-def largest(
-    row,
-    begin,
-    count,
-    DTYPE: tl.constexpr,
-    WIDE: tl.constexpr,
-    LANES: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    """The largest magnitude of a row over `count` elements from `begin` on."""
-    lanes = tl.arange(0, LANES)
-    found = tl.zeros([LANES], WIDE)
-    for step in range(tl.cdiv(count, LANES)):
-        at, left = begin + step * LANES, count - step * LANES
-        x = load_piece(row, at, left, lanes, DTYPE, WIDE, False, ALIGNED)
-        found = tl.maximum(found, tl.abs(x))
-    return tl.max(found, axis=0)
-
-
-@triton.jit
-def powers_about(size):
-    """Two exact powers of two: one within a factor of two of a float32 size, and its inverse.
-
-    At most 2^125, so that the inverse is no denormal; also for infinities and NaN.
-    """
-    exponent = tl.minimum(tl.maximum((size.to(tl.int32, bitcast=True) >> 23) & 255, 1), 252)
-    power = (exponent << 23).to(tl.float32, bitcast=True)
-    inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
-    return power.to(tl.float64), inverse
 
 
 @triton.jit(
@@ -149,6 +137,7 @@ def gram_kernel(
     DTYPE: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
     LANES: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
@@ -163,6 +152,7 @@ def gram_kernel(
 
     slot = tl.arange(0, SLOTS)
     totals = tl.zeros([SLOTS], tl.float64)
+    rest = tl.zeros([SLOTS], tl.float64)  # what additions to totals round away
     first = segment.to(tl.int64) * blocks_per_segment
     for index in range(first, tl.minimum(first + blocks_per_segment, num_blocks)):
         param, begin, left, _ = find_block(blocks, index)
@@ -174,57 +164,20 @@ def gram_kernel(
             else:
                 task = r
             rows = rows + (find_row(table, task, num_tasks, param, num_params),)
-        sums = block_products(rows, (), begin, count, ROWS, DTYPE, WIDE, LANES, ALIGNED, False)
+        sums = block_products(rows, begin, count, ROWS, DTYPE, WIDE, PARTS, LANES, ALIGNED)
         found = tl.zeros([SLOTS], tl.float64)
-        for p in tl.static_range(ROWS * (ROWS + 1) // 2):
-            found = tl.where(slot == p, tl.sum(sums[p], axis=0).to(tl.float64), found)
-        if tl.float32 == WIDE:
-            found = in_range(
-                found, sums, rows, begin, count, slot, ROWS, DTYPE, WIDE, LANES, ALIGNED
-            )  # fmt: skip
         for i in tl.static_range(ROWS):  # absent rows are zeros, also beside a NaN
             for j in tl.static_range(i + 1):
                 both = (rows[i] != ABSENT) & (rows[j] != ABSENT)
-                found = tl.where((slot == i * (i + 1) // 2 + j) & (both == 0), 0.0, found)
-        totals += found
+                total = tl.sum(sums[i * (i + 1) // 2 + j], axis=0)
+                found = tl.where((slot == i * (i + 1) // 2 + j) & both, total, found)
+        after = totals + found  # Knuth's two-sum
+        part = after - totals
+        rest += (totals - (after - part)) + (found - part)
+        totals = after
+    totals = tl.where(rest - rest == 0, totals + rest, totals)  # an infinite sum stays so
     at = (triangle.to(tl.int64) * (tl.num_programs(0) // num_triangles) + segment) * SLOTS
     tl.store(partial + at + slot, totals)
-
-
-@triton.jit
-def in_range(
-    found,
-    sums,
-    rows,
-    begin,
-    count,
-    slot,
-    ROWS: tl.constexpr,
-    DTYPE: tl.constexpr,
-    WIDE: tl.constexpr,
-    LANES: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    """A block's sums; from scaled rows where a square has left float32's range."""
-    outside = False
-    for i in tl.static_range(ROWS):
-        square = tl.sum(sums[i * (i + 1) // 2 + i], axis=0)
-        inside = (square > 1e-30) & (square < 1e38)
-        outside = outside | ((inside == 0) & (rows[i] != ABSENT))
-    if outside:
-        powers = ()
-        scales = ()
-        for i in tl.static_range(ROWS):
-            size = largest(rows[i], begin, count, DTYPE, WIDE, LANES, ALIGNED)
-            power, inverse = powers_about(size)
-            powers = powers + (power,)
-            scales = scales + (inverse,)
-        again = block_products(rows, scales, begin, count, ROWS, DTYPE, WIDE, LANES, ALIGNED, True)
-        for i in tl.static_range(ROWS):
-            for j in tl.static_range(i + 1):
-                dot = tl.sum(again[i * (i + 1) // 2 + j], axis=0).to(tl.float64)
-                found = tl.where(slot == i * (i + 1) // 2 + j, dot * powers[i] * powers[j], found)
-    return found
 
 
 @triton.jit(do_not_specialize=["num_segments", "num_tasks"])

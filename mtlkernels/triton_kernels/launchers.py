@@ -23,6 +23,7 @@ from mtlkernels.triton_kernels.launch import (
 from mtlkernels.triton_kernels.pcgrad import pcgrad_kernel
 
 MAX_TRIANGLE = 8  # tasks whose pairs all fit the registers of one program
+GRAM_LANES = 128  # sums of a pair, one a thread
 MAX_UNROLLED = 8  # tasks whose loads are under way at once
 MAX_PROGRAMS = 4096  # of a Gram matrix, where there is as much work
 PIECE = 1024  # elements of a program of combine and graddrop
@@ -50,23 +51,15 @@ def gram(grads: Sequence[Tensor], num_tasks: int) -> Tensor:
             ROWS=rows,
             GROUP=GROUP if grouped else 0,
             **_types(work),
-            LANES=gram_lanes(rows, work.wide.primitive_bitwidth // 8),
+            PARTS=16 // grads[0].element_size(),
+            LANES=GRAM_LANES,
             num_warps=4,
             enable_fp_fusion=FUSED,
         )
         finish_kernel[(num_tasks, num_tasks)](
-            partial, K, segments, num_tasks, GROUP=GROUP if grouped else 0, LANES=256, num_warps=4
+            partial, K, segments, num_tasks, GROUP=GROUP if grouped else 0, LANES=512, num_warps=4
         )
     return K
-
-
-def gram_lanes(rows: int, size: int) -> int:
-    """Elements of a row in registers at once, 4 to 1 for each of 128 threads.
-
-    As many as leave the sums of all pairs in registers too; size: bytes of such a sum.
-    """
-    lanes = 512 if rows <= 4 else 256 if rows <= 6 else 128
-    return lanes if size == 4 else max(128, lanes // 2)
 
 
 def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:

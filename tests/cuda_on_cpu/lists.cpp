@@ -1,11 +1,10 @@
 // The CUDA kernels over gradient lists against float64, on the CPU. The slower sanitizer gets fewer cases and types.
 #include "../../csrc/cuda/combine.cuh"
 #include "../../csrc/cuda/gram.cuh"
+#include "../../csrc/gram_noise.h"
 #include "cases.h"
 
 namespace {
-
-template <class S> constexpr double kGramTolerance = std::is_same_v<S, double> ? 1e-13 : 4e-6;
 
 template <class S>
 std::vector<double> gram_of(const Data<S>& data) {
@@ -40,7 +39,7 @@ void check_gram(const Data<S>& data) {
       const double actual = K[i * T + j], wanted = static_cast<double>(expected[i * T + j]);
       const double ii = static_cast<double>(expected[i * T + i]), jj = static_cast<double>(expected[j * T + j]);
       const double scale = std::sqrt(ii) * std::sqrt(jj);
-      const bool good = std::isfinite(scale) ? std::fabs(actual - wanted) <= kGramTolerance<S> * scale
+      const bool good = std::isfinite(scale) ? std::fabs(actual - wanted) <= kGramNoise * scale
                         : i == j             ? !std::isfinite(actual)
                                              : true;
       expect(good, "%s: K[%ld,%ld] = %g, expected %g", c.name.c_str(), static_cast<long>(i), static_cast<long>(j), actual,

@@ -1,6 +1,7 @@
 // The CUDA kernels of states as long as the gradients, on the CPU: the state bit for bit against the rule written an
 // element at a time, what is measured of it against wider sums.
 #include "../../csrc/cuda/state.cuh"
+#include "../../csrc/gram_noise.h"
 #include "cases.h"
 
 namespace {
@@ -80,7 +81,7 @@ void check_track(const Data<S>& data, int64_t offset) {
   for (int64_t i = 0; i < T; ++i)
     for (int64_t j = 0; j < T; ++j) {
       const double scale_ij = std::sqrt(static_cast<double>(dot[i * T + i])) * std::sqrt(static_cast<double>(dot[j * T + j]));
-      const double tolerance = (std::is_same_v<A, double> ? 1e-13 : 4e-6) * scale_ij;
+      const double tolerance = kGramNoise * scale_ij;
       const double actual = K[i * T + j], wanted = static_cast<double>(dot[i * T + j]);
       expect(spoilt[i] || spoilt[j] ? std::isnan(actual) : std::fabs(actual - wanted) <= tolerance,
              "%s: K[%ld,%ld] = %g, expected %g", data.made.name.c_str(), static_cast<long>(i), static_cast<long>(j), actual,
