@@ -5,6 +5,10 @@ TORCH ?= torch==2.13.0
 # Runs of the study at a time, each on one thread.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
+# The machine that gpu-prepare prepares for.
+GPU_PYTHON ?= python3.12
+GPU_TORCH ?= torch==2.11.0
+GPU_ARCH ?= 9.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -15,7 +19,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 REQUIRES := import importlib.metadata as m, sys; extra = f"extra == \"{sys.argv[1]}\""; \
 	print(*(r.replace(extra, "python_version > \"3\"") for r in m.requires("mtlkernels") if extra in r), sep="\n")
 
-.PHONY: demo test test-frameworks lint bench bench-smoke study study-smoke gpu-check dist-check clean
+.PHONY: demo test test-frameworks lint bench bench-smoke study study-smoke gpu-check gpu-prepare dist-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
@@ -47,16 +51,20 @@ study-smoke: $(VENV)/.demo $(VENV)/.data
 	$(BIN)/python -m studies.imbalance run studies/imbalance/smoke.json --out mtlkernels-study-smoke --jobs $(JOBS)
 	$(BIN)/python -m studies.imbalance report studies/imbalance/smoke.json --out mtlkernels-study-smoke --page mtlkernels-study-smoke/page.md
 
-# With the Python that is there, its torch and nvcc: nothing is installed.
+# With the Python that is there and its torch: nothing is installed. It builds only where what gpu-prepare made does not load.
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check
+
+# Fills .gpu, which travels with the checkout, on a machine with nvcc and a network: libraries and kernels for that machine.
+gpu-prepare:
+	$(PYTHON) -m benchmarks.gpu_check.prepare --python $(GPU_PYTHON) --torch $(GPU_TORCH) --arch $(GPU_ARCH)
 
 # The tests of several ranks on NCCL with a GPU each, two and where there are as many four, with the Python that is there.
 dist-check:
 	MTLKERNELS_DIST=nccl $(PYTHON) -m pytest -m dist tests/test_distributed.py tests/test_self_check_ranks.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info mtlkernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton
+	rm -rf $(VENV) .gpu build dist *.egg-info mtlkernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton
 
 # torch first, alone and pinned: nothing installed later pulls another one, and the build sees the one that runs.
 $(VENV)/.torch:
