@@ -98,6 +98,56 @@ def test_sdmgrad_is_the_published_iteration(T: int, lr: float, tolerance: float)
 
 
 @pytest.mark.parametrize("T", [1, 2, 5, 12])
+def test_a_preference_is_what_sdmgrad_pulls_to(T: int) -> None:
+    """Step by step, with the numbers taken as shares; equal ones are no preference."""
+    preference = [1.0, 0.0, 3.0, 2.0, 0.5, *[0.25] * 7][:T]
+    p = torch.tensor(preference, dtype=torch.float64) / sum(preference)
+    method = SDMGrad(lr=0.3, preference=preference)
+    equal, plain = SDMGrad(lr=0.3, preference=[7.0] * T), SDMGrad(lr=0.3)
+    w = torch.full((T,), 1 / T, dtype=torch.float64)
+    for step in range(4):
+        G, H = two_batches(T, seed=10 * step)
+        A = G @ H.T
+        scaled = A / A.diagonal().clamp_min(0).sqrt().mean() ** 2
+        velocity = torch.zeros_like(w)
+        for _ in range(20):
+            velocity = 0.5 * velocity + scaled @ w + 0.3 * scaled @ p
+            w = nearest_on_simplex(w - 0.3 * velocity)
+        torch.testing.assert_close(method(A), (w + 0.3 * p) / 1.3, rtol=0, atol=1e-12)
+        torch.testing.assert_close(method.w, w, rtol=0, atol=1e-12)
+        torch.testing.assert_close(equal(A), plain(A), rtol=0, atol=1e-12)
+
+
+def test_the_minimiser_under_a_preference() -> None:
+    """1/2 w^T K w + lam w^T K p is lowest on the simplex: K (w + lam p) is lowest where w > 0."""
+    K = (lambda G: G @ G.T)(random_rows(5, 7, seed=3))
+    p = torch.tensor([0.1, 0.2, 0.0, 0.4, 0.3], dtype=torch.float64)
+    method = SDMGrad(2.0, lr=0.02, iterations=8000, preference=p.tolist())
+    weights = method(K)
+    slope = K @ (method.w + 2 * p)
+    assert (method.w @ slope - slope).max() <= 1e-9 * K.diagonal().max()
+    torch.testing.assert_close(weights, (method.w + 2 * p) / 3)
+    assert torch.equal(method.status, torch.zeros(5, dtype=torch.int64))
+
+
+def test_a_strong_preference_is_the_direction() -> None:
+    K = (lambda G: G @ G.T)(random_rows(3, 7, seed=3))
+    expected = torch.tensor([0.25, 0.75, 0.0], dtype=torch.float64)
+    method = SDMGrad(1e9, lr=1e-9, preference=[1.0, 3.0, 0.0])
+    torch.testing.assert_close(method(K), expected, rtol=0, atol=1e-8)
+
+
+def test_a_task_without_a_gradient_has_no_part_in_the_preference() -> None:
+    K = (lambda G: G @ G.T)(random_rows(3, 7, seed=3))
+    padded = torch.zeros(4, 4, dtype=torch.float64)
+    padded[:3, :3] = K
+    three = SDMGrad(lr=0.1, preference=[1.0, 2.0, 0.0])(K)
+    four = SDMGrad(lr=0.1, preference=[1.0, 2.0, 0.0, 5.0])(padded)
+    torch.testing.assert_close(four[:3], three, rtol=1e-9, atol=1e-9)
+    assert four[3] == 0
+
+
+@pytest.mark.parametrize("T", [1, 2, 5, 12])
 def test_modo_is_one_projected_step(T: int) -> None:
     method = MoDo(gamma=0.01, rho=0.3)
     w = torch.full((T,), 1 / T, dtype=torch.float64)
@@ -115,6 +165,10 @@ def test_like_torchjd(T: int) -> None:
         (SDMGrad(0.6, lr=1.0, momentum=0.0, iterations=7), SDMGradWeighting(1.0, 0.0, 7, 0.6)),
         (MoDo(), MoDoWeighting()),
         (MoDo(1e-3, 0.0), MoDoWeighting(1e-3, 0.0)),
+        (
+            SDMGrad(preference=[*range(1, T + 1)]),
+            SDMGradWeighting(pref_vector=torch.arange(1.0, T + 1).double() * 2 / T / (T + 1)),
+        ),
     ]
     for ours, theirs in pairs:
         for step in range(3):
@@ -219,6 +273,10 @@ def test_three_batches_through_the_ops() -> None:
         (lambda: SDMGrad(lr=0), "lr=0"),
         (lambda: SDMGrad(momentum=1.0), "momentum=1.0"),
         (lambda: SDMGrad(iterations=0), "iterations=0"),
+        (lambda: SDMGrad(preference=[0.0, 0.0]), "preference="),
+        (lambda: SDMGrad(preference=[1.0, -1.0]), "preference="),
+        (lambda: SDMGrad(preference=[1.0, float("nan")]), "preference="),
+        (lambda: SDMGrad(preference=[1.0])(torch.eye(2).double()), "1 numbers for 2 tasks"),
         (lambda: MoDo(gamma=math.inf), "gamma=inf"),
         (lambda: MoDo(rho=-1), "rho=-1"),
     ],

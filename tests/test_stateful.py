@@ -189,6 +189,30 @@ def test_crmogm_averages_weights() -> None:
     assert torch.equal(CRMOGM(MGDA(), alpha=0.0)(G @ G.T), w)
 
 
+def test_crmogm_starts_from_initial_weights() -> None:
+    """s_k = alpha^k s_0 + (1 - alpha) sum_j alpha^(k-j) w_j, and alpha = 1 stays at s_0."""
+    start = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+    method, plain = CRMOGM(MGDA(), 0.8, start.tolist()), MGDA()
+    frozen = CRMOGM(MGDA(), 1.0, initial_weights=start.tolist())
+    expected = start
+    for seed in range(4):
+        G = random_rows(3, 6, seed=seed)
+        expected = 0.8 * expected + 0.2 * plain(G @ G.T)
+        torch.testing.assert_close(method(G @ G.T), expected, rtol=1e-14, atol=0)
+        assert torch.equal(frozen(G @ G.T), start)
+
+
+def test_crmogm_keeps_its_start_where_the_first_step_is_not_finite() -> None:
+    method = CRMOGM(MGDA(), 0.8, [0.25, 0.75])
+    assert method(torch.full((2, 2), torch.nan).double()).isnan().all()
+    K = torch.eye(2, dtype=torch.float64)
+    expected = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    torch.testing.assert_close(method(K), expected)
+    fresh = CRMOGM(MGDA(), 0.8, [0.5, 0.5])
+    fresh.load_state_dict(method.state_dict())
+    assert torch.equal(fresh.average, method.average)
+
+
 def test_crmogm_survives_a_step_that_is_not_finite() -> None:
     K = torch.diag(numbers(1, 2, 3))
     method = CRMOGM(MGDA())
@@ -267,6 +291,12 @@ def test_native_and_reference_agree(T: int) -> None:
         (lambda: GradNorm(lr=0), "lr=0"),
         (lambda: CRMOGM(MGDA(), alpha=2), "alpha=2"),
         (lambda: CRMOGM("mgda"), "method is a str"),
+        (lambda: CRMOGM(MGDA(), initial_weights=[]), "initial_weights="),
+        (lambda: CRMOGM(MGDA(), initial_weights=[1.0, float("inf")]), "initial_weights="),
+        (
+            lambda: CRMOGM(MGDA(), initial_weights=[1.0])(torch.eye(2).double()),
+            "initial_weights has 1 numbers for 2 tasks",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(make, word: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
+from mtlkernels.methods.numbers import Numbers, numbers_of
 from mtlkernels.methods.state import SizedByTasks
 
 
@@ -18,8 +19,9 @@ class SDMGrad(SizedByTasks):
     With A = G1 G2^T of two independent batches (`ops.cross_gram`), w approaches the minimiser over
     the simplex of 1/2 w^T A w + lam w^T A 1/T by `iterations` steps of projected SGD with momentum,
     starting where the last call ended; d = (G3^T w + lam g0) / (1 + lam) on a third batch. The
-    method is that iteration, not the minimiser: A is a noisy estimate and not symmetric. It is
+    method is that iteration, not the minimiser: A is a noisy estimate and not symmetric. A is
     taken in units of the squared mean norm, so all gradients' scale does not matter. Degree 1.
+    With a preference p, of sum 1, both 1/T and the mean g0 become p and sum_t p_t g_t.
 
     Where one batch is at hand give its Gram matrix K, as `aggregate` and `backward` do: that is
     what the published code comes to, whose three buffers are one and the same.
@@ -30,6 +32,9 @@ class SDMGrad(SizedByTasks):
         lr: positive, of the inner steps. 10 is the published code's and torchjd's, LibMTL has 5.
         momentum: in [0, 1); 0.5 is the published code's. It starts anew in each call.
         iterations: of the inner steps; 20 everywhere.
+        preference: p, one number a task, in order or by name, at least 0 and not all 0, as shares:
+            the direction that lam pulls to. None is the mean gradient, as in the published code;
+            torchjd calls it pref_vector.
 
     A zero gradient takes no part and keeps its share of w. Products of two batches may be negative
     on the diagonal: those count as 0 in the mean norm, and where all do, w stays. The published
@@ -41,10 +46,17 @@ class SDMGrad(SizedByTasks):
     keeps = "a weight a task"
 
     w: Tensor
+    preference: Tensor
     _sized: ClassVar = {"w": ("simplex", 0.0)}
 
     def __init__(
-        self, lam: float = 0.3, *, lr: float = 10.0, momentum: float = 0.5, iterations: int = 20
+        self,
+        lam: float = 0.3,
+        *,
+        lr: float = 10.0,
+        momentum: float = 0.5,
+        iterations: int = 20,
+        preference: Numbers | None = None,
     ) -> None:
         super().__init__()
         if not (math.isfinite(lam) and lam >= 0):
@@ -59,6 +71,17 @@ class SDMGrad(SizedByTasks):
         self.lr = float(lr)
         self.momentum = float(momentum)
         self.iterations = iterations
+        if preference is None:
+            empty = torch.empty(0, dtype=torch.float64)
+            self.register_buffer("preference", empty, persistent=False)
+            return
+        given, names = numbers_of(preference)
+        fine = given.isfinite().all() and (given >= 0).all() and given.sum() > 0
+        if given.dim() != 1 or not fine:
+            raise ValueError(
+                f"preference={preference}: give one number a task, at least 0 and not all 0"
+            )
+        self.register_given("preference", given, names)
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         """Weights for one step; w moves.
@@ -69,8 +92,13 @@ class SDMGrad(SizedByTasks):
         """
         if self._first_call(gram):
             self.w = torch.full_like(gram[0], 1 / len(gram))
+        if len(self.preference) not in (0, len(gram)):
+            raise ValueError(f"preference has {len(self.preference)} numbers for {len(gram)} tasks")
+        if self.preference.device != gram.device:
+            self.to(gram.device)
+        goal = self.preference if len(self.preference) else None
         numbers = (self.iterations, self.lr, self.momentum, self.lam, 0.0, True)
-        weights, self.status, self.w = ops.simplex_descent(gram, self.w, *numbers)
+        weights, self.status, self.w = ops.simplex_descent(gram, self.w, *numbers, goal)
         return weights
 
     def extra_repr(self) -> str:

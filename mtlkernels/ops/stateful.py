@@ -81,6 +81,7 @@ def simplex_descent(
     pull: float,
     damping: float,
     relative: bool,
+    preference: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """SDMGrad's (arXiv 2305.18409) and MoDo's (arXiv 2305.20057) weights: projected descent.
 
@@ -92,11 +93,15 @@ def simplex_descent(
         state: (T) float64, w on the simplex.
         rounds, rate, momentum, pull, damping: as above.
         relative: take A in units of s^2, s the mean of the sqrt(max(A_ii, 0)).
+        preference: (T) float64, at least 0, in place of 1 / T as a share of its sum. No kernel has
+            it: it is a few torch ops on T x T numbers, which read nothing back.
 
     Returns:
         weights (T) float64, (w + pull / T) / (1 + pull); status (T) int64, and the next state (T).
     """
     numbers = (rounds, rate, momentum, pull, damping, relative)
+    if preference is not None:
+        return reference.simplex_descent(gram, state, *numbers, preference)
     if fits_native(len(gram)):
         return call(_simplex_descent, gram, state, *numbers)
     return reference.simplex_descent(gram, state, *numbers)

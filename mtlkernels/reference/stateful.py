@@ -95,8 +95,12 @@ def simplex_descent(
     pull: float,
     damping: float,
     relative: bool,
+    preference: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Projected descent on the simplex from `state` (csrc/solvers/simplex_descent.h)."""
+    """Projected descent on the simplex from `state` (csrc/solvers/simplex_descent.h).
+
+    preference: (T), at least 0, what the pull is towards in place of 1/T.
+    """
     status = _cross_status(gram)
     if state.shape != gram[0].shape or state.dtype != torch.float64:
         raise RuntimeError(
@@ -108,16 +112,21 @@ def simplex_descent(
     share = (state * takes_part).sum()
     even = takes_part.double() / n
     w = torch.where(share > 0, state * takes_part / share, even)
+    if preference is None:
+        goal = even
+    else:
+        goal = preference * takes_part
+        goal = torch.where(goal.sum() > 0, goal / goal.sum(), even)
     length = (gram.diagonal().clamp_min(0).sqrt() * takes_part).sum() / n
     unit = length if relative else torch.ones_like(length)
     v = torch.zeros_like(w)
     for _ in range(rounds):
-        v = momentum * v + gram / unit / unit @ (w + pull * even) + damping * w
+        v = momentum * v + gram / unit / unit @ (w + pull * goal) + damping * w
         moved = onto_simplex(torch.where(takes_part, w - rate * v, -torch.inf))
         w = torch.where(unit > 0, moved, w)
     moves = (n > 0) & ~unusable(status)
     following = torch.where(takes_part & moves, share.clamp_min(0) * w, state)
-    return *finish((w + pull * even) / (1 + pull), status), following
+    return *finish((w + pull * goal) / (1 + pull), status), following
 
 
 def _cross_status(A: Tensor) -> Tensor:
