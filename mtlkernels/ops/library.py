@@ -18,6 +18,9 @@ check_gram = reference.check_gram
 LIBRARY = torch.library.Library("mtlkernels", "FRAGMENT")
 SCHEMAS: dict[str, str] = {}
 
+# A CUDA graph cannot hold an op that reads a tensor back, as the plain solvers do.
+_READS_BACK = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
+
 
 def define(name: str, schema: str) -> Any:
     """Defines an op that a function of the same name in `reference` specifies; returns it."""
@@ -27,33 +30,58 @@ def define(name: str, schema: str) -> Any:
 
 
 def define_solver(name: str, arguments: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Defines an op from K and a method's numbers to weights (T) and status (T); returns a call.
+    """Defines an op from K and a method's numbers to weights (T) and status (T); returns a call."""
+    solve = define_sized(name, f"(Tensor gram{arguments}) -> (Tensor, Tensor)")
+    fake(name)(_fake_solver)
+    refuse_gradients(name)
+    return lambda gram, *numbers: solve(gram.shape[0], gram, *numbers)
 
-    Native solvers hold their problem in on-chip memory; above their size torch serves, and says so.
+
+def define_sized(name: str, schema: str) -> Callable[..., Any]:
+    """Defines an op whose kernels take up to `MAX_NATIVE_TASKS` tasks; returns a call.
+
+    Native solvers hold their problem in on-chip memory. Above their size the function in
+    `reference` serves, with a warning. torch.compile cannot trace it, as it branches on numbers, so
+    a compiled graph gets it as an op of its own, "plain_" + name.
+
+    Returns:
+        A function of the number of tasks and the op's arguments.
     """
-    op = define(name, f"(Tensor gram{arguments}) -> (Tensor, Tensor)")
-    torch.library.register_fake(f"mtlkernels::{name}", _fake_solver, lib=LIBRARY)
-    torch.library.register_autograd(f"mtlkernels::{name}", refuse_backward, lib=LIBRARY)
+    op = define(name, schema)
+    LIBRARY.define(f"plain_{name}{schema}", tags=_READS_BACK)
+    LIBRARY.impl(f"plain_{name}", getattr(reference, name), "CompositeExplicitAutograd")
+    in_graph = getattr(torch.ops.mtlkernels, f"plain_{name}").default
     plain = getattr(reference, name)
 
-    def solve(gram: Tensor, *numbers: object) -> tuple[Tensor, Tensor]:
-        if fits_native(gram.shape[0]):
-            return call(op, gram, *numbers)
-        return plain(gram, *numbers)
+    def solve(num_tasks: int, *args: object) -> Any:
+        if num_tasks <= MAX_NATIVE_TASKS:
+            return call(op, *args)
+        if torch.compiler.is_compiling():
+            return in_graph(*args)
+        warnings.warn(
+            f"{num_tasks} tasks are more than the {MAX_NATIVE_TASKS} that native solvers take: "
+            "the plain torch solver serves, more slowly",
+            stacklevel=4,
+        )
+        return plain(*args)
 
     return solve
 
 
-def fits_native(num_tasks: int) -> bool:
-    """Whether native solvers take that many tasks; warns where they do not."""
-    if num_tasks <= MAX_NATIVE_TASKS:
-        return True
-    warnings.warn(
-        f"{num_tasks} tasks are more than the {MAX_NATIVE_TASKS} that native solvers take: "
-        "the plain torch solver serves, more slowly",
-        stacklevel=4,
-    )
-    return False
+def fake(name: str) -> Callable[[Callable[..., Any]], None]:
+    """A decorator: what an op of `define_sized` returns while shapes alone are known."""
+
+    def register(fn: Callable[..., Any]) -> None:
+        for each in (name, f"plain_{name}"):
+            torch.library.register_fake(f"mtlkernels::{each}", fn, lib=LIBRARY)
+
+    return register
+
+
+def refuse_gradients(name: str) -> None:
+    """Makes a backward through an op of `define_sized` raise."""
+    for each in (name, f"plain_{name}"):
+        torch.library.register_autograd(f"mtlkernels::{each}", refuse_backward, lib=LIBRARY)
 
 
 def call(op: Callable[..., Any], *args: object) -> Any:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from mtlkernels import reference
-from mtlkernels.ops.library import LIBRARY, call, define, define_solver, fits_native
+from mtlkernels.ops.library import define_sized, define_solver, fake
 
-_task_status = define("task_status", "(Tensor gram) -> Tensor")
-_visiting_order = define("visiting_order", "(Tensor seed, Tensor step, int num_tasks) -> Tensor")
+_task_status = define_sized("task_status", "(Tensor gram) -> Tensor")
+_visiting_order = define_sized(
+    "visiting_order", "(Tensor seed, Tensor step, int num_tasks) -> Tensor"
+)
 
 
 def task_status(gram: Tensor) -> Tensor:
@@ -21,7 +23,7 @@ def task_status(gram: Tensor) -> Tensor:
         RuntimeError: as every solver on the CPU, where K_tt < 0, or K_tj and K_jt differ by more
             than 1e-6 of their size; on a device these are INVALID_GRAM.
     """
-    return call(_task_status, gram) if fits_native(len(gram)) else reference.task_status(gram)
+    return _task_status(len(gram), gram)
 
 
 def visiting_order(seed: Tensor, step: Tensor, num_tasks: int) -> Tensor:
@@ -35,9 +37,7 @@ def visiting_order(seed: Tensor, step: Tensor, num_tasks: int) -> Tensor:
     Returns:
         (T, T-1) int64: row i is a permutation of the other tasks.
     """
-    if fits_native(num_tasks):
-        return call(_visiting_order, seed, step, num_tasks)
-    return reference.visiting_order(seed, step, num_tasks)
+    return _visiting_order(num_tasks, seed, step, num_tasks)
 
 
 _pcgrad = define_solver("pcgrad", ", Tensor order, bool mean")
@@ -57,7 +57,7 @@ def pcgrad(gram: Tensor, order: Tensor, mean: bool = False) -> tuple[Tensor, Ten
     return _pcgrad(gram, order, mean)
 
 
-_pcgrad_drawn = define(
+_pcgrad_drawn = define_sized(
     "pcgrad_drawn", "(Tensor gram, Tensor seed, Tensor(a!) step, bool mean) -> (Tensor, Tensor)"
 )
 
@@ -81,9 +81,7 @@ def pcgrad_drawn(
         order = visiting_order(seed, step, len(gram))
         step.add_(1)
         return pcgrad(gram, order, mean)
-    if fits_native(len(gram)):
-        return call(_pcgrad_drawn, gram, seed, step, mean)
-    return reference.pcgrad_drawn(gram, seed, step, mean)
+    return _pcgrad_drawn(len(gram), gram, seed, step, mean)
 
 
 class Rescale(IntEnum):
@@ -149,18 +147,18 @@ def avgnorm(gram: Tensor, scale: int, constant: float = 1.0) -> tuple[Tensor, Te
     return _avgnorm(gram, scale, constant)
 
 
-@torch.library.register_fake("mtlkernels::task_status", lib=LIBRARY)
+@fake("task_status")
 def _(gram: Tensor) -> Tensor:
     reference.check_gram(gram)
     return gram.new_empty(gram.shape[0], dtype=torch.int64)
 
 
-@torch.library.register_fake("mtlkernels::visiting_order", lib=LIBRARY)
+@fake("visiting_order")
 def _(seed: Tensor, step: Tensor, num_tasks: int) -> Tensor:
     return seed.new_empty((num_tasks, num_tasks - 1))
 
 
-@torch.library.register_fake("mtlkernels::pcgrad_drawn", lib=LIBRARY)
+@fake("pcgrad_drawn")
 def _(gram: Tensor, seed: Tensor, step: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
     reference.check_gram(gram)
     return gram.new_empty(gram.shape[0]), gram.new_empty(gram.shape[0], dtype=torch.int64)

@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 from mtlkernels import reference
-from mtlkernels.ops.library import LIBRARY, call, define, fits_native, refuse_backward
+from mtlkernels.ops.library import LIBRARY, call, define, define_sized, fake, refuse_gradients
 
 onto_simplex = reference.onto_simplex  # a few torch ops on T numbers: differentiable, no kernel
 
-_gradvac = define(
+_gradvac = define_sized(
     "gradvac",
     "(Tensor gram, Tensor order, Tensor phi, float beta, bool corrected)"
     " -> (Tensor, Tensor, Tensor)",
 )
-_gradnorm = define(
+_gradnorm = define_sized(
     "gradnorm",
     "(Tensor gram, Tensor losses, Tensor state, Tensor start, float alpha, float rate)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
-_simplex_descent = define(
+_simplex_descent = define_sized(
     "simplex_descent",
     "(Tensor gram, Tensor state, int rounds, float rate, float momentum, float pull, float damping,"
     " bool relative) -> (Tensor, Tensor, Tensor)",
@@ -28,7 +28,7 @@ _simplex_descent = define(
 _normal_numbers = define("normal_numbers", "(Tensor seed, Tensor step, int n) -> Tensor")
 
 for _name in ("gradvac", "gradnorm", "simplex_descent"):
-    torch.library.register_autograd(f"mtlkernels::{_name}", refuse_backward, lib=LIBRARY)
+    refuse_gradients(_name)
 
 
 def gradvac(
@@ -46,9 +46,7 @@ def gradvac(
     Returns:
         weights (T) float64, status (T) int64 and the next step's targets (T, T).
     """
-    if fits_native(len(gram)):
-        return call(_gradvac, gram, order, phi, beta, corrected)
-    return reference.gradvac(gram, order, phi, beta, corrected)
+    return _gradvac(len(gram), gram, order, phi, beta, corrected)
 
 
 def gradnorm(
@@ -67,9 +65,7 @@ def gradnorm(
     Returns:
         weights (T) float64 of this step, status (T) int64, and the next step's state and start.
     """
-    if fits_native(len(gram)):
-        return call(_gradnorm, gram, losses, state, start, alpha, rate)
-    return reference.gradnorm(gram, losses, state, start, alpha, rate)
+    return _gradnorm(len(gram), gram, losses, state, start, alpha, rate)
 
 
 def simplex_descent(
@@ -102,9 +98,7 @@ def simplex_descent(
     numbers = (rounds, rate, momentum, pull, damping, relative)
     if preference is not None:
         return reference.simplex_descent(gram, state, *numbers, preference)
-    if fits_native(len(gram)):
-        return call(_simplex_descent, gram, state, *numbers)
-    return reference.simplex_descent(gram, state, *numbers)
+    return _simplex_descent(len(gram), gram, state, *numbers)
 
 
 def normal_numbers(seed: Tensor, step: Tensor, n: int) -> Tensor:
@@ -112,7 +106,7 @@ def normal_numbers(seed: Tensor, step: Tensor, n: int) -> Tensor:
     return call(_normal_numbers, seed, step, n)
 
 
-@torch.library.register_fake("mtlkernels::gradvac", lib=LIBRARY)
+@fake("gradvac")
 def _(
     gram: Tensor, order: Tensor, phi: Tensor, beta: float, corrected: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,7 +115,7 @@ def _(
     return gram.new_empty(gram.shape[0]), status, torch.empty_like(phi)
 
 
-@torch.library.register_fake("mtlkernels::gradnorm", lib=LIBRARY)
+@fake("gradnorm")
 def _(
     gram: Tensor, losses: Tensor, state: Tensor, start: Tensor, alpha: float, rate: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -131,7 +125,7 @@ def _(
     return weights, status, following, first
 
 
-@torch.library.register_fake("mtlkernels::simplex_descent", lib=LIBRARY)
+@fake("simplex_descent")
 def _(gram: Tensor, state: Tensor, *_: float) -> tuple[Tensor, Tensor, Tensor]:
     reference.check_gram(gram)
     status = gram.new_empty(gram.shape[0], dtype=torch.int64)
