@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,14 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from mtlkernels.backward_errors import explained
 from mtlkernels.cut import Cut, stopped_at
 from mtlkernels.joins import root
 
 Row = list[Tensor | None]
-
-
-class CannotBatchError(RuntimeError):
-    """Something in a model has no backward for a batch of gradients."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ def task_gradients(
         if scale is not None:
             seed = seed * scale.to(seed)
         retain = retain_graph or t < len(losses) - 1
-        row: Row = list(_grad([start], params, [seed], retain))
+        row: Row = list(_grad([start], params, [seed], retain, again=t > 0))
         rows.append(row if keep is None else keep(row))
     return rows
 
@@ -127,7 +123,7 @@ def gradients_above(
             wanted: list[Tensor | GradientEdge] = [params[p] for p in own]
             wanted += [cut.edges[e] for e in crossed]
             passed.clear()
-            found = _grad([edge], wanted, [seed], retain) if wanted else ()
+            found = _grad([edge], wanted, [seed], retain, again=t > 0) if wanted else ()
             row: Row = [None] * len(params)
             for p, grad in zip(own, found, strict=False):
                 row[p] = grad
@@ -144,13 +140,17 @@ def gradients_below(
     cotangents: Sequence[Tensor | None],
     params: Sequence[Tensor],
     retain_graph: bool = False,
+    again: bool = False,
 ) -> Row:
-    """One backward from the cut's edges; P gradients, None where they do not reach."""
+    """One backward from the cut's edges; P gradients, None where they do not reach.
+
+    again: whether another backward ran through that part of the graph before.
+    """
     passed = [(edge, c) for edge, c in zip(cut.edges, cotangents, strict=True) if c is not None]
     if not passed or not params:
         return [None] * len(params)
     edges, seeds = zip(*passed, strict=True)
-    return list(_grad(edges, params, seeds, retain_graph))
+    return list(_grad(edges, params, seeds, retain_graph, again=again))
 
 
 def add_below(
@@ -158,15 +158,18 @@ def add_below(
     cotangents: Sequence[Tensor | None],
     params: Sequence[Tensor],
     retain_graph: bool = False,
+    again: bool = False,
 ) -> None:
     """One backward from the cut's edges that adds to .grad, as `loss.backward()` does.
 
     So it takes no memory beside .grad, and no copy.
+
+    again: whether another backward ran through that part of the graph before.
     """
     passed = [(edge, c) for edge, c in zip(cut.edges, cotangents, strict=True) if c is not None]
     if passed and params:
         edges, seeds = zip(*passed, strict=True)
-        with _explained(False):
+        with explained(again=again):
             torch.autograd.backward(edges, seeds, retain_graph=retain_graph, inputs=list(params))
 
 
@@ -241,8 +244,9 @@ def _grad(
     seeds: Sequence[Tensor],
     retain_graph: bool,
     batched: bool = False,
+    again: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    with _explained(batched):
+    with explained(batched, again):
         return torch.autograd.grad(
             cast("Sequence[Tensor]", outputs),
             cast("Sequence[Tensor]", inputs),
@@ -251,28 +255,6 @@ def _grad(
             allow_unused=True,
             is_grads_batched=batched,
         )
-
-
-@contextmanager
-def _explained(batched: bool) -> Iterator[None]:
-    """torch's errors that a person can do something about, with what that is."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "donated buffer" in str(error):
-            raise RuntimeError(
-                "a compiled model gave the memory of its activations away: its backward was "
-                "compiled, in this process or by an earlier one that cached it, for one backward "
-                "a forward, and several losses take more. Set "
-                "torch._functorch.config.donated_buffer = False before the model first runs"
-            ) from error
-        told_apart = isinstance(error, torch.OutOfMemoryError) or "second time" in str(error)
-        if batched and not told_apart:
-            raise CannotBatchError(
-                "torch cannot batch this model's backward (the error above says where): leave out "
-                'collect="batched", or give measure= with apply="backward"'
-            ) from error
-        raise
 
 
 def stack(values: Sequence[Tensor]) -> Tensor:

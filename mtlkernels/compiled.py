@@ -16,6 +16,12 @@ from mtlkernels.scaling import Scaler
 
 Result = TypeVar("Result")
 
+_NO_CHECKPOINTS = (
+    "this torch recomputes what torch.utils.checkpoint dropped for one backward in a compiled "
+    "graph, and compile_step takes one for each loss: leave the checkpoint out, or compile the "
+    "model alone and call backward outside, where checkpoints work"
+)
+
 
 def compile_step(fn: Callable[..., Result] | None = None, **options: Any) -> Any:
     """torch.compile, in one graph, of a function that runs a model and backward(losses).
@@ -34,7 +40,8 @@ def compile_step(fn: Callable[..., Result] | None = None, **options: Any) -> Any
     What autograd's graph would tell is not there. So each loss has to be computed for itself:
     entries of one `torch.stack` or `torch.cat` would make heads pass for shared, without an error.
     `measure=`, `features=`, `apply=`, `every=` and `collect=` are refused. Hooks on activations
-    run, those on parameters do not.
+    run, those on parameters do not. Above 64 tasks the plain torch solver is one
+    node of the graph; it reads K back to the host, and a warning cannot be given here.
 
     Args:
         fn: takes tensors, calls `mtlkernels.backward` or an MTLOptimizer's `backward`. Everything
@@ -45,6 +52,8 @@ def compile_step(fn: Callable[..., Result] | None = None, **options: Any) -> Any
     Raises:
         NotImplementedError: this torch cannot trace backwards inside a compiled function.
         ValueError: options say fullgraph=False.
+        RuntimeError: when it is called, where the model uses torch.utils.checkpoint, which torch
+            does not recompute for several backwards in one graph.
     """
     if fn is None:
         return functools.partial(compile_step, **options)
@@ -62,8 +71,13 @@ def compile_step(fn: Callable[..., Result] | None = None, **options: Any) -> Any
 
     @functools.wraps(fn)
     def step(*args: Any, **kwargs: Any) -> Result:
-        with config.patch(trace_autograd_ops=True):
-            return compiled(*args, **kwargs)
+        try:
+            with config.patch(trace_autograd_ops=True):
+                return compiled(*args, **kwargs)
+        except RuntimeError as error:
+            if "disjoint backward regions" in str(error) or "extra time" in str(error):
+                raise RuntimeError(_NO_CHECKPOINTS) from error
+            raise
 
     return step
 

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mtlkernels.backward_errors import CannotBatchError
 from mtlkernels.collect import (
-    CannotBatchError,
     Row,
     gradients_above,
     gradients_below,

@@ -58,7 +58,8 @@ def backward_weighted(
         weigh, on_features = cast(Weighting, method), features is not None
         found = measured_weights(heads, params, weigh, losses, options, on_features, scale)
     assert found.weights is not None
-    write_weighted(heads, params, found.weights, retain_graph)
+    again = kept is None and features is None
+    write_weighted(heads, params, found.weights, retain_graph, again=again)
     collected = f"one weighted backward, {where}"
     return Report(tasks, found.gram, found.weights, losses, found.status, collected)
 
@@ -137,8 +138,9 @@ def gradients_of(heads: Heads, params: Sequence[Tensor], members: Sequence[Tenso
     """T backwards from the cut to some parameters and no further, with what they get above it."""
     place = {id(param): p for p, param in enumerate(params)}
     rows = []
-    for above, cotangents in zip(heads.above.rows, heads.above.cotangents, strict=True):
-        below = gradients_below(heads.cut, cotangents, members, retain_graph=True)
+    passes = zip(heads.above.rows, heads.above.cotangents, strict=True)
+    for t, (above, cotangents) in enumerate(passes):
+        below = gradients_below(heads.cut, cotangents, members, True, again=t > 0)
         own = [above[place[id(member)]] for member in members]
         rows.append([_sum(a, b) for a, b in zip(own, below, strict=True)])
     return rows
@@ -184,8 +186,13 @@ def write_weighted(
     weights: Tensor,
     retain_graph: bool = False,
     into: Sequence[Tensor] | None = None,
+    again: bool = False,
 ) -> None:
-    """The backward below the cut, and all .grad; `into`: whose, if not the parameters' own."""
+    """The backward below the cut, and all .grad.
+
+    into: whose .grad, if not the parameters' own.
+    again: whether another backward ran below the cut before.
+    """
     written = params if into is None else into
     cut, above = heads.cut, heads.above
     ones = torch.ones_like(weights)
@@ -204,10 +211,11 @@ def write_weighted(
         seeds = combine_features(above.cotangents, own)
         given = [params[p] for p in members]
         if into is None:
-            add_below(cut, seeds, given, retain)
+            add_below(cut, seeds, given, retain, again or i > 0)
             continue
         below: Row = [None] * len(params)
-        for p, grad in zip(members, gradients_below(cut, seeds, given, retain), strict=True):
+        found = gradients_below(cut, seeds, given, retain, again or i > 0)
+        for p, grad in zip(members, found, strict=True):
             below[p] = grad
         sums.append((group_gradients([below], params), ones[:1]))
     with torch.no_grad():

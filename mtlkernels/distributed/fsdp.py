@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from mtlkernels.backward_errors import explained
 from mtlkernels.collect import Row, Starts, starts
 from mtlkernels.distributed.grad_rows import rows_of_grad
 from mtlkernels.distributed.placements import Held
@@ -55,7 +56,8 @@ class FullyShard:
             passes.append(slice(len(losses)))
 
         def backward(tasks: slice, last: bool) -> None:
-            with self._resharding(last):
+            again = tasks is not passes[0]
+            with self._resharding(last), explained(again=again):
                 torch.autograd.backward(
                     cast(Any, begun.edges[tasks]),
                     begun.seeds[tasks],
