@@ -215,17 +215,22 @@ def shared_positions(
 ) -> set[int]:
     """Positions of the parameters to balance: those named, or those that two losses reach.
 
+    There may be none: where the trunk is frozen or detached, losses reach heads alone.
+
     Args:
         reached: P numbers, how many of the losses reach each parameter, counted up to 2 at least.
         tasks: T; of one loss, all that it reaches is to be balanced.
         params: P parameters.
-        shared: those that were named, if any.
+        shared: those that were named, if any; frozen ones count as reached by none.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no loss reaches any parameter, or none of those named although they are
+            trainable and losses share others.
     """
     found = shared_among(reached, tasks, params, shared)
-    if not any(reached[p] for p in found):
+    found = {p for p in found if reached[p]}
+    named = shared is not None and any(member.requires_grad for member in shared)
+    if not any(reached) or (not found and named and max(reached) > 1):
         raise no_shared(shared)
     return found
 
@@ -241,13 +246,16 @@ def shared_among(
 
 
 def no_shared(shared: Sequence[Tensor] | None) -> ValueError:
-    """What to raise where nothing is to be balanced."""
+    """What to raise where nothing is to be balanced, and no head is reached either."""
     if shared is None:
         return ValueError(
-            "no parameter is shared: no two losses reach the same one, so there is nothing to "
-            "balance. Use sum(losses).backward(), or name the parameters with shared="
+            "no loss reaches any of the parameters, so no parameter is shared: the losses were "
+            "computed from others, or from copies"
         )
-    return ValueError("no loss reaches any of the parameters that shared= names")
+    return ValueError(
+        "no loss reaches any of the parameters that shared= names: name those that the losses are "
+        "computed from"
+    )
 
 
 def several_ranks() -> bool:

@@ -92,10 +92,12 @@ def backward(
 
     Shared parameters, those that at least two losses reach, get the method's direction. The others,
     the heads, get the plain sum of the gradients that reach them, which for one loss is its own. A
-    parameter that no loss reaches keeps its .grad, None included. Like any use of
+    parameter that no loss reaches keeps its .grad, None included. Where the trunk is frozen or
+    detached and losses reach heads alone, the method is not asked: K is 0, the weights are 1, and
+    the report's `collected` says so. Like any use of
     `torch.autograd.grad`, the backwards run a parameter's own tensor hooks once a task and run no
-    post-accumulate-grad hooks. The .grad of a dtype
-    and device are views of one vector, but for those that one weighted backward makes (see below).
+    post-accumulate-grad hooks. The .grad of a dtype and device are views of one vector, but for
+    those that one weighted backward makes (see below).
 
     Most of a step is the T backwards. `measure=`, `features=` and `apply="backward"` take one
     backward of the weighted sum through what is shared, and get the weights from less; heads cost
@@ -151,8 +153,8 @@ def backward(
 
     Raises:
         TypeError, ValueError: losses, params or shared are not what they have to be, or no
-            parameter is shared; parts do not hold each shared parameter once; or an option is given
-            that the method, or another option, has no use for. Nothing has been written then.
+            parameter is reached; parts do not hold each shared parameter once; or an option is
+            given that the method, or another option, has no use for. Nothing has been written then.
         RuntimeError: a compiled model gave away memory that a second backward needs, the backward
             cannot be batched, or the task gradients do not add up to those of the summed loss.
         NotImplementedError: torch.distributed runs more than one rank, or a parameter is a DTensor:

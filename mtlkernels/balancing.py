@@ -14,6 +14,8 @@ from mtlkernels.families import RowWeighting, Weighting, check_method, takes_row
 from mtlkernels.layout import Group
 from mtlkernels.report import Status, direction_norm
 
+HEADS_ALONE = ", heads alone: no shared parameter is reached"  # after how gradients came about
+
 
 @dataclass
 class Balanced:
@@ -65,6 +67,41 @@ def balance_gram(
     if max_norm is not None:
         weights = clip_weights(weights, gram, max_norm)
     return Balanced(gram, weights, status)
+
+
+def unasked(
+    method: Weighting | RowWeighting, num_tasks: int, losses: Tensor, num_parts: int | None = None
+) -> Balanced:
+    """The answer where no parameter is to be balanced: the method is not asked, its state stays.
+
+    K is 0, the weights are 1 and the status of finite losses says ZERO_GRADIENT.
+    """
+    if takes_rows(method):
+        one = torch.ones(num_tasks, dtype=torch.float64, device=losses.device)
+        status = torch.where(losses.isfinite(), Status.ZERO_GRADIENT.value, Status.NON_FINITE.value)
+        return Balanced(None, one if method.weighs else None, status, [])
+    return balance_gram(no_gram(num_tasks, losses.device, num_parts), Unasked(), losses)
+
+
+def no_gram(num_tasks: int, device: torch.device, num_parts: int | None = None) -> Tensor:
+    """K of no parameter: (T, T) zeros, with parts (B, T, T)."""
+    shape = (num_tasks, num_tasks) if num_parts is None else (num_parts, num_tasks, num_tasks)
+    return torch.zeros(shape, dtype=torch.float64, device=device)
+
+
+class Unasked:
+    """In the place of a method where K is of no parameter: weights 1, NaN where K says so."""
+
+    takes_parts = True
+    status: Tensor
+
+    def __call__(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        whole = gram.sum(dim=0) if gram.dim() == 3 else gram
+        self.status = ops.task_status(whole)
+        if losses is not None:
+            bad = torch.where(losses.isfinite(), 0, Status.NON_FINITE.value).to(whole.device)
+            self.status = torch.where(bad == 0, self.status, bad)
+        return 1 + 0 * gram.diagonal(dim1=-2, dim2=-1)
 
 
 def clip_weights(weights: Tensor, gram: Tensor, max_norm: float) -> Tensor:

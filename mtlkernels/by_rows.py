@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels.arguments import shared_positions
-from mtlkernels.balancing import balance
+from mtlkernels.balancing import HEADS_ALONE, balance, unasked
 from mtlkernels.combining import add_direction, add_weighted_sum
 from mtlkernels.families import RowWeighting, Weighting
 from mtlkernels.layout import TaskGrads, check_lengths, group_gradients
@@ -19,7 +19,10 @@ from mtlkernels.rows import Rows
 
 @torch.no_grad()
 def combine_rows(rows: Rows, method: Weighting | RowWeighting, options: Options) -> Report:
-    """The part of `backward` after the backwards: T lists of P gradients in, .grad out."""
+    """The part of `backward` after the backwards: T lists of P gradients in, .grad out.
+
+    Where no shared parameter is reached, heads get their gradients and the method is not asked.
+    """
     options.check(method)
     grads, params, parts = rows.grads, rows.params, options.parts
     check_lengths(grads, params)
@@ -28,15 +31,20 @@ def combine_rows(rows: Rows, method: Weighting | RowWeighting, options: Options)
     groups = [group_gradients(columns(grads, part), [params[p] for p in part]) for part in sections]
     head_groups = group_gradients(columns(grads, heads), [params[p] for p in heads])
 
-    found = balance(
-        groups, len(grads), method, rows.losses, parts is not None, rows.scale, options.max_norm
-    )
+    collected = rows.collected
+    if balanced:
+        found = balance(
+            groups, len(grads), method, rows.losses, parts is not None, rows.scale, options.max_norm
+        )
+    else:
+        found = unasked(method, len(grads), rows.losses, None if parts is None else len(parts))
+        collected += HEADS_ALONE
     add_direction(groups, found, [[params[p] for p in part] for part in sections])
     head_weights = found.weights
     if head_weights is None or not options.weight_heads:
         head_weights = torch.ones_like(found.status, dtype=torch.float64)
     add_weighted_sum(head_groups, head_weights, [params[p] for p in heads])
-    return Report(rows.tasks, found.gram, found.weights, rows.losses, found.status, rows.collected)
+    return Report(rows.tasks, found.gram, found.weights, rows.losses, found.status, collected)
 
 
 def reach(task_grads: TaskGrads) -> list[int]:

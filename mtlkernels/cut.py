@@ -98,8 +98,8 @@ def cut_at_features(
         params: P leaves.
 
     Raises:
-        TypeError, ValueError: a feature is no tensor or has no graph, or a loss is computed from
-            none of them.
+        TypeError, ValueError: a feature is no tensor or has no graph, or a loss that is computed
+            from none of them reaches more than a head of its own.
     """
     if not isinstance(features, Sequence):
         kind = type(features).__name__
@@ -118,15 +118,10 @@ def cut_at_features(
     position = {id(param): p for p, param in enumerate(params)}
     crossed: list[dict[Place, None]] = []
     nodes: list[dict[Node, None]] = []
-    for t, start in enumerate(starts):
+    for start in starts:
         passed: dict[Place, None] = {}
         nodes.append(_reach([(start.node, start.output_nr)], given, passed))
         crossed.append(passed)
-        if not passed and _leaves(nodes[t], position):
-            raise ValueError(
-                f"loss {t} is not computed from the features, so they do not tell how it moves the "
-                "trunk: give all that the heads read, as the heads read it"
-            )
     union = {node: None for own in nodes for node in own}
     entangled = len(union) < sum(map(len, nodes))
     above = [_leaves(own, position) for own in nodes]
@@ -134,6 +129,14 @@ def cut_at_features(
     for passed in crossed:
         if frozenset(passed) not in under:
             under[frozenset(passed)] = _leaves(_reach(list(passed)), position)
+    trunk = {p for leaves in under.values() for p in leaves}
+    for t, (own, passed) in enumerate(zip(above, crossed, strict=True)):
+        others = {p for u, leaves in enumerate(above) if u != t for p in leaves}
+        if not passed and not (trunk | others).isdisjoint(own):
+            raise ValueError(
+                f"loss {t} is not computed from the features, so they do not tell how it moves the "
+                "trunk: give all that the heads read, as the heads read it"
+            )
     reached = [0] * len(params)
     for own, passed in zip(above, crossed, strict=True):
         for p in {*own, *under[frozenset(passed)]}:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.arguments import refuse_reentrant_checkpoints, shared_positions, trainable
-from mtlkernels.balancing import Balanced, balance, balance_gram, total_gram
+from mtlkernels.balancing import HEADS_ALONE, Balanced, balance, balance_gram, total_gram, unasked
 from mtlkernels.collect import (
     Above,
     Row,
@@ -49,7 +49,10 @@ def backward_weighted(
     """One weighted backward, with kept weights or with those of what is measured."""
     losses = stack(values)
     heads = run_heads(values, params, options, features, scale, retain_graph)
-    if kept is not None:
+    if not heads.balanced:
+        where = f"unweighted{HEADS_ALONE}"
+        found = unasked(cast(Weighting, method), len(tasks), losses)
+    elif kept is not None:
         where = "with kept weights"
         found = Balanced(None, kept, torch.where(losses.isfinite(), 0, Status.NON_FINITE.value))
     else:
@@ -95,11 +98,13 @@ def run_heads(
     decide: which parameters, by position, are to be balanced; without it this graph says.
 
     Raises:
-        ValueError: no parameter is shared, or features are none.
+        ValueError: no parameter is reached, or features are none.
     """
     begun = starts(losses, scale)
-    if features is None:
+    if features is None or _without_graph(features):
         cut = cut_at_heads(begun.edges, params)
+        if features is not None and max(cut.reached) > 1:
+            cut = cut_at_features(begun.edges, features, params)  # which says what is wrong
     else:
         cut = cut_at_features(begun.edges, features, params)
     refuse_reentrant_checkpoints(losses, cut.reached)
@@ -109,6 +114,12 @@ def run_heads(
         balanced = decide()
     weighted = set(range(len(params))) if options.weight_heads else balanced
     return Heads(cut, gradients_above(begun, cut, params, retain_graph), balanced, weighted)
+
+
+def _without_graph(features: Sequence[Tensor]) -> bool:
+    """Whether features are what a frozen trunk returns."""
+    given = list(features) if isinstance(features, Sequence) else []
+    return bool(given) and all(isinstance(z, Tensor) and not z.requires_grad for z in given)
 
 
 def measured_weights(

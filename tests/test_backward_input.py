@@ -81,12 +81,11 @@ def test_wrong_parameters_are_told() -> None:
     assert q.grad is None
 
 
-def test_nothing_shared_is_told_and_nothing_written() -> None:
-    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    with pytest.raises(ValueError, match="no parameter is shared"):
-        mtlkernels.backward([p.sum(), q.sum()], [p, q], Mean())
-    assert p.grad is None
-    assert q.grad is None
+def test_nothing_reached_is_told_and_nothing_written() -> None:
+    p, q, r = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    with pytest.raises(ValueError, match=r"no loss reaches any .* no parameter is shared"):
+        mtlkernels.backward([p.sum(), q.sum()], [r], Mean())
+    assert all(param.grad is None for param in (p, q, r))
 
 
 def test_wrong_task_gradients_are_told() -> None:

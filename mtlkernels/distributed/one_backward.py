@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels.arguments import trainable
-from mtlkernels.balancing import total_gram
+from mtlkernels.balancing import HEADS_ALONE, Unasked, no_gram, total_gram
 from mtlkernels.by_losses import weigh_losses
 from mtlkernels.collect import Row, weighted_gradient
 from mtlkernels.distributed.meeting import Meeting, Step
@@ -52,12 +52,15 @@ def weighted_step(
 
     heads = run_heads(now.values, now.params, options, given, now.scale, retain_graph, decide)
     totals = meeting.totals(now.held)
-    if weights is not None:
+    if weights is not None and heads.balanced:
         losses = totals.losses(now.losses, now.scale)
         status = torch.where(losses.isfinite(), 0, Status.NON_FINITE.value)
         gram, told = None, "with kept weights"
     else:
-        if given is not None:
+        if not heads.balanced:
+            gram, method = no_gram(len(now.tasks), now.losses.device), Unasked()
+            told = f"unweighted{HEADS_ALONE}"
+        elif given is not None:
             # The ranks' samples are disjoint, so their rows at the features lie side by side;
             # of a mean over W ranks, each has a W-th.
             gram = feature_gram(heads.above.cotangents) / meeting.ranks**2

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtlkernels.balancing import section_grams
+from mtlkernels.balancing import HEADS_ALONE, Unasked, no_gram, section_grams
 from mtlkernels.by_rows import columns
 from mtlkernels.combining import add_weighted_sum
 from mtlkernels.distributed.placements import Held
@@ -30,6 +30,7 @@ def combine_pieces(
     totals: Totals,
     setting: Setting,
     doubt: Tensor | None = None,
+    asked: bool = True,
 ) -> Report:
     """Adds this rank's piece of the direction to .grad.
 
@@ -41,12 +42,16 @@ def combine_pieces(
         method, options, setting: how.
         totals: where the ranks' parts of K add up.
         doubt: (T) 0, or NaN for a task that this rank knows to be spoilt although K does not.
+        asked: whether any rank has something to balance.
     """
     grads = rows.grads
     groups = piece_groups(grads, held, sections)
     gram = piece_gram(groups, len(grads), options.parts is not None, rows.losses.device)
     if doubt is not None:
         gram = gram + doubt.to(gram.device).diag()
+    collected = rows.collected
+    if not asked:
+        method, collected = Unasked(), collected + HEADS_ALONE
     found, losses = totals.judge(gram, rows.losses, method, rows.scale, options.max_norm, setting)
     assert found.weights is not None
     for part, own, weights in zip(
@@ -59,7 +64,7 @@ def combine_pieces(
     head_weights = found.weights if options.weight_heads else ones.expand(len(grads))
     add_weighted_sum(group_gradients(columns(grads, heads), members), head_weights, members)
     held.hand_back()
-    return Report(rows.tasks, found.gram, found.weights, losses, found.status, rows.collected)
+    return Report(rows.tasks, found.gram, found.weights, losses, found.status, collected)
 
 
 def piece_groups(
@@ -82,5 +87,4 @@ def piece_gram(
     """`section_grams`, and zeros where no task reaches anything that this rank holds."""
     if any(sections):
         return section_grams(sections, num_tasks, parts)
-    shape = (len(sections), num_tasks, num_tasks) if parts else (num_tasks, num_tasks)
-    return torch.zeros(shape, dtype=torch.float64, device=device)
+    return no_gram(num_tasks, device, len(sections) if parts else None)

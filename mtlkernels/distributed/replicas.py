@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels.arguments import Losses, refuse_reentrant_checkpoints
-from mtlkernels.balancing import section_grams
+from mtlkernels.balancing import HEADS_ALONE, Unasked, no_gram, section_grams
 from mtlkernels.by_rows import combine_rows, reach, sections_of
 from mtlkernels.collect import Row, task_gradients
 from mtlkernels.distributed.agreement import judge_together, watched_by
@@ -210,9 +210,14 @@ class Replicas(Meeting):
         local: Tensor | None = None,
     ) -> Report:
         """Gram matrix, weights and direction from the pieces of T rows."""
-        num_sections = 1 if options.parts is None else len(options.parts)
+        parts = None if options.parts is None else len(options.parts)
+        num_sections = 1 if parts is None else parts
         pieces = exchange.parts(num_sections)
-        gram = section_grams(pieces, len(now.tasks), options.parts is not None)
+        if any(pieces):
+            gram = section_grams(pieces, len(now.tasks), options.parts is not None)
+        else:
+            gram = no_gram(len(now.tasks), now.losses.device, parts)
+            method, collected = Unasked(), collected + HEADS_ALONE
         found, losses = self.totals(now.held).judge(
             gram, now.losses, method, now.scale, options.max_norm, self.setting, local
         )

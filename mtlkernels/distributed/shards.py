@@ -190,7 +190,17 @@ class Shards(OfRanks):
         balanced, heads = split(rows.grads, params, options.shared)
         sections = [balanced] if parts is None else sections_of(parts, params, balanced)
         totals = self._totals(held)
-        return combine_pieces(rows, held, sections, heads, method, options, totals, self.setting)
+        return combine_pieces(
+            rows,
+            held,
+            sections,
+            heads,
+            method,
+            options,
+            totals,
+            self.setting,
+            asked=bool(balanced),
+        )
 
     def _by_features(
         self,

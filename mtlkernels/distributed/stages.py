@@ -121,7 +121,8 @@ class Stages(OfRanks):
         shared = shared_among(reached, len(rows.tasks), params, options.shared)
         balanced = [p for p, count in enumerate(reached) if count and p in shared]
         heads = [p for p, count in enumerate(reached) if count and p not in shared]
-        if not self.agreement.host.any(bool(balanced)):
+        asked = self.agreement.host.any(bool(balanced))
+        if not asked and not self.agreement.host.any(bool(heads)):
             raise no_shared(options.shared)
         sections = [balanced] if parts is None else sections_of(parts, params, balanced)
         totals = Totals(
@@ -133,7 +134,7 @@ class Stages(OfRanks):
         )
         doubt = _doubt(rows, held, heads)
         return combine_pieces(
-            rows, held, sections, heads, method, options, totals, self.setting, doubt
+            rows, held, sections, heads, method, options, totals, self.setting, doubt, asked
         )
 
 

@@ -74,8 +74,9 @@ class Reused(GramMethod):
 
     def count(self, tasks: tuple[str, ...]) -> None:
         """Counts a step that the weights have served, the first one too."""
-        self.used += 1
-        self.tasks = tasks
+        if len(self.weights):  # else no step has asked the method yet
+            self.used += 1
+            self.tasks = tasks
 
     def _check(self, num_tasks: int) -> None:
         if len(self.weights) not in (0, num_tasks):
