@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from mtlkernels.backward_errors import explained
 from mtlkernels.cut import Cut, stopped_at
 from mtlkernels.joins import root
+from mtlkernels.overlap import needed_later
 
 Row = list[Tensor | None]
 
@@ -55,9 +56,7 @@ def task_gradients(
     scale: Tensor | None = None,
     keep: Callable[[Row], Row] | None = None,
 ) -> list[Row]:
-    """T backwards over one graph; the last frees it unless told otherwise.
-
-    What only an earlier loss went through, its head, is freed with that loss.
+    """T backwards, see `rows_of_tasks`.
 
     Args:
         losses: T scalar losses.
@@ -71,15 +70,22 @@ def task_gradients(
         T lists of P gradients, None where the loss does not reach the parameter. They are
         autograd's own tensors: they may be expanded or share memory.
     """
-    rows: list[Row] = []
-    for t, loss in enumerate(losses):
-        start, seed = root(loss)
-        if scale is not None:
-            seed = seed * scale.to(seed)
-        retain = retain_graph or t < len(losses) - 1
-        row: Row = list(_grad([start], params, [seed], retain, again=t > 0))
-        rows.append(row if keep is None else keep(row))
-    return rows
+    rows = rows_of_tasks(losses, params, retain_graph, scale)
+    return [row if keep is None else keep(row) for row in rows]
+
+
+def rows_of_tasks(
+    losses: Sequence[Tensor],
+    params: Sequence[Tensor],
+    retain_graph: bool = False,
+    scale: Tensor | None = None,
+) -> Iterator[Row]:
+    """A backward a task. Each frees its graph, but where a later one goes through some of it."""
+    roots = [root(loss) for loss in losses]
+    later = needed_later([start for start, _ in roots])
+    for t, (start, seed) in enumerate(roots):
+        seed = seed if scale is None else seed * scale.to(seed)
+        yield list(_grad([start], params, [seed], retain_graph or later[t], again=t > 0))
 
 
 def weighted_gradient(

@@ -176,7 +176,8 @@ def collect_rows(
     """
     if trial is not None:
         with trial.over(losses, scale, retain_graph):
-            rows, told = collect_rows(losses, params, how, dtype, scale, retain_graph=True)
+            kept = retain_graph or trial.retains
+            rows, told = collect_rows(losses, params, how, dtype, scale, kept)
             trial.weigh(*rows)
         trial.add(*rows)
         trial.judge()

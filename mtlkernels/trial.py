@@ -45,6 +45,8 @@ class Trial:
 
     Attributes:
         compared: whether there were finite numbers to compare.
+        retains: whether the passes have to keep the graph: not where tasks share leaves alone, as
+            those of separate batches do.
         written: parameters, by position, whose .grad a pass wrote to by itself.
         differing: parameters, by position, whose task gradients do not add up; worst first.
     """
@@ -57,6 +59,7 @@ class Trial:
     ) -> None:
         self.params, self.names, self.local = params, names, local
         self.compared = False
+        self.retains = True
         self.written: list[int] = []
         self.differing: list[int] = []
         self._compared: Sequence[int] = ()
@@ -72,7 +75,7 @@ class Trial:
     def over(
         self, losses: Sequence[Tensor], scale: Tensor | None = None, retain_graph: bool = False
     ) -> Iterator[None]:
-        """T backward passes from the losses happen in here, each of which retains the graph.
+        """T backward passes from the losses happen in here; they keep the graph where it `retains`.
 
         `weigh` is to be called with each pass's gradients before the end.
 
@@ -82,6 +85,7 @@ class Trial:
         begun = starts(losses, scale)
         cut = cut_at_heads(begun.edges, self.params)
         self._start(cut.below, cut.edges)
+        self.retains = any(edge.node.next_functions for edge in cut.edges)
         with self.watched(), crossing(cut, begun.edges, begun.seeds) as crossed:
             yield
             seeds: Row = [None] * len(cut.edges)

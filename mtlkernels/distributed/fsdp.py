@@ -19,6 +19,7 @@ from mtlkernels.backward_errors import explained
 from mtlkernels.collect import Row, Starts, starts
 from mtlkernels.distributed.grad_rows import rows_of_grad
 from mtlkernels.distributed.placements import Held
+from mtlkernels.overlap import needed_later
 from mtlkernels.trial import Trial
 
 
@@ -52,19 +53,22 @@ class FullyShard:
         """
         begun = starts(losses, scale)
         passes = [slice(t, t + 1) for t in range(len(losses))]
+        later = needed_later(begun.edges)
         if trial is not None:
             passes.append(slice(len(losses)))
+            later = [True] * len(losses) + [False]
 
-        def backward(tasks: slice, last: bool) -> None:
+        def backward(tasks: slice, needed: bool, last: bool) -> None:
             again = tasks is not passes[0]
             with self._resharding(last), explained(again=again):
                 torch.autograd.backward(
                     cast(Any, begun.edges[tasks]),
                     begun.seeds[tasks],
-                    retain_graph=retain_graph or not last,
+                    retain_graph=retain_graph or needed,
                 )
 
-        runs = [partial(backward, tasks, tasks is passes[-1]) for tasks in passes]
+        pairs = zip(passes, later, strict=True)
+        runs = [partial(backward, own, needed, own is passes[-1]) for own, needed in pairs]
         try:
             rows = rows_of_grad(held, runs)[0]
         finally:

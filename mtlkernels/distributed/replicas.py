@@ -17,7 +17,7 @@ from torch import Tensor
 from mtlkernels.arguments import Losses, refuse_reentrant_checkpoints
 from mtlkernels.balancing import HEADS_ALONE, Unasked, no_gram, section_grams
 from mtlkernels.by_rows import combine_rows, reach, sections_of
-from mtlkernels.collect import Row, task_gradients
+from mtlkernels.collect import Row, rows_of_tasks
 from mtlkernels.distributed.agreement import judge_together, watched_by
 from mtlkernels.distributed.meeting import Meeting, Step
 from mtlkernels.distributed.one_backward import loss_step, weighted_step
@@ -127,7 +127,7 @@ class Replicas(Meeting):
             with watched_by(trial, now.values, now.scale, retain_graph):
                 rows, told = collect_rows(
                     *(now.values, now.params, options.collect, options.rows_dtype, now.scale),
-                    retain_graph=retain_graph or trial is not None,
+                    retain_graph=retain_graph or (trial is not None and trial.retains),
                 )
                 rows = [now.held.row(row) for row in rows]
                 if trial is not None:
@@ -143,15 +143,14 @@ class Replicas(Meeting):
         with torch.no_grad():
             sender = _Sender(exchange, last, options.weight_heads)
             with watched_by(trial, now.values, now.scale, retain_graph):
-                for t, value in enumerate(now.values):
-                    retain = retain_graph or t < last or trial is not None
-                    (row,) = task_gradients([value], now.params, retain, now.scale)
-                    row = now.held.row(row)
+                retain = retain_graph or (trial is not None and trial.retains)
+                for row in rows_of_tasks(now.values, now.params, retain, now.scale):
+                    own = now.held.row(row)
                     if trial is not None:
-                        trial.weigh(row)
-                        trial.add(row)
-                    sender.send(row)
-                    del row
+                        trial.weigh(own)
+                        trial.add(own)
+                    sender.send(own)
+                    del row, own
             while sender.task <= last:  # the other ranks wait for what a failed pass did not give
                 sender.send([None] * len(now.params))
         self._judge(check, trial, now)

@@ -167,7 +167,7 @@ class Shards(OfRanks):
         else:
             rows = []
             with watched_by(trial, values, scale, retain_graph):
-                retain = retain_graph or trial is not None
+                retain = retain_graph or (trial is not None and trial.retains)
                 rows = task_gradients(values, kept, retain, scale, held.row)
                 if trial is not None:
                     trial.weigh(*rows)
