@@ -39,7 +39,7 @@ def root(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor]:
     """
     start: Tensor | GradientEdge = loss
     seed = torch.ones_like(loss)
-    if loss.grad_fn is None or torch.compiler.is_compiling():  # no graph to look at
+    if torch.compiler.is_compiling() or loss.grad_fn is None:  # no graph to look at
         return start, seed
     place, index = (loss.grad_fn, loss.output_nr), 0
     while (step := _behind(place, index)) is not None:
