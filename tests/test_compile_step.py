@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import mtlkernels
 from mtlkernels import CAGrad, GradDrop, MTLOptimizer, PCGrad, compile_step
 from mtlkernels.arguments import named_losses
+from mtlkernels.joins import root
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 inductor = pytest.mark.skipif(not has_cpp_compiler(), reason="inductor finds no C++ compiler")
@@ -124,6 +125,20 @@ def test_losses_are_not_compared_by_id_while_tracing(monkeypatch) -> None:
     monkeypatch.setattr("mtlkernels.arguments.id", untraceable, raising=False)
     losses = Model()(batches([6])[0])
     assert named_losses(losses) == (tuple(losses), list(losses.values()))
+
+
+class Untraceable(Tensor):
+    """A loss while torch 2.12 traces: its grad_fn cannot be looked at."""
+
+    @property
+    def grad_fn(self) -> None:
+        raise AssertionError("grad_fn of a loss")
+
+
+def test_the_graph_is_not_looked_at_while_tracing(monkeypatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    loss = torch.zeros(()).as_subclass(Untraceable)
+    assert root(loss)[0] is loss
 
 
 def test_gradients_keep_their_addresses() -> None:
