@@ -1,5 +1,6 @@
 # From a clean clone: `make demo` and `make test` create .venv, install torch, build the extension and run.
-# TORCH names another torch to install, for example TORCH=torch==2.11.0.
+# TORCH and PYTHON name others, for example `make test TORCH=torch==2.11.0 PYTHON=python3.12`: each pair has an environment of
+# its own, .venv-python3.12-torch2.11.0.
 
 TORCH ?= torch==2.13.0
 # Runs of the study at a time, each on one thread.
@@ -9,7 +10,8 @@ PYTHON ?= python3
 GPU_PYTHON ?= python3.12
 GPU_TORCH ?= torch==2.11.0
 GPU_ARCH ?= 9.0
-VENV := .venv
+OTHERS := $(filter command environment,$(foreach name,TORCH PYTHON,$(origin $(name))))
+VENV := .venv$(if $(OTHERS),-$(notdir $(PYTHON))-$(subst =,,$(TORCH)))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
@@ -64,7 +66,7 @@ dist-check:
 	MTLKERNELS_DIST=nccl $(PYTHON) -m pytest -m dist tests/test_distributed.py tests/test_self_check_ranks.py
 
 clean:
-	rm -rf $(VENV) .gpu build dist *.egg-info mtlkernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton
+	rm -rf .venv .venv-* .gpu build dist *.egg-info mtlkernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton
 
 # torch first, alone and pinned: nothing installed later pulls another one, and the build sees the one that runs.
 $(VENV)/.torch:

@@ -12,6 +12,7 @@ from gram_methods import GRAM_METHODS, TWO_TASKS
 from row_cases import STATEFUL as ROW_METHODS
 from test_loss_methods import MAKE as LOSS_METHODS
 from torch import Tensor, nn
+from torch_versions import compiles_steps
 
 import mtlkernels
 from mtlkernels import (
@@ -299,6 +300,7 @@ def test_with_a_scaler() -> None:
         same([None if g is None else g / 8 for g in grads(model)], grads(twin))
 
 
+@compiles_steps
 def test_compiled() -> None:
     torch._dynamo.reset()
     model, optimizer = made(mtlkernels.GradVac())

@@ -10,6 +10,8 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pytest
+
 import mtlkernels
 
 UNINSTALLED = """
@@ -64,3 +66,25 @@ def test_an_sdist_holds_what_it_builds_and_tests_with(tmp_path: Path) -> None:
     }
     assert wanted | {"Makefile", "pyproject.toml", "setup.py"} <= held
     assert not [name for name in held if name.endswith((".so", ".pyc"))]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        ([], ".venv"),
+        (["TORCH=torch==2.10.0"], ".venv-python3-torch2.10.0"),
+        (["TORCH=torch==2.14.1", "PYTHON=/usr/bin/python3.12"], ".venv-python3.12-torch2.14.1"),
+    ],
+)
+def test_another_torch_has_an_environment_of_its_own(
+    arguments: list[str], environment: str
+) -> None:
+    """Else `make test TORCH=...` would run on the torch of the last time, without a word."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("TORCH", "PYTHON", "MAKEFLAGS")}
+    done = subprocess.run(
+        ["make", "-n", "-B", "test", *arguments],
+        cwd=ROOT, env=inherited, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert f"-m venv {environment}\n" in done.stdout, done.stderr
+    assert done.stdout.strip().endswith(f"{environment}/bin/python -m pytest")

@@ -10,13 +10,14 @@ import torch
 from gram_methods import GRAM_METHODS, VARIANTS, tasks_for
 from test_compile import has_cpp_compiler
 from torch import Tensor, nn
+from torch_versions import compiles_steps
 
 import mtlkernels
 from mtlkernels import CAGrad, GradDrop, MTLOptimizer, PCGrad, compile_step
 from mtlkernels.arguments import named_losses
 from mtlkernels.joins import root
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), compiles_steps]
 inductor = pytest.mark.skipif(not has_cpp_compiler(), reason="inductor finds no C++ compiler")
 # torch's own: inductor's modules are decorated with it when they are first imported.
 quiet = pytest.mark.filterwarnings(

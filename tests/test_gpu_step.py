@@ -8,6 +8,7 @@ import pytest
 import torch
 from gpu_tools import errors_on_sync, on_gpu
 from test_accumulate import Model
+from torch_versions import compiles_steps
 
 import mtlkernels
 from mtlkernels import CAGrad, MTLOptimizer, PCGrad
@@ -69,6 +70,7 @@ def test_a_whole_step_in_a_cuda_graph(options) -> None:
 
 # Inductor's and torch's own: float32 products are not tensor cores', torch.jit is deprecated.
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores", "ignore:.torch.")
+@compiles_steps
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
 def test_compile_step(mode) -> None:
     (model, optimizer), (twin, other) = pair(), pair()

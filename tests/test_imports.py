@@ -205,9 +205,9 @@ def test_macros_of_torch_are_those_of_the_oldest_torch(path: Path) -> None:
 
 LOADED = """
 import sys, subprocess, os
+import torch  # built with CUDA, it asks ldconfig where its libraries are
 def refuse(*_, **__): raise AssertionError("a process was started while importing")
 subprocess.Popen = os.system = refuse
-import torch
 before = set(sys.modules)
 import mtlkernels
 print("\\n".join({name.split(".")[0] + "." + name.partition(".")[2].split(".")[0]

@@ -16,6 +16,7 @@ import torch
 from frameworks import FRAMEWORKS
 from test_compile import has_cpp_compiler
 from torch import Tensor, nn
+from torch_versions import compiles_steps
 
 import mtlkernels
 
@@ -54,7 +55,8 @@ def marks(code: str) -> list[pytest.MarkDecorator]:
     if re.search(IMPORTS, code, re.M):
         return [*FRAMEWORKS]
     if "compile" in code:
-        return [pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler for inductor")]
+        inductor = pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler for inductor")
+        return [inductor, compiles_steps] if "compile_step" in code else [inductor]
     return []
 
 
