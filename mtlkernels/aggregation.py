@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtlkernels.balancing import Balanced, balance, check_losses
 from mtlkernels.combining import combined, place
-from mtlkernels.families import RowWeighting, Weighting, task_step
+from mtlkernels.families import RowWeighting, Weighting, task_step, tell_parameters
 from mtlkernels.layout import Group, TaskGrads, check_lengths, group_gradients
 from mtlkernels.report import Report
 
@@ -74,6 +74,9 @@ def aggregate(
             check_lengths(rows, params)
             check_partition(parts, len(rows[0]))
             sections = [group_part(rows, params, part) for part in parts]
+        if parts is None:
+            known = None if params is None else dict(enumerate(params))
+            tell_parameters(method, [group.params for group in sections[0]], known)
         found = balance(sections, count, method, losses, parts is not None)
         report = Report(
             tuple(names[t] for t in order),

@@ -11,6 +11,7 @@ from torch import Tensor
 from mtlkernels import by_rows
 from mtlkernels.arguments import (
     Losses,
+    check_list,
     given_losses,
     refuse_reentrant_checkpoints,
     refuse_several_ranks,
@@ -195,7 +196,9 @@ def step(
     refuse_several_ranks()
     given = given_losses(losses)
     at = [features] if isinstance(features, Tensor) else features
-    params = check_step(given.values, params, method, options, at is not None)
+    check_list(params, "params")
+    everything = list(params)
+    params = check_step(given.values, everything, method, options, at is not None)
     scale = scale_of(scaler, given.values[0].device)
     with task_step(method, given.names, given.present) as step_of:
         order = step_of.order
@@ -213,6 +216,7 @@ def step(
                 )
             else:
                 rows = _rows(tasks, values, params, options, scale, retain_graph, check)
+                rows.places = _trainable_places(everything)
                 asked = cast("Weighting | RowWeighting", method)
                 report = by_rows.combine_rows(rows, asked, options)
             if keeps_weights(method):
@@ -242,11 +246,19 @@ def collect_step(
     refuse_several_ranks()
     check_keeps_rows(method, options)
     given = given_losses(losses)
-    params = check_step(given.values, params, method, options, False)
+    check_list(params, "params")
+    everything = list(params)
+    params = check_step(given.values, everything, method, options, False)
     scale = scale_of(scaler, given.values[0].device)
     here = tuple(given.tasks[t] for t in given.present)
     rows = _rows(here, given.values, params, options, scale, retain_graph, check)
+    rows.places = _trainable_places(everything)
     return rows.with_absent(given.tasks, given.named)
+
+
+def _trainable_places(params: Sequence[Tensor]) -> list[int]:
+    """Positions of the parameters that require grad."""
+    return [p for p, param in enumerate(params) if param.requires_grad]
 
 
 def combine_rows(rows: Rows, method: Weighting | RowWeighting, options: Options) -> Report:

@@ -10,7 +10,7 @@ from torch import Tensor
 from mtlkernels.arguments import shared_positions
 from mtlkernels.balancing import HEADS_ALONE, balance, unasked
 from mtlkernels.combining import add_direction, add_weighted_sum
-from mtlkernels.families import RowWeighting, Weighting
+from mtlkernels.families import RowWeighting, Weighting, tell_parameters
 from mtlkernels.layout import TaskGrads, check_lengths, group_gradients
 from mtlkernels.options import Options
 from mtlkernels.report import Report
@@ -32,6 +32,10 @@ def combine_rows(rows: Rows, method: Weighting | RowWeighting, options: Options)
     head_groups = group_gradients(columns(grads, heads), [params[p] for p in heads])
 
     collected = rows.collected
+    if balanced and parts is None:
+        places = range(len(params)) if rows.places is None else rows.places
+        at = [[places[balanced[p]] for p in group.params] for group in groups[0]]
+        tell_parameters(method, at, dict(zip(places, params, strict=True)))
     if balanced:
         found = balance(
             groups, len(grads), method, rows.losses, parts is not None, rows.scale, options.max_norm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeGuard
@@ -95,6 +95,20 @@ def task_step(
     count = names if isinstance(names, int) else len(names)
     chosen = tuple(range(count) if present is None else present)
     return nullcontext(_AsGiven(chosen, len(chosen) == 1 and count > 1))
+
+
+def tell_parameters(
+    method: object, places: list[list[int]], params: Mapping[int, Tensor] | None = None
+) -> None:
+    """Says to a method that keeps averages of gradients which parameters they will be of.
+
+    Args:
+        method: any method.
+        places: for each gradient list, positions of its parameters in the list that was given.
+        params: the parameters by position, where they are known.
+    """
+    if hasattr(method, "for_parameters"):
+        method.for_parameters(places, params)
 
 
 AnyMethod = Weighting | RowWeighting | LossWeighting

@@ -50,6 +50,7 @@ class Rows:
         collected: how they came about.
         named: whether the tasks' names are more than their numbers.
         present: names of the tasks that had a loss; None for all.
+        places: positions of the parameters in the list that a person gave; None where they are all.
     """
 
     tasks: tuple[str, ...]
@@ -60,6 +61,7 @@ class Rows:
     collected: str
     named: bool = True
     present: frozenset[str] | None = None
+    places: Sequence[int] | None = None
 
     def present_positions(self) -> list[int]:
         """Positions of the tasks that had a loss."""

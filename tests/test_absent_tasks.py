@@ -406,7 +406,7 @@ def test_excess_counts_a_task_s_own_warm_up() -> None:
         mtlkernels.aggregate(given, method, tasks=present)
         if step % 2:
             mtlkernels.aggregate([[rows[2]], [rows[0]]], alone, tasks="ca")
-    assert method.step.tolist() == [4, 4, 2]
+    assert (method.step - method.missed).tolist() == [4, 4, 2]
     torch.testing.assert_close(method.first[2], alone.first[0])
 
 

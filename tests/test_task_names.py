@@ -177,7 +177,7 @@ def test_old_state_without_names_is_of_positions() -> None:
     same_reports(run(method, ["abc"])[0], run(old, ["cab"])[0], [2, 0, 1])
 
 
-@pytest.mark.parametrize("make", [lambda: DWA(window=1), SLAW, lambda: STCH(), ExcessMTL])
+@pytest.mark.parametrize("make", [lambda: DWA(window=1), SLAW, ExcessMTL, lambda: STCH()])
 def test_old_state_with_one_count_for_all_loads(make) -> None:
     method, old = make(), make()
     G = [torch.ones(4) * t for t in (1.0, 2.0)]
@@ -189,8 +189,8 @@ def test_old_state_with_one_count_for_all_loads(make) -> None:
     for s in (1.0, 0.5, 0.7):
         step(method, s)
     state = dict(method.state_dict())
-    count = next(name for name in ("steps", "step") if name in state)
-    state[count] = torch.tensor(int(state[count].max()))
+    if "steps" in state:
+        state["steps"] = torch.tensor(int(state["steps"].max()))
     state.pop("missed", None)
     del state["task_names"]
     old.load_state_dict(state)

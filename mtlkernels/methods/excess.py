@@ -41,6 +41,7 @@ class ExcessMTL(KeepsRows):
 
     logits: Tensor
     first: Tensor
+    missed: Tensor
 
     def __init__(
         self,
@@ -64,8 +65,7 @@ class ExcessMTL(KeepsRows):
         self.eps = float(eps)
         self.register_lazy("logits", "logits")
         self.register_lazy("first")
-        del self.step
-        self.register_lazy("step")
+        self.register_lazy("missed")  # steps that a task was not in
 
     def forward(
         self,
@@ -73,11 +73,11 @@ class ExcessMTL(KeepsRows):
         num_tasks: int,
         losses: Tensor | None = None,
     ) -> RowStep:
-        excess: Tensor | None = None
-        for grads, rows in zip(lists, self._rows(lists, num_tasks), strict=True):
-            part = ops.excess(grads, num_tasks, self.eps, rows)
-            excess = part if excess is None else excess + part.to(excess.device)
-        assert excess is not None
+        excess, *more = self._each(
+            lists, num_tasks, lambda grads, rows: ops.excess(grads, num_tasks, self.eps, rows)
+        )
+        for part in more:
+            excess = excess + part.to(excess.device)
         self.status = torch.where(excess.isfinite(), 0, NON_FINITE)
         finite = excess.isfinite().all()
         logits = self._next_logits(excess, finite)
@@ -90,9 +90,10 @@ class ExcessMTL(KeepsRows):
         """The logarithms of the weights, moved; and the first values, where they are not yet."""
         if len(self.logits) == 0:
             self.logits, self.first = torch.zeros_like(excess), torch.zeros_like(excess)
-            self.step = torch.zeros_like(excess)
-        warming = self.step < self.warmup
-        mean = self.first + (excess - self.first) / (self.step + 1)
+            self.missed = torch.zeros_like(excess)
+        steps = self.step - self.missed
+        warming = steps < self.warmup
+        mean = self.first + (excess - self.first) / (steps + 1)
         first = torch.where(warming | (self.first == 0), mean, self.first)
         first = torch.where(~warming & (self.first == 0), excess, first)
         ratio = torch.where(first > 0, excess / first, 0.0)
@@ -101,8 +102,13 @@ class ExcessMTL(KeepsRows):
         moved = torch.where(warming.all(), self.logits, moved)
         self.first = torch.where(finite, first, self.first)
         self.logits = torch.where(finite, moved, self.logits)
-        self.step = self.step + finite
+        self.step.add_(finite)
+        self._missed_by_absent = finite.double()
         return self.logits
+
+    def _fill_of(self, name: str) -> float | Tensor:
+        """A new task has missed all steps that there were."""
+        return self.step.double() if name == "missed" else super()._fill_of(name)
 
     def extra_repr(self) -> str:
         return f"eta={self.eta}, warmup={self.warmup}, reduction={self.reduction!r}, eps={self.eps}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,15 +11,24 @@ from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.methods.base import INVALID_LOSS, RowMethod
+from mtlkernels.methods.numbers import decoded, encoded, pick
 
 _ROWS = "rows_"
+_ASIDE = "rows_of_"  # and the position of a parameter
+_LAYOUT = "row_parameters"
+
+# Of a gradient list, the parameters in it: their positions in a person's list, and their sizes.
+Layout = list[list[tuple[int, int]]]
 
 
 class KeepsRows(RowMethod):
     """A row method with T rows a gradient list and a count of its steps.
 
     The rows, float32 or for float64 gradients float64, are the buffers `rows_0`, `rows_1`, ... on
-    their gradients' devices: zeros at the first call. They go through `state_dict`.
+    their gradients' devices: zeros at the first call. They go through `state_dict`, and so do the
+    positions of their parameters in the list that the step was given. Where a step reaches others
+    than the one before, each parameter keeps its own rows (`rows_of_<position>` while it is not
+    reached), and one that is new starts with zeros; such a step copies the rows.
     """
 
     growing = (_ROWS,)
@@ -29,36 +39,152 @@ class KeepsRows(RowMethod):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("step", torch.tensor(0, dtype=torch.int64))
+        self._layout: Layout | None = None  # of the rows that there are, where it is known
+        self._places: list[list[int]] | None = None  # of this step's parameters
+        self._owners: dict[int, weakref.ref[Tensor]] = {}
+
+    def for_parameters(
+        self, places: list[list[int]], params: Mapping[int, Tensor] | None = None
+    ) -> None:
+        """Says which parameters the next step's gradients are of.
+
+        Args:
+            places: for each gradient list, positions of its parameters.
+            params: the parameters by position, to see that they are those of earlier steps.
+
+        Raises:
+            ValueError: there are others at those positions.
+        """
+        self._places = places
+        if params is None or torch.compiler.is_compiling():
+            return
+        for place in [place for group in places for place in group]:
+            owner = self._owners.get(place)
+            known = None if owner is None else owner()
+            if known is not None and known is not params[place]:
+                raise ValueError(
+                    f"parameter {place} of the list is another one than in earlier steps, whose "
+                    f"averages this {type(self).__name__} has: give all parameters, in the same "
+                    "order, in each step, or reset() the method"
+                )
+            if known is None:
+                self._owners[place] = weakref.ref(params[place])
+
+    def _each(
+        self,
+        lists: Sequence[Sequence[Tensor]],
+        num_tasks: int,
+        update: Callable[[Sequence[Tensor], Tensor], Tensor],
+    ) -> list[Tensor]:
+        """`update` of each gradient list and the present tasks' rows of it, which it may change."""
+        answers, seats = [], self._present
+        for grads, whole in zip(lists, self._rows(lists, num_tasks), strict=True):
+            if seats is None:
+                answers.append(update(grads, whole))
+                continue
+            rows = pick(whole, seats)
+            answers.append(update(grads, rows))
+            for seat, row in zip(seats, rows.unbind(), strict=True):
+                whole[seat].copy_(row)
+        return answers
 
     def _rows(self, lists: Sequence[Sequence[Tensor]], num_tasks: int) -> list[Tensor]:
-        """The rows of each list, made now where there are none.
+        """All tasks' rows of each list, made now where there are none.
 
         Raises:
             ValueError: they belong to other gradients.
         """
-        shapes = [(num_tasks, _flat_length(grads, num_tasks)) for grads in lists]
-        dtypes = [torch.promote_types(grads[0].dtype, torch.float32) for grads in lists]
+        tasks = num_tasks if self._present is None else self._num_tasks
+        sizes = [_sizes(grads, num_tasks) for grads in lists]
+        places, self._places = self._places, None
+        layout = None
+        if places is not None:
+            layout = [list(zip(p, n, strict=True)) for p, n in zip(places, sizes, strict=True)]
+        elif self._layout is not None and [[n for _, n in g] for g in self._layout] == sizes:
+            layout = self._layout
+        kept = self._row_names()
+        if layout is not None and self._layout is not None and layout != self._layout:
+            self._lay_out(layout, lists)
+            kept = self._row_names()
         names = [f"{_ROWS}{i}" for i in range(len(lists))]
-        if not any(name.startswith(_ROWS) for name in self._buffers):
-            for name, shape, dtype, grads in zip(names, shapes, dtypes, lists, strict=True):
-                rows = torch.zeros(shape, dtype=dtype, device=grads[0].device)
+        dtypes = [torch.promote_types(grads[0].dtype, torch.float32) for grads in lists]
+        lengths = [ops.flat_offsets(numels)[-1] for numels in sizes]
+        if not kept:
+            for name, length, dtype, grads in zip(names, lengths, dtypes, lists, strict=True):
+                rows = torch.zeros(tasks, length, dtype=dtype, device=grads[0].device)
                 self.register_buffer(name, rows)
-        kept = [b for name, b in self._buffers.items() if b is not None and name.startswith(_ROWS)]
-        if [(tuple(rows.shape), rows.dtype) for rows in kept] != list(
-            zip(shapes, dtypes, strict=True)
-        ):
-            raise ValueError(
-                f"the state of {type(self).__name__} is for {_told(kept)}, not "
-                f"{' and '.join(f'{T} x {n}' for T, n in shapes)} in {_names(dtypes)}: use a new "
-                "method for another set of tasks or parameters"
-            )
-        for name, rows, grads in zip(names, kept, lists, strict=True):
+            kept = names
+        if self._present is not None:
+            for name in self._task_buffers():
+                if self._grows(name):
+                    setattr(self, name, self._grown(name, tasks))
+        have = [getattr(self, name) for name in kept]
+        wanted = [((tasks, n), dtype) for n, dtype in zip(lengths, dtypes, strict=True)]
+        if [(tuple(rows.shape), rows.dtype) for rows in have] != wanted:
+            raise self._others(tasks, lengths, dtypes)
+        self._layout = layout
+        for name, rows, grads in zip(names, have, lists, strict=True):
             if rows.device != grads[0].device:
                 setattr(self, name, rows.to(grads[0].device))
         device = lists[0][0].device
         for name in ("step", *self._lazy):
             setattr(self, name, getattr(self, name).to(device))
         return [getattr(self, name) for name in names]
+
+    def _row_names(self) -> list[str]:
+        """Names of the buffers of the current layout, in order."""
+        return [n for n in self._buffers if n.startswith(_ROWS) and not n.startswith(_ASIDE)]
+
+    def _others(
+        self, tasks: int, lengths: Sequence[int], dtypes: Sequence[torch.dtype], why: str = ""
+    ) -> ValueError:
+        """What to raise where the rows are of other gradients."""
+        have = [getattr(self, name) for name in self._row_names()]
+        return ValueError(
+            f"the state of {type(self).__name__} is for {_told(have)}, not "
+            f"{' and '.join(f'{tasks} x {n}' for n in lengths)} in {_names(dtypes)}{why}: use a "
+            "new method for another set of tasks or parameters"
+        )
+
+    def _lay_out(self, layout: Layout, lists: Sequence[Sequence[Tensor]]) -> None:
+        """Puts the parameters' rows where another layout has them, and the others' aside.
+
+        Raises:
+            ValueError: a parameter has another size or dtype than its rows; nothing has changed.
+        """
+        assert self._layout is not None
+        pieces: dict[int, Tensor] = {
+            int(name.removeprefix(_ASIDE)): getattr(self, name)
+            for name in self._buffers
+            if name.startswith(_ASIDE)
+        }
+        old = self._row_names()
+        for name, group in zip(old, self._layout, strict=True):
+            offsets = ops.flat_offsets([size for _, size in group])
+            for (place, size), at in zip(group, offsets, strict=False):
+                pieces[place] = getattr(self, name)[:, at : at + size]
+        tasks = len(next(iter(pieces.values())))
+        ends = [ops.flat_offsets([size for _, size in group])[-1] for group in layout]
+        dtypes = [torch.promote_types(grads[0].dtype, torch.float32) for grads in lists]
+        fresh = {}
+        for i, (group, grads) in enumerate(zip(layout, lists, strict=True)):
+            offsets = ops.flat_offsets([size for _, size in group])
+            dtype = dtypes[i]
+            rows = torch.zeros(tasks, offsets[-1], dtype=dtype, device=grads[0].device)
+            for (place, size), at in zip(group, offsets, strict=False):
+                piece = pieces.get(place)
+                if piece is not None and (piece.shape[1], piece.dtype) != (size, dtype):
+                    why = f" (parameter {place} has {size} numbers, not {piece.shape[1]})"
+                    raise self._others(tasks, ends, dtypes, why)
+                if piece is not None:
+                    rows[:, at : at + size] = piece
+            fresh[f"{_ROWS}{i}"] = rows
+        here = {place for group in layout for place, _ in group}
+        aside = {place: piece.clone() for place, piece in pieces.items() if place not in here}
+        for name in [name for name in self._buffers if self._grows(name)]:
+            delattr(self, name)
+        for name, rows in (fresh | {f"{_ASIDE}{p}": piece for p, piece in aside.items()}).items():
+            self.register_buffer(name, rows)
 
     def _track(
         self,
@@ -74,12 +200,14 @@ class KeepsRows(RowMethod):
 
         out: (T) whose rows stay and are zero in the matrix; their scale is NaN.
         """
-        gram: Tensor | None = None
-        for grads, rows in zip(lists, self._rows(lists, num_tasks), strict=True):
+
+        def update(grads: Sequence[Tensor], rows: Tensor) -> Tensor:
             there = rows.device
-            part = ops.track_gram(grads, num_tasks, scale.to(there), rate.to(there), rows)
-            gram = part if gram is None else gram + part.to(gram.device)
-        assert gram is not None
+            return ops.track_gram(grads, num_tasks, scale.to(there), rate.to(there), rows)
+
+        gram, *more = self._each(lists, num_tasks, update)
+        for part in more:
+            gram = gram + part.to(gram.device)
         if out is None:
             self.step.add_(gram.isfinite().all())
             return gram
@@ -89,21 +217,40 @@ class KeepsRows(RowMethod):
 
     def _combined(self, lists: Sequence[Sequence[Tensor]], weights: Tensor) -> list[Tensor]:
         """sum_t w_t row_t for each list, in its gradients' dtype."""
+        seats = range(len(weights)) if self._present is None else self._present
         return [
-            ops.combine(rows.unbind(), weights.to(rows.device)).to(grads[0].dtype)
+            ops.combine([rows[seat] for seat in seats], weights.to(rows.device)).to(grads[0].dtype)
             for grads, rows in zip(lists, self._rows(lists, len(weights)), strict=True)
         ]
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._layout, self._places, self._owners = None, None, {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_owners": {}}  # of another model, where the method is copied
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        layout = self._layout if self._row_names() else None
+        destination[prefix + _LAYOUT] = encoded(layout or [], self.step.device)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *rest: Any, **named: Any
     ) -> None:
+        own = dict(state_dict)
+        layout = decoded(own.pop(prefix + _LAYOUT, None))
+        self._layout = [[(p, n) for p, n in group] for group in layout] if layout else None
+        self._places, self._owners = None, {}
         for name in [name for name in self._buffers if name.startswith(_ROWS)]:
             delattr(self, name)
-        for key in state_dict:
+        for key in own:
             if key.startswith(prefix + _ROWS):
-                fresh = torch.empty_like(state_dict[key], device=self.step.device)
+                fresh = torch.empty_like(own[key], device=self.step.device)
                 self.register_buffer(key[len(prefix) :], fresh)
-        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
+        super()._load_from_state_dict(own, prefix, *rest, **named)
 
 
 def ones(lists: Sequence[Sequence[Tensor]], num_tasks: int) -> Tensor:
@@ -136,12 +283,12 @@ def positive_losses(losses: Tensor | None, model: Tensor, name: str) -> Positive
     )
 
 
-def _flat_length(grads: Sequence[Tensor], num_tasks: int) -> int:
+def _sizes(grads: Sequence[Tensor], num_tasks: int) -> list[int]:
+    """The numbers that each parameter of a gradient list has."""
     params = len(grads) // num_tasks
-    numels = [
+    return [
         grads[p].numel() or max(grad.numel() for grad in grads[p::params]) for p in range(params)
     ]
-    return ops.flat_offsets(numels)[-1]
 
 
 def _told(kept: Sequence[Tensor]) -> str:

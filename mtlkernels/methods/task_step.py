@@ -36,7 +36,8 @@ class TaskStep:
             weights = method(gram)  # of the tasks at `step.order`, in that order
 
     Names that the method has not met before are its new tasks, behind those it has. The state of
-    absent tasks stays as it is. Where the body raises, so does the state of all.
+    absent tasks stays as it is. Where the body raises, so does the state of all, but for what is as
+    long as the gradients: a method with such a state looks after it itself.
 
     Attributes:
         order: positions, among the step's tasks, of those that are present.
@@ -84,6 +85,7 @@ class TaskStep:
         """Puts the present tasks' state in the place of the whole."""
         for part in self.parts:
             part._present, part._missed_by_absent = list(self.seats), None
+            part._num_tasks = self.tasks
             for name in part._vectors():
                 self.kept.append((part, name, getattr(part, name), None))
                 setattr(part, name, part._select(name, self.seats))
@@ -96,11 +98,6 @@ class TaskStep:
                 whole = getattr(part, name)
                 self.kept.append((part, name, before, whole))
                 setattr(part, name, _share(part, name, whole, self.seats))
-            for name in [name for name in part._task_buffers() if part._grows(name)]:
-                before = getattr(part, name)
-                setattr(part, name, part._grown(name, self.tasks))
-                self.kept.append((part, name, before, getattr(part, name)))
-                setattr(part, name, part._select(name, self.seats))
 
     def __exit__(
         self,
@@ -136,12 +133,6 @@ class TaskStep:
             if (more := part._missed_by_absent) is not None:
                 missed = enumerate(part.get_buffer("missed").unbind())
                 part.missed = torch.stack([x if t in self.seats else x + more for t, x in missed])
-        for part in self.parts:  # what came into being in this step
-            old = [name for other, name, _, _ in self.kept if other is part]
-            for name in [name for name in part._task_buffers() if name not in old]:
-                now = getattr(part, name)
-                whole = now.new_zeros(self.tasks, *now.shape[1:])
-                setattr(part, name, _merged(part, name, whole, now, self.seats))
 
 
 def plan_of(
@@ -270,12 +261,8 @@ def _merged(
         now = now * (pick(whole, seats).sum() / now.sum())
     elif kind == "logits":
         now = now - now.logsumexp(dim=0) + pick(whole, seats).logsumexp(dim=0)
-    if part._grows(name) or whole.dim() == 1:
+    if whole.dim() == 1:
         rows = dict(zip(seats, now.unbind(), strict=True))
-        if part._grows(name):  # as long as the gradients: in place
-            for seat, row in rows.items():
-                whole[seat].copy_(row)
-            return whole
         return torch.stack([rows.get(seat, old) for seat, old in enumerate(whole.unbind())])
     whole = whole.clone()
     for seat, row in zip(seats, now.unbind(), strict=True):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mtlkernels.methods.numbers import decoded, encoded, pick
 
 NAMES = "task_names"  # the entry of a state dict
-NEWER = (NAMES, "missed")  # entries that the first states which were saved do not have
+NEWER = (NAMES, "missed", "row_parameters")  # entries that states of earlier versions lack
 
 # What a number of the state is beside the others of its vector:
 # "own": of its task alone; a new task starts with the buffer's `fill`.
@@ -41,6 +41,7 @@ class KeepsTasks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self._num_tasks = 0  # of all tasks, in such a step
         # In a step that lacks tasks: what it adds to their `missed`.
         self._missed_by_absent: Tensor | None = None
         self._initial: dict[str, Tensor | None] = {}
