@@ -84,7 +84,6 @@ def backward(
     apply: Literal["combine", "backward"] = "combine",
     collect: Literal["loop", "batched", "auto"] = "loop",
     rows_dtype: torch.dtype | None = None,
-    max_norm: float | None = None,
     scaler: Scaler | Tensor | None = None,
     retain_graph: bool = False,
     check: bool = False,
@@ -139,8 +138,6 @@ def backward(
             `report.collected` says how.
         rows_dtype: what the rows of float32 parameters are kept in, torch.bfloat16 or
             torch.float16; sums over them are float32 and .grad too.
-        max_norm: the direction of the shared parameters is shortened to that length where it is
-            longer. The length comes from the Gram matrix.
         scaler: a GradScaler, or its scale as a scalar tensor. The losses come unscaled, .grad goes
             out scaled, so that `scaler.unscale_`, clipping and `scaler.step` go on as ever. The
             method sees neither.
@@ -169,7 +166,6 @@ def backward(
         apply=apply,
         collect=collect,
         rows_dtype=rows_dtype,
-        max_norm=max_norm,
     )
     checks = SelfCheck() if check else None
     return step(losses, params, method, options, features, scaler, retain_graph, checks)

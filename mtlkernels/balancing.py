@@ -12,7 +12,7 @@ from torch import Tensor
 from mtlkernels import ops
 from mtlkernels.families import RowWeighting, Weighting, check_method, takes_rows, weighs_losses
 from mtlkernels.layout import Group
-from mtlkernels.report import Status, direction_norm
+from mtlkernels.report import Status
 
 HEADS_ALONE = ", heads alone: no shared parameter is reached"  # after how gradients came about
 
@@ -34,13 +34,11 @@ def balance(
     losses: Tensor | None,
     parts: bool,
     scale: Tensor | None = None,
-    max_norm: float | None = None,
 ) -> Balanced:
     """What the method answers to the gradients of the only section, or with parts of each.
 
     scale: what the gradients are longer by than the losses' own; a scalar. The method never sees
         it, and the direction has it again.
-    max_norm: the greatest length of the direction, without that scale.
     """
     if takes_rows(method):
         if parts:
@@ -50,7 +48,7 @@ def balance(
             )
         return _solve_rows(method, sections[0], num_tasks, losses, scale)
     gram = section_grams(sections, num_tasks, parts)
-    return balance_gram(gram, cast(Weighting, method), losses, scale, max_norm)
+    return balance_gram(gram, cast(Weighting, method), losses, scale)
 
 
 def balance_gram(
@@ -58,14 +56,11 @@ def balance_gram(
     method: Weighting,
     losses: Tensor | None,
     scale: Tensor | None = None,
-    max_norm: float | None = None,
 ) -> Balanced:
     """`balance` of gradients of which K is known."""
     if scale is not None:
         gram = gram / scale.to(gram).square()
     weights, status = solve(method, gram, losses)
-    if max_norm is not None:
-        weights = clip_weights(weights, gram, max_norm)
     return Balanced(gram, weights, status)
 
 
@@ -102,11 +97,6 @@ class Unasked:
             bad = torch.where(losses.isfinite(), 0, Status.NON_FINITE.value).to(whole.device)
             self.status = torch.where(bad == 0, self.status, bad)
         return 1 + 0 * gram.diagonal(dim1=-2, dim2=-1)
-
-
-def clip_weights(weights: Tensor, gram: Tensor, max_norm: float) -> Tensor:
-    """The weights of a direction of at most that length, which K gives without a pass over it."""
-    return weights * (max_norm / direction_norm(weights, gram)).clamp_max(1)
 
 
 def section_grams(sections: Sequence[Sequence[Group]], num_tasks: int, parts: bool) -> Tensor:

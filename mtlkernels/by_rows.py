@@ -37,9 +37,7 @@ def combine_rows(rows: Rows, method: Weighting | RowWeighting, options: Options)
         at = [[places[balanced[p]] for p in group.params] for group in groups[0]]
         tell_parameters(method, at, dict(zip(places, params, strict=True)))
     if balanced:
-        found = balance(
-            groups, len(grads), method, rows.losses, parts is not None, rows.scale, options.max_norm
-        )
+        found = balance(groups, len(grads), method, rows.losses, parts is not None, rows.scale)
     else:
         found = unasked(method, len(grads), rows.losses, None if parts is None else len(parts))
         collected += HEADS_ALONE

@@ -80,7 +80,7 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
         parts: lists of parameters, for example one a layer, each balanced on its own; the method is
             then a `PerPart`, see `mtlkernels.backward`.
         every: ask the method every so many steps and reuse its weights in between, see `Reused`.
-        measure, apply, collect, rows_dtype, max_norm: see `mtlkernels.backward`.
+        measure, apply, collect, rows_dtype: see `mtlkernels.backward`.
         module: with several ranks, the model as DistributedDataParallel, `fully_shard` or
             `parallelize_module` gave it; see docs/distributed.md. Losses are each rank's own, what
             counts is their mean; None stands for one that a rank has no data for.

@@ -24,7 +24,6 @@ class Options:
     apply: Literal["combine", "backward"] = "combine"
     collect: Literal["loop", "batched", "auto"] = "loop"
     rows_dtype: torch.dtype | None = None
-    max_norm: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("shared", "measure"):
@@ -48,8 +47,6 @@ class Options:
                 f"rows_dtype={self.rows_dtype}: choose torch.bfloat16 or torch.float16, or leave "
                 "the rows in their parameters' own dtype"
             )
-        if self.max_norm is not None and not 0 < self.max_norm < float("inf"):
-            raise ValueError(f"max_norm={self.max_norm}: it must be finite and positive")
         given = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
         given |= {"features"} if features else set()
         name = type(method).__name__
@@ -60,10 +57,9 @@ class Options:
             )
         if takes_rows(method):
             self._check_rows(method.weighs, given, name)
-        if keeps_weights(method) and (refused := sorted(given & {"parts", "max_norm"})):
+        if keeps_weights(method) and "parts" in given:
             raise ValueError(
-                f"{refused[0]}= needs a Gram matrix in each step, and {name} reuses weights: leave "
-                "one out"
+                f"parts= needs a Gram matrix in each step, and {name} reuses weights: leave one out"
             )
         self._check_together(features)
 
@@ -73,9 +69,7 @@ class Options:
                 f"weight_heads= does not apply to {name}: it has no weights, so heads get their "
                 "own losses' gradients"
             )
-        refused = sorted(
-            given & {"parts", "measure", "features", "apply", "rows_dtype", "max_norm"}
-        )
+        refused = sorted(given & {"parts", "measure", "features", "apply", "rows_dtype"})
         if refused:
             raise ValueError(
                 f"{refused[0]}= does not apply to {name}: it takes whole gradients as they are, "
@@ -95,11 +89,6 @@ class Options:
                 "parts= makes weights for each part, which no one backward applies: leave out "
                 "measure=, features= and apply="
             )
-        if where and self.max_norm is not None:
-            raise ValueError(
-                f"max_norm= is for the length of the direction, which {where} does not know: use "
-                "torch.nn.utils.clip_grad_norm_"
-            )
         if where and self.collect != "loop":
             raise ValueError(
                 f"collect= is for rows over the trunk, and {where} takes none: leave one out"
@@ -111,9 +100,7 @@ class Options:
 
     def of_plain_step(self) -> Options:
         """What is left of them in a step of one task: its gradient is all, in one backward."""
-        if self.max_norm is None:
-            return Options()
-        return Options(shared=self.shared, max_norm=self.max_norm)
+        return Options()
 
     @property
     def weighted(self) -> bool:

@@ -142,7 +142,7 @@ def measured_weights(
             raise ValueError("no loss reaches any of the parameters that measure= names")
         return balance([groups], tasks, method, losses, False, scale)
     gram = _gram_of_all_rows(heads, params, losses.device)
-    return balance_gram(gram, method, losses, scale, options.max_norm)
+    return balance_gram(gram, method, losses, scale)
 
 
 def gradients_of(heads: Heads, params: Sequence[Tensor], members: Sequence[Tensor]) -> list[Row]:

@@ -66,7 +66,6 @@ def check_gram_methods() -> None:
 @only(1, 2, 4)
 def check_options() -> None:
     _steps(PCGrad(), weight_heads=True)
-    _steps(UPGrad(), max_norm=0.05)
     _steps(UPGrad(), collect="batched")
     _steps(PerPart(UPGrad(), 2), parts=True)
 

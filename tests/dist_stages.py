@@ -89,7 +89,6 @@ def check_gram_methods() -> None:
 
 def check_options() -> None:
     steps(PCGrad(), weight_heads=True)
-    steps(UPGrad(), max_norm=0.05)
     steps(PerPart(UPGrad(), 2), parts=True)
 
 

@@ -10,7 +10,7 @@ from test_accumulate import Model
 from torch import Tensor, nn
 
 import mtlkernels
-from mtlkernels import SI, CAGrad, GradDrop, MTLOptimizer, PCGrad, Sum, TrimmedMean
+from mtlkernels import SI, CAGrad, GradDrop, MTLOptimizer, PCGrad, TrimmedMean
 
 
 def direction(method: mtlkernels.GramMethod, **options: object) -> Tensor:
@@ -19,24 +19,6 @@ def direction(method: mtlkernels.GramMethod, **options: object) -> Tensor:
     x = torch.randn(6, 5, dtype=torch.float64)
     mtlkernels.backward(model(x), list(model.parameters()), method, **options)
     return torch.cat([param.grad.reshape(-1) for param in model.trunk.parameters()])
-
-
-@pytest.mark.parametrize("options", [{}, {"apply": "backward"}, {"collect": "batched"}], ids=str)
-def test_max_norm_shortens_what_is_longer_and_leaves_the_rest(options) -> None:
-    free = direction(Sum())
-    for factor in (0.1, 0.999, 1.001, 50.0):
-        limit = factor * free.norm().item()
-        got = direction(Sum(), max_norm=limit, **options)
-        torch.testing.assert_close(got, free * min(1.0, factor))
-
-
-def test_max_norm_is_for_all_parts_together() -> None:
-    torch.manual_seed(0)
-    a, b = nn.Parameter(torch.tensor([3.0])), nn.Parameter(torch.tensor([4.0]))
-    losses = [1.5 * a.sum() + 2 * b.sum(), 1.5 * a.sum() + 2 * b.sum() * 1.0]
-    method = mtlkernels.PerPart(Sum(), 2)
-    mtlkernels.backward(losses, [a, b], method, parts=[[a], [b]], max_norm=1.0)
-    torch.testing.assert_close(torch.stack([a.grad, b.grad]).flatten(), torch.tensor([0.6, 0.8]))
 
 
 WAYS = [
@@ -85,8 +67,6 @@ def _kept(tensor: Tensor, saved: list[weakref.ref[Tensor]]) -> Tensor:
     ("options", "sentence"),
     [
         ({"measure": [], "features": True}, "choose one"),
-        ({"measure": [], "max_norm": 1.0}, "max_norm= is for the length"),
-        ({"features": True, "max_norm": 1.0}, "max_norm= is for the length"),
         ({"measure": [], "collect": "auto"}, "collect= is for rows"),
         ({"features": True, "collect": "batched"}, "collect= is for rows"),
         ({"apply": "backward", "rows_dtype": torch.bfloat16}, "rows_dtype= is for rows"),
@@ -96,8 +76,6 @@ def _kept(tensor: Tensor, saved: list[weakref.ref[Tensor]]) -> Tensor:
         ({"parts": [[]], "weight_heads": True}, "one a task and part"),
         ({"apply": "sum"}, 'choose "combine" or'),
         ({"collect": "vmap"}, 'choose "loop"'),
-        ({"max_norm": 0.0}, "finite and positive"),
-        ({"max_norm": float("nan")}, "finite and positive"),
     ],
     ids=str,
 )
@@ -116,7 +94,7 @@ def test_what_does_not_go_together_is_told(options, sentence) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["parts", "measure", "features", "apply", "collect", "rows_dtype", "max_norm"]
+    "option", ["parts", "measure", "features", "apply", "collect", "rows_dtype"]
 )
 @pytest.mark.parametrize("method", [SI(), GradDrop(), TrimmedMean()], ids=repr)
 def test_what_a_method_has_no_use_for_is_told(method, option) -> None:
@@ -130,7 +108,6 @@ def test_what_a_method_has_no_use_for_is_told(method, option) -> None:
         "apply": "backward",
         "collect": "batched",
         "rows_dtype": torch.bfloat16,
-        "max_norm": 1.0,
     }[option]
     params = list(model.parameters())
     if option == "collect" and not isinstance(method, SI):

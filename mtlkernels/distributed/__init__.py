@@ -82,10 +82,10 @@ def _replicas(
         if dist.get_world_size(group) == 1:
             raise ValueError('gram="unbiased" compares ranks, and there is one: leave it out')
         whole = weighs_losses(method) or takes_rows(method) or keeps_weights(method)
-        if whole or options.measure is not None or options.max_norm is not None:
+        if whole or options.measure is not None:
             raise ValueError(
                 'gram="unbiased" is for a Gram method on rows over all shared parameters: leave '
-                "out every=, measure= and max_norm="
+                "out every= and measure="
             )
     return Replicas(group, setting, module)
 

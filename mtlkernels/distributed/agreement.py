@@ -102,7 +102,6 @@ def fingerprint(
         *([place.get(id(member)) for member in members or []] for members in named),
         options.weight_heads,
         options.rows_dtype,
-        options.max_norm,
         setting,
     ]
 

@@ -52,7 +52,7 @@ def combine_pieces(
     collected = rows.collected
     if not asked:
         method, collected = Unasked(), collected + HEADS_ALONE
-    found, losses = totals.judge(gram, rows.losses, method, rows.scale, options.max_norm, setting)
+    found, losses = totals.judge(gram, rows.losses, method, rows.scale, setting)
     assert found.weights is not None
     for part, own, weights in zip(
         sections, groups, found.weights.view(len(sections), -1), strict=True

@@ -218,7 +218,7 @@ class Replicas(Meeting):
             gram = no_gram(len(now.tasks), now.losses.device, parts)
             method, collected = Unasked(), collected + HEADS_ALONE
         found, losses = self.totals(now.held).judge(
-            gram, now.losses, method, now.scale, options.max_norm, self.setting, local
+            gram, now.losses, method, now.scale, self.setting, local
         )
         assert found.weights is not None
         head_weights = found.weights if options.weight_heads else torch.ones_like(found.weights)

@@ -45,7 +45,6 @@ class Totals:
         losses: Tensor,
         method: Weighting,
         scale: Tensor | None,
-        max_norm: float | None,
         setting: Setting,
         local: Tensor | None = None,
     ) -> tuple[Balanced, Tensor]:
@@ -54,7 +53,7 @@ class Totals:
         Args:
             gram: this rank's part of K, (T, T) or with parts (B, T, T) float64; the parts add up.
             losses: (T) this rank's losses.
-            method, scale, max_norm: as for `balance_gram`.
+            method, scale: as for `balance_gram`.
             setting: which statistic, and whether weights are compared.
             local: the Gram matrix of this rank's own gradients; with `gram="unbiased"`.
 
@@ -67,7 +66,7 @@ class Totals:
         means = (total / self.ranks).to(losses)
         gram = gram + self._doubt(scales)
         if setting.gram == "exact":
-            found = balance_gram(gram, method, means, scale, max_norm)
+            found = balance_gram(gram, method, means, scale)
         else:
             count = self.replicas
             unbiased = (count * gram - rest[0] / count) / (count - 1)
