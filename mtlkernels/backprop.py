@@ -120,8 +120,12 @@ def backward(
         shared: the shared parameters, where they are not to be found out; frozen ones are passed
             over.
         weight_heads: multiply each head's gradients by the tasks' weights too, as
-            `(weights * losses).sum().backward()` would; for methods that have weights, and not with
-            parts, which have several.
+            `(report.weights * losses).sum().backward()` would; for methods that have weights, and
+            not with parts, which have several. The weights belong to the gradients of the losses as
+            they were given: those of `LogLosses` and `Normalized` hold the factor 1 / L or
+            1 / ||g||. A row method's weights belong to its rows, so a head gets w / L of
+            `DBMTL(beta=0.9, log_losses=True)`, whose rows are gradients of log L. `NashMTL`
+            shortens the shared direction alone, as published. A loss method weighs heads always.
         parts: lists of parameters, for example one a layer, that hold every shared parameter once.
             Each part gets weights of its own, from its own Gram matrix; the method is then a
             `PerPart(method, len(parts))`.

@@ -19,12 +19,18 @@ HEADS_ALONE = ", heads alone: no shared parameter is reached"  # after how gradi
 
 @dataclass
 class Balanced:
-    """A method's answer for one step; `directions`, one a group, where it is a row method's."""
+    """A method's answer for one step.
+
+    Attributes:
+        directions: one a group, where it is a row method's.
+        head_weights: what heads are to be multiplied by; None where they are plain.
+    """
 
     gram: Tensor | None
     weights: Tensor | None
     status: Tensor
     directions: list[Tensor] | None = None
+    head_weights: Tensor | None = None
 
 
 def balance(
@@ -34,6 +40,7 @@ def balance(
     losses: Tensor | None,
     parts: bool,
     scale: Tensor | None = None,
+    weight_heads: bool = False,
 ) -> Balanced:
     """What the method answers to the gradients of the only section, or with parts of each.
 
@@ -46,9 +53,9 @@ def balance(
                 f"parts= does not apply to {type(method).__name__}: it takes whole gradients, not "
                 "a Gram matrix for each part"
             )
-        return _solve_rows(method, sections[0], num_tasks, losses, scale)
+        return _solve_rows(method, sections[0], num_tasks, losses, scale, weight_heads)
     gram = section_grams(sections, num_tasks, parts)
-    return balance_gram(gram, cast(Weighting, method), losses, scale)
+    return balance_gram(gram, cast(Weighting, method), losses, scale, weight_heads)
 
 
 def balance_gram(
@@ -56,12 +63,17 @@ def balance_gram(
     method: Weighting,
     losses: Tensor | None,
     scale: Tensor | None = None,
+    weight_heads: bool = False,
 ) -> Balanced:
     """`balance` of gradients of which K is known."""
     if scale is not None:
         gram = gram / scale.to(gram).square()
     weights, status = solve(method, gram, losses)
-    return Balanced(gram, weights, status)
+    heads = None
+    if weight_heads:
+        rule = getattr(method, "head_weights", None)
+        heads = weights if rule is None else rule(gram, losses, weights)
+    return Balanced(gram, weights, status, head_weights=heads)
 
 
 def unasked(
@@ -162,6 +174,7 @@ def _solve_rows(
     num_tasks: int,
     losses: Tensor | None,
     scale: Tensor | None,
+    weight_heads: bool,
 ) -> Balanced:
     _refuse_nothing(groups)
     check_losses(losses, num_tasks)
@@ -189,7 +202,11 @@ def _solve_rows(
         status = _known_status(gram, losses, num_tasks, groups[0].device)
     if scale is not None:
         directions = [direction * scale.to(direction) for direction in directions]
-    return Balanced(gram, weights, status, directions)
+    heads = None
+    if weight_heads:
+        own = getattr(step, "head_weights", None)  # a person's own answer may lack it
+        heads = weights if own is None else own
+    return Balanced(gram, weights, status, directions, heads)
 
 
 def check_losses(losses: Tensor | None, num_tasks: int) -> None:

@@ -37,13 +37,16 @@ def combine_rows(rows: Rows, method: Weighting | RowWeighting, options: Options)
         at = [[places[balanced[p]] for p in group.params] for group in groups[0]]
         tell_parameters(method, at, dict(zip(places, params, strict=True)))
     if balanced:
-        found = balance(groups, len(grads), method, rows.losses, parts is not None, rows.scale)
+        found = balance(
+            *(groups, len(grads), method, rows.losses, parts is not None, rows.scale),
+            weight_heads=options.weight_heads,
+        )
     else:
         found = unasked(method, len(grads), rows.losses, None if parts is None else len(parts))
         collected += HEADS_ALONE
     add_direction(groups, found, [[params[p] for p in part] for part in sections])
-    head_weights = found.weights
-    if head_weights is None or not options.weight_heads:
+    head_weights = found.head_weights
+    if head_weights is None:
         head_weights = torch.ones_like(found.status, dtype=torch.float64)
     add_weighted_sum(head_groups, head_weights, [params[p] for p in heads])
     return Report(rows.tasks, found.gram, found.weights, rows.losses, found.status, collected)

@@ -54,7 +54,9 @@ def backward_weighted(
         found = unasked(cast(Weighting, method), len(tasks), losses)
     elif kept is not None:
         where = "with kept weights"
-        found = Balanced(None, kept, torch.where(losses.isfinite(), 0, Status.NON_FINITE.value))
+        status = torch.where(losses.isfinite(), 0, Status.NON_FINITE.value)
+        own = kept_head_weights(method, kept) if options.weight_heads else None
+        found = Balanced(None, kept, status, head_weights=own)
     else:
         named = "all rows" if options.measure is None else "given parameters"
         where = f"measured on {named if features is None else 'features'}"
@@ -62,9 +64,15 @@ def backward_weighted(
         found = measured_weights(heads, params, weigh, losses, options, on_features, scale)
     assert found.weights is not None
     again = kept is None and features is None
-    write_weighted(heads, params, found.weights, retain_graph, again=again)
+    write_weighted(heads, params, found.weights, found.head_weights, retain_graph, again=again)
     collected = f"one weighted backward, {where}"
     return Report(tasks, found.gram, found.weights, losses, found.status, collected)
+
+
+def kept_head_weights(method: AnyMethod, kept: Tensor) -> Tensor:
+    """(T) what a method that keeps its weights keeps for heads."""
+    heads: Tensor = getattr(method, "heads", kept)
+    return heads if len(heads) else kept
 
 
 @dataclass(frozen=True)
@@ -75,13 +83,11 @@ class Heads:
         cut: where the graph is cut.
         above: what the T backwards gave down to there.
         balanced: the parameters, by position, that the method balances, and K is of.
-        weighted: those whose gradients get the weights, with weight_heads= all of them.
     """
 
     cut: Cut
     above: Above
     balanced: set[int]
-    weighted: set[int]
 
 
 def run_heads(
@@ -112,8 +118,7 @@ def run_heads(
         balanced = shared_positions(cut.reached, len(losses), params, options.shared)
     else:
         balanced = decide()
-    weighted = set(range(len(params))) if options.weight_heads else balanced
-    return Heads(cut, gradients_above(begun, cut, params, retain_graph), balanced, weighted)
+    return Heads(cut, gradients_above(begun, cut, params, retain_graph), balanced)
 
 
 def _without_graph(features: Sequence[Tensor]) -> bool:
@@ -134,15 +139,15 @@ def measured_weights(
     """The method's answer to what is measured: parameters, features, or all rows one at a time."""
     tasks = len(heads.above.rows)
     if on_features:
-        return balance_features(heads.above.cotangents, method, losses, scale)
+        return balance_features(heads.above.cotangents, method, losses, scale, options.weight_heads)
     if options.measure is not None:
         measure = trainable(options.measure, params, "measure")
         groups = group_gradients(gradients_of(heads, params, measure), measure)
         if not groups:
             raise ValueError("no loss reaches any of the parameters that measure= names")
-        return balance([groups], tasks, method, losses, False, scale)
+        return balance([groups], tasks, method, losses, False, scale, options.weight_heads)
     gram = _gram_of_all_rows(heads, params, losses.device)
-    return balance_gram(gram, method, losses, scale)
+    return balance_gram(gram, method, losses, scale, options.weight_heads)
 
 
 def gradients_of(heads: Heads, params: Sequence[Tensor], members: Sequence[Tensor]) -> list[Row]:
@@ -195,26 +200,33 @@ def write_weighted(
     heads: Heads,
     params: Sequence[Tensor],
     weights: Tensor,
+    head_weights: Tensor | None,
     retain_graph: bool = False,
     into: Sequence[Tensor] | None = None,
     again: bool = False,
 ) -> None:
     """The backward below the cut, and all .grad.
 
+    weights: (T), of what is balanced.
+    head_weights: (T), of all else; None for ones.
     into: whose .grad, if not the parameters' own.
     again: whether another backward ran below the cut before.
     """
     written = params if into is None else into
     cut, above = heads.cut, heads.above
-    ones = torch.ones_like(weights)
-    plain = set(range(len(params))) - heads.weighted
+    balanced = heads.balanced
+    own_weights = torch.ones_like(weights) if head_weights is None else head_weights
+    rest = set(range(len(params))) - balanced
+    if head_weights is weights:  # one backward for both
+        balanced, rest = balanced | rest, set()
+    one = torch.ones_like(weights[:1])
     sums = []  # before anything is written: a gradient that no .grad can hold is refused here
-    for places, own in ((heads.weighted, weights), (plain, ones)):
+    for places, own in ((balanced, weights), (rest, own_weights)):
         rows = [[grad if p in places else None for p, grad in enumerate(r)] for r in above.rows]
         sums.append((group_gradients(rows, params), own))
     parts = [
         (members, own)
-        for places, own in ((plain, ones), (heads.weighted, weights))
+        for places, own in ((rest, own_weights), (balanced, weights))
         if (members := [p for p in cut.below if p in places])
     ]
     for i, (members, own) in enumerate(parts):
@@ -228,18 +240,22 @@ def write_weighted(
         found = gradients_below(cut, seeds, given, retain, again or i > 0)
         for p, grad in zip(members, found, strict=True):
             below[p] = grad
-        sums.append((group_gradients([below], params), ones[:1]))
+        sums.append((group_gradients([below], params), one))
     with torch.no_grad():
         for groups, own in sums:
             add_weighted_sum(groups, own, written)
 
 
 def balance_features(
-    cotangents: Sequence[Row], method: Weighting, losses: Tensor | None, scale: Tensor | None
+    cotangents: Sequence[Row],
+    method: Weighting,
+    losses: Tensor | None,
+    scale: Tensor | None,
+    weight_heads: bool = False,
 ) -> Balanced:
     """The method's answer to T tasks' gradients at C tensors of the graph."""
     groups = group_gradients(_real(cotangents))
-    return balance([groups], len(cotangents), method, losses, False, scale)
+    return balance([groups], len(cotangents), method, losses, False, scale, weight_heads)
 
 
 def feature_gram(cotangents: Sequence[Row]) -> Tensor:

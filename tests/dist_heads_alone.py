@@ -57,7 +57,6 @@ def check_replicas_with_a_frozen_trunk() -> None:
         {"weight_heads": True},
         {"collect": "batched"},
         {"shared": True},
-        {"max_norm": 0.1},
         {"every": 2},
         {"measure": True},
     ):

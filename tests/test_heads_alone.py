@@ -31,7 +31,6 @@ WAYS = {
     "measured": {"measure": True},
     "named": {"shared": True},
     "heads weighted": {"weight_heads": True},
-    "bounded": {"max_norm": 1e-3},
     "16 bits": {"rows_dtype": torch.bfloat16},
     "reused": {"every": 3},
 }

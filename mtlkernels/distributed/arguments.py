@@ -59,6 +59,12 @@ def refuse_for_shards(method: object, options: Options, setting: Setting) -> Non
             "measure=, apply= and collect= look into a graph of plain tensors, and these "
             "parameters are DTensors: leave them out"
         )
+    if keeps_weights(method) and hasattr(method, "heads"):
+        raise NotImplementedError(
+            "this method has weights of its own for heads, and a step of every= over DTensors is "
+            "one backward of one weighted sum: leave every= out (NashMTL(max_norm=None) has the "
+            "same weights for both)"
+        )
     if keeps_weights(method) and not options.weight_heads:
         raise NotImplementedError(
             "every= takes one backward of the weighted sum, and of DTensors all of it is weighted, "

@@ -17,7 +17,13 @@ from mtlkernels.families import LossWeighting, Weighting
 from mtlkernels.layout import group_gradients
 from mtlkernels.options import Options
 from mtlkernels.report import Report, Status
-from mtlkernels.weighted import feature_gram, gradients_of, run_heads, write_weighted
+from mtlkernels.weighted import (
+    feature_gram,
+    gradients_of,
+    kept_head_weights,
+    run_heads,
+    write_weighted,
+)
 
 
 def loss_step(
@@ -56,6 +62,7 @@ def weighted_step(
         losses = totals.losses(now.losses, now.scale)
         status = torch.where(losses.isfinite(), 0, Status.NON_FINITE.value)
         gram, told = None, "with kept weights"
+        head_weights = kept_head_weights(method, weights) if options.weight_heads else None
     else:
         if not heads.balanced:
             gram, method = no_gram(len(now.tasks), now.losses.device), Unasked()
@@ -70,11 +77,14 @@ def weighted_step(
             gram = _measured_gram(meeting, now, gradients_of(heads, now.params, measure), measure)
             gram = gram / meeting.ranks
             told = "measured on given parameters"
-        found, losses = totals.judge(gram, now.losses, method, now.scale, None, meeting.setting)
+        found, losses = totals.judge(
+            gram, now.losses, method, now.scale, options.weight_heads, meeting.setting
+        )
         gram, weights, status = found.gram, found.weights, found.status
+        head_weights = found.head_weights
         assert weights is not None
     shadows = [param.detach() for param in now.params]
-    write_weighted(heads, now.params, weights, retain_graph, into=shadows)
+    write_weighted(heads, now.params, weights, head_weights, retain_graph, into=shadows)
     meeting.write_mean(now, [shadow.grad for shadow in shadows])
     collected = f"one weighted backward, {told}"
     return Report(now.tasks, gram, weights, losses, status, collected)

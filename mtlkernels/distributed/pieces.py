@@ -52,7 +52,9 @@ def combine_pieces(
     collected = rows.collected
     if not asked:
         method, collected = Unasked(), collected + HEADS_ALONE
-    found, losses = totals.judge(gram, rows.losses, method, rows.scale, setting)
+    found, losses = totals.judge(
+        gram, rows.losses, method, rows.scale, options.weight_heads, setting
+    )
     assert found.weights is not None
     for part, own, weights in zip(
         sections, groups, found.weights.view(len(sections), -1), strict=True
@@ -61,7 +63,7 @@ def combine_pieces(
     members = [held.tensors[p] for p in heads]
     # What another rank skips, one that holds heads alone has to skip as well.
     ones = torch.where(found.weights.isfinite().all(), 1.0, torch.nan).to(found.weights)
-    head_weights = found.weights if options.weight_heads else ones.expand(len(grads))
+    head_weights = ones.expand(len(grads)) if found.head_weights is None else found.head_weights
     add_weighted_sum(group_gradients(columns(grads, heads), members), head_weights, members)
     held.hand_back()
     return Report(rows.tasks, found.gram, found.weights, losses, found.status, collected)

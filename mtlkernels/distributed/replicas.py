@@ -218,10 +218,12 @@ class Replicas(Meeting):
             gram = no_gram(len(now.tasks), now.losses.device, parts)
             method, collected = Unasked(), collected + HEADS_ALONE
         found, losses = self.totals(now.held).judge(
-            gram, now.losses, method, now.scale, self.setting, local
+            gram, now.losses, method, now.scale, options.weight_heads, self.setting, local
         )
         assert found.weights is not None
-        head_weights = found.weights if options.weight_heads else torch.ones_like(found.weights)
+        head_weights = found.head_weights
+        if head_weights is None:
+            head_weights = torch.ones_like(found.weights)
         head_weights = head_weights.view(num_sections, -1)[0]
         weights = found.weights.view(num_sections, -1)
         exchange.write(pieces, weights, head_weights, now.held.tensors)

@@ -228,14 +228,13 @@ class Shards(OfRanks):
             raise ValueError("no loss is computed from the features: give what the heads read")
         gram = feature_gram(cotangents) / held.ranks**2
         found, losses = self._totals(held).judge(
-            gram, stack(values), method, scale, None, self.setting
+            gram, stack(values), method, scale, options.weight_heads, self.setting
         )
         weights = found.weights
         assert weights is not None
         below = zip(features, combine_features(cotangents, weights), strict=True)
         replaced = [(feature, c) for feature, c in below if c is not None]
-        above = weights if options.weight_heads else None
-        self.fsdp.backward(begun, above, retain_graph, replaced)
+        self.fsdp.backward(begun, found.head_weights, retain_graph, replaced)
         told = "one backward through fully_shard, measured on the features"
         return Report(tasks, found.gram, weights, losses, found.status, told)
 

@@ -45,6 +45,7 @@ class Totals:
         losses: Tensor,
         method: Weighting,
         scale: Tensor | None,
+        weight_heads: bool,
         setting: Setting,
         local: Tensor | None = None,
     ) -> tuple[Balanced, Tensor]:
@@ -53,7 +54,7 @@ class Totals:
         Args:
             gram: this rank's part of K, (T, T) or with parts (B, T, T) float64; the parts add up.
             losses: (T) this rank's losses.
-            method, scale: as for `balance_gram`.
+            method, scale, weight_heads: as for `balance_gram`.
             setting: which statistic, and whether weights are compared.
             local: the Gram matrix of this rank's own gradients; with `gram="unbiased"`.
 
@@ -66,11 +67,12 @@ class Totals:
         means = (total / self.ranks).to(losses)
         gram = gram + self._doubt(scales)
         if setting.gram == "exact":
-            found = balance_gram(gram, method, means, scale)
+            found = balance_gram(gram, method, means, scale, weight_heads)
         else:
             count = self.replicas
             unbiased = (count * gram - rest[0] / count) / (count - 1)
-            found = balance_gram(nearest_gram(unbiased), method, means, scale)
+            near = nearest_gram(unbiased)
+            found = balance_gram(near, method, means, scale, weight_heads)
             factor = 1.0 if scale is None else scale.to(unbiased).square()
             found = replace(found, gram=unbiased / factor)
         if setting.check_ranks:

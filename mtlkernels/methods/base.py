@@ -98,10 +98,14 @@ class GramMethod(Method):
 
     A method of one's own only has to define `forward`; where it leaves `status` alone, the report
     says what K says.
+
+    Attributes:
+        own_head_weights: whether `head_weights` answers anything but the weights.
     """
 
     family = "Gram"
     cost = "T backwards"
+    own_head_weights: bool = False
 
     @abstractmethod
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
@@ -114,6 +118,20 @@ class GramMethod(Method):
         Returns:
             (T) float64 on gram's device.
         """
+
+    def head_weights(self, gram: Tensor, losses: Tensor | None, weights: Tensor) -> Tensor:
+        """What `weight_heads=True` multiplies the gradients of heads by: the weights.
+
+        A method whose published code has another rule for heads overrides it.
+
+        Args:
+            gram, losses: as for `forward`.
+            weights: (T), what `forward` has answered.
+
+        Returns:
+            (T) float64 on gram's device.
+        """
+        return weights
 
 
 class LossMethod(Method):
@@ -244,11 +262,14 @@ class RowStep(NamedTuple):
         weights: (T) float64, where the directions are a weighted sum of T rows; else None.
         gram: (T, T) float64, inner products of the rows that the weights belong to, where the
             method has them; else None.
+        head_weights: (T) float64, what `weight_heads=True` multiplies the gradients of heads by,
+            where the rows are not gradients of the losses themselves; None is the weights.
     """
 
     directions: list[Tensor]
     weights: Tensor | None = None
     gram: Tensor | None = None
+    head_weights: Tensor | None = None
 
 
 class RowMethod(Method):

@@ -37,7 +37,8 @@ class MoCo(KeepsRows):
     and the averages of the elements concerned, and is not counted. With "normalized" a task whose
     loss is <= 0 takes no part in its step: its lambda and average stay, the others' lambda count
     as fractions of their sum; INVALID_LOSS. The report's Gram matrix, norms
-    and cosines are those of the averages; its weights are lambda.
+    and cosines are those of the averages; its weights are lambda. With `weight_heads=True` a head
+    gets lambda_t h_t, of its own gradient and not of an average.
     """
 
     paper = "arXiv 2210.12624"
@@ -98,7 +99,8 @@ class MoCo(KeepsRows):
         self.weights = torch.where(finite, state, self.weights)
         self.status = torch.where(gram.diagonal().isfinite(), 0, NON_FINITE) | invalid
         weights = torch.where(finite, moved, torch.nan)
-        return RowStep(self._combined(lists, weights), weights, gram)
+        heads = torch.where(weights == 0, weights, scale * weights)
+        return RowStep(self._combined(lists, weights), weights, gram, heads)
 
     def _move(self, gram: Tensor, out: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
         """(T) lambda of this step, on the simplex of those that take part, and what is kept."""

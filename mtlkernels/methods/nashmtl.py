@@ -29,8 +29,9 @@ class NashMTL(GramMethod):
 
     Known implementations approach the solution by 20 convex problems in cvxpy, compare residuals of
     a normalised K with weights of the other (so their test never ends the loop) and keep the last
-    weights where the solver fails. nash-mtl weights the losses, so heads too; SamsungLabs
-    overwrites the shared gradient and never clips.
+    weights where the solver fails. nash-mtl weights the losses, so heads too, and clips the shared
+    gradient alone: with `weight_heads=True` heads get the solution's weights, unclipped, for one
+    more solve. SamsungLabs overwrites the shared gradient and never clips.
     """
 
     paper = "arXiv 2202.01017"
@@ -40,11 +41,16 @@ class NashMTL(GramMethod):
         if max_norm is not None and not (math.isfinite(max_norm) and max_norm > 0):
             raise ValueError(f"max_norm={max_norm}: it must be finite and positive, or None")
         self.max_norm = None if max_norm is None else float(max_norm)
+        self.own_head_weights = max_norm is not None
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         bound = math.inf if self.max_norm is None else self.max_norm
         weights, self.status = ops.fairgrad(gram, 1.0, max_norm=bound)
         return weights
+
+    def head_weights(self, gram: Tensor, losses: Tensor | None, weights: Tensor) -> Tensor:
+        """The solution before it is clipped."""
+        return weights if self.max_norm is None else ops.fairgrad(gram, 1.0)[0]
 
     def extra_repr(self) -> str:
         return f"max_norm={self.max_norm}"

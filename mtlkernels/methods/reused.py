@@ -42,6 +42,8 @@ class Reused(GramMethod):
         self.used = 0  # steps that the weights have served; a number on the host, so never a wait
         self.tasks: tuple[str, ...] | None = None  # whose they are, where that is known
         self.register_lazy("weights")
+        if method.own_head_weights:
+            self.register_lazy("heads")  # its own weights for heads, kept with the others
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         self._check(len(gram))
@@ -50,6 +52,12 @@ class Reused(GramMethod):
         self.weights = weights.detach().clone()
         self.used, self.tasks = 0, None
         return weights
+
+    def head_weights(self, gram: Tensor, losses: Tensor | None, weights: Tensor) -> Tensor:
+        heads = self.method.head_weights(gram, losses, weights)
+        if hasattr(self, "heads"):
+            self.heads = heads.detach().clone()
+        return heads
 
     def kept_weights(self, tasks: tuple[str, ...], read: bool = False) -> Tensor | None:
         """The weights of the coming step, (T) float64, or None where the method is to be asked.

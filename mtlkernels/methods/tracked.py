@@ -27,7 +27,9 @@ class Tracked(KeepsRows):
     and with `log_losses` a whole task whose loss is not finite, keep their averages, and the step
     is not counted. With `log_losses` a task whose loss is <= 0 takes no part in its step: its
     average stays, the method sees a zero gradient, its weight is 0; INVALID_LOSS. A GradScaler's
-    factor would enter the averages: unscale first, or use `log_losses`.
+    factor would enter the averages: unscale first, or use `log_losses`. With `weight_heads=True` a
+    head gets w_t times its own gradient, not an average of it: with `log_losses` that of log L_t,
+    so w_t / L_t.
 
     Args:
         method: any Gram method.
@@ -83,7 +85,8 @@ class Tracked(KeepsRows):
         weights = torch.where(gram.isfinite().all(), weights, torch.nan)
         if out is not None:
             weights = torch.where(out, 0.0, weights)
-        return RowStep(self._combined(lists, weights), weights, gram)
+        heads = torch.where(weights == 0, weights, scale * weights)
+        return RowStep(self._combined(lists, weights), weights, gram, heads)
 
     def extra_repr(self) -> str:
         return f"beta={self.beta}, sigma={self.sigma}, log_losses={self.log_losses}"
