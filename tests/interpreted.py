@@ -254,6 +254,11 @@ def test_graddrop_drops_by_the_share_of_the_signs() -> None:
     assert abs((kept == 3.0).float().mean() - 0.75) < 0.02
 
 
+def test_graddrop_of_sums_that_overflow() -> None:
+    big = torch.full((40,), 3e38)
+    assert torch.equal(graddrop(big, big, -big, leak=1.0)[:40], big)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_graddrop_hides_nothing(bad: float) -> None:
     x, y = torch.randn(40), torch.randn(40)

@@ -1,15 +1,16 @@
 // Weighted sum of T rows: out[k] = beta out[k] + sum_t w_t x_t[k], accumulated in the accumulator's type in the order
 // of the tasks and rounded once, to the rows' type or to the accumulator's. Reads every row once and writes `out` once:
 // (T + 1) elements of traffic each.
-// Factors that a float32 sum would lose or blow up are added up in float64 instead.
+// Factors that a float32 sum would lose or blow up are added up in float64 instead; and so is an element whose float32 sum is
+// not finite: what overflowed may have been a part of a sum that fits.
 
 constexpr int kTogether = 8;  // rows of one pass over the accumulators
 
 // acc = (fresh ? 0 : acc) + sum_i w_i x_i. A fresh sum starts from zero, not from the first product: which of two
 // products is fused into the addition would else be the compiler's choice, and differ from an accumulation onto zero.
-// kStream stores whole vectors past the cache; `acc` is aligned to one then.
+// kStream stores whole vectors past the cache; `acc` is aligned to one then. Returns whether all fresh sums are finite.
 template <class S, int kRows, bool kFresh, bool kStream>
-MTLKERNELS_NOINLINE void add_weighted(const S* const* rows, const accumulator_t<S>* weights, int64_t n,
+MTLKERNELS_NOINLINE bool add_weighted(const S* const* rows, const accumulator_t<S>* weights, int64_t n,
                                       accumulator_t<S>* __restrict acc) {
   using A = accumulator_t<S>;
   using V = typename Vector<A>::type;
@@ -18,11 +19,14 @@ MTLKERNELS_NOINLINE void add_weighted(const S* const* rows, const accumulator_t<
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) x[i] = rows[i], w[i] = weights[i];
   int64_t k = 0;
+  V spoilt = {};
+  A rest = 0;
   for (; k + kLanes<A> <= n; k += kLanes<A>) {
     V sum = {};
     if constexpr (!kFresh) sum = load(acc + k);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) sum += w[i] * load(x[i] + k);
+    if constexpr (kFresh) spoilt += zero_if_finite(sum);
     if constexpr (kStream) {
       stream_vector(sum, acc + k);
     } else {
@@ -33,12 +37,14 @@ MTLKERNELS_NOINLINE void add_weighted(const S* const* rows, const accumulator_t<
     A sum = kFresh ? A{0} : acc[k];
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) sum += w[i] * widen(x[i][k]);
+    if constexpr (kFresh) rest += zero_if_finite(sum);
     acc[k] = sum;
   }
+  return all_zero<A>(spoilt, rest);
 }
 
 template <class S, bool kFresh, bool kStream = false>
-void add_weighted(const S* const* rows, const accumulator_t<S>* weights, int64_t count, int64_t n,
+bool add_weighted(const S* const* rows, const accumulator_t<S>* weights, int64_t count, int64_t n,
                   accumulator_t<S>* acc) {
   switch (count) {
     case 1: return add_weighted<S, 1, kFresh, kStream>(rows, weights, n, acc);
@@ -50,16 +56,20 @@ void add_weighted(const S* const* rows, const accumulator_t<S>* weights, int64_t
     case 7: return add_weighted<S, 7, kFresh, kStream>(rows, weights, n, acc);
     case 8: return add_weighted<S, 8, kFresh, kStream>(rows, weights, n, acc);
   }
+  return true;
 }
 
-// out = sum_i w_i x_i in one pass, for rows and an output of 16 bits: nothing is gathered before it is rounded.
+// out = sum_i w_i x_i in one pass, for rows and an output of 16 bits: nothing is gathered before it is rounded. Returns
+// whether all sums are finite.
 template <class S, int kRows, bool kStream>
-MTLKERNELS_NOINLINE void write_narrow(const S* const* rows, const float* weights, int64_t n, S* __restrict out) {
+MTLKERNELS_NOINLINE bool write_narrow(const S* const* rows, const float* weights, int64_t n, S* __restrict out) {
   const S* x[kRows];
   float w[kRows];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) x[i] = rows[i], w[i] = weights[i];
   int64_t k = 0;
+  Floats spoilt = {};
+  float rest = 0;
   auto one_vector = [&]() __attribute__((always_inline)) {
     Floats sum = {};
 #pragma GCC unroll 8
@@ -67,6 +77,7 @@ MTLKERNELS_NOINLINE void write_narrow(const S* const* rows, const float* weights
       fetch_ahead(x[i] + k);
       sum += w[i] * load(x[i] + k);
     }
+    spoilt += zero_if_finite(sum);
     if constexpr (kStream) {
       stream_narrow(sum, out + k);
     } else {
@@ -85,6 +96,7 @@ MTLKERNELS_NOINLINE void write_narrow(const S* const* rows, const float* weights
         low += w[i] * even(pairs);
         high += w[i] * odd(pairs);
       }
+      spoilt += zero_if_finite(low) + zero_if_finite(high);
       const Words pairs = narrow_pairs(low, high);
       if constexpr (kStream) {
         stream_vector(pairs, out + k);
@@ -98,12 +110,14 @@ MTLKERNELS_NOINLINE void write_narrow(const S* const* rows, const float* weights
     float sum = 0;
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) sum += w[i] * widen(x[i][k]);
+    rest += zero_if_finite(sum);
     out[k] = narrow(sum, S{});
   }
+  return all_zero<float>(spoilt, rest);
 }
 
 template <class S, bool kStream>
-void write_narrow(const S* const* rows, const float* weights, int64_t count, int64_t n, S* out) {
+bool write_narrow(const S* const* rows, const float* weights, int64_t count, int64_t n, S* out) {
   switch (count) {
     case 1: return write_narrow<S, 1, kStream>(rows, weights, n, out);
     case 2: return write_narrow<S, 2, kStream>(rows, weights, n, out);
@@ -114,6 +128,7 @@ void write_narrow(const S* const* rows, const float* weights, int64_t count, int
     case 7: return write_narrow<S, 7, kStream>(rows, weights, n, out);
     case 8: return write_narrow<S, 8, kStream>(rows, weights, n, out);
   }
+  return true;
 }
 
 // Copies whole aligned vectors past the cache (no read of the line before it is written), the rest as usual.
@@ -162,6 +177,29 @@ int64_t pass(const void* const* rows, const double* weights, int64_t tasks, int6
   return count;
 }
 
+// One element's sum in float64. `old` is not read where beta is 0.
+template <class S, class O>
+double wide_sum(const void* const* rows, const double* weights, int64_t tasks, int64_t k, const O* old, double beta) {
+  double sum = beta == 0 ? 0.0 : beta * widen(old[k]);
+  for (int64_t t = 0; t < tasks; ++t) sum += weights[t] * widen(static_cast<const S*>(rows[t])[k]);
+  return sum;
+}
+
+// Puts the float64 sum in place of every float32 sum that is not finite. at: the first element of `sums`.
+template <class S, class X, class O>
+MTLKERNELS_NOINLINE void mend_sums(const void* const* rows, const double* weights, int64_t tasks, int64_t at, int64_t n,
+                                   const O* old, double beta, X* sums) {
+  for (int64_t k = 0; k < n; ++k) {
+    if (zero_if_finite(widen(sums[k])) == 0) continue;
+    const auto sum = static_cast<float>(wide_sum<S>(rows, weights, tasks, at + k, old, beta));
+    if constexpr (sizeof(X) == 2) {
+      sums[k] = narrow(sum, X{});
+    } else {
+      sums[k] = sum;
+    }
+  }
+}
+
 // A float32 accumulation in float64: factors and products keep the range they have there.
 template <class S, class O>
 MTLKERNELS_NOINLINE void combine_wide(const void* const* rows, const double* weights, int64_t tasks, int64_t length,
@@ -196,14 +234,17 @@ void combine(const void* const* rows, const double* weights, int64_t tasks, int6
   A w[kTogether];
   if (beta == 0 && tasks > 0 && tasks <= kTogether) {  // one pass: no need to gather a chunk before it is stored
     pass(rows, weights, tasks, 0, 0, x, w);
+    [[maybe_unused]] bool finite;
     if constexpr (std::is_same_v<O, A>) {
       stream = stream && kCanStream && reinterpret_cast<intptr_t>(out) % MTLKERNELS_VECTOR_BYTES == 0;
-      stream ? add_weighted<S, true, true>(x, w, tasks, length, out) : add_weighted<S, true>(x, w, tasks, length, out);
+      finite = stream ? add_weighted<S, true, true>(x, w, tasks, length, out) : add_weighted<S, true>(x, w, tasks, length, out);
     } else {
       stream = stream && kCanStream && reinterpret_cast<intptr_t>(out) % (MTLKERNELS_VECTOR_BYTES / 2) == 0;
-      stream ? write_narrow<S, true>(x, w, tasks, length, out) : write_narrow<S, false>(x, w, tasks, length, out);
+      finite = stream ? write_narrow<S, true>(x, w, tasks, length, out) : write_narrow<S, false>(x, w, tasks, length, out);
     }
     if (stream) store_fence();
+    if constexpr (!std::is_same_v<A, double>)
+      if (!finite) mend_sums<S>(rows, weights, tasks, 0, length, out, 0.0, out);
     return;
   }
   alignas(64) A acc[kChunk<A>];
@@ -217,6 +258,8 @@ void combine(const void* const* rows, const double* weights, int64_t tasks, int6
       fresh ? add_weighted<S, true>(x, w, count, n, acc) : add_weighted<S, false>(x, w, count, n, acc);
       fresh = false;
     }
+    if constexpr (!std::is_same_v<A, double>)
+      if (!all_finite(acc, n)) mend_sums<S>(rows, weights, tasks, begin, n, out, beta, acc);
     store_run<O>(acc, n, out + begin, stream);
   }
   if (stream) store_fence();

@@ -1,8 +1,9 @@
 // GradDrop of T rows: out[k] = sum_t f_t x_t[k], f_t = 1 where the sign of x_t[k] was drawn, else leak_t. One pass: reads
 // every row once and writes `out` once. With S and A the sums of x_t[k] and |x_t[k]| and tau = 2U - 1 the element's draw,
 // the positive sign is drawn where S > tau A and the negative one where S < tau A; where all signs agree (|S| = A) it is
-// theirs. Sums are in the accumulator's type and the tasks' order; a decision hangs on one rounded product, so neither
-// fused multiplication nor the cut into vectors can change it.
+// theirs. Sums are in the accumulator's type and the tasks' order; a decision depends on one rounded product, so neither
+// fused multiplication nor the cut into vectors can change it. An element of which A or the answer is not finite in float32
+// is computed again in float64, the decision too.
 
 template <class S>
 MTLKERNELS_INLINE const accumulator_t<S>* widened(const S* row, int64_t n, accumulator_t<S>* stage) {
@@ -94,6 +95,24 @@ MTLKERNELS_NOINLINE void add_kept(const A* x, int64_t n, A leak, const A* plus, 
   for (; k < n; ++k) add_kept_step(x[k], leak, plus[k], minus[k], acc[k]);
 }
 
+// Computes the elements again whose float32 sums are not finite. sums: of the elements from `begin` on.
+template <class S>
+MTLKERNELS_NOINLINE void mend_drops(const void* const* rows, const double* leaks, int64_t tasks, int64_t begin, int64_t n,
+                                    uint64_t seed, uint64_t step, int64_t flat, float* sums) {
+  for (int64_t k = 0; k < n; ++k) {
+    float narrow_size = 0;
+    double sum = 0, size = 0, kept = 0;
+    const auto element = [&](int64_t t) { return widen(static_cast<const S*>(rows[t])[begin + k]); };
+    for (int64_t t = 0; t < tasks; ++t) narrow_size += magnitude(element(t));
+    if (zero_if_finite(narrow_size) == 0 && zero_if_finite(sums[k]) == 0) continue;
+    for (int64_t t = 0; t < tasks; ++t) add_signs_step<double>(element(t), sum, size);
+    const uint64_t place = static_cast<uint64_t>(flat + begin + k);
+    draw_signs_step<double>(philox_threshold(philox(place / 4, step, seed).word[place % 4]), sum, size);
+    for (int64_t t = 0; t < tasks; ++t) add_kept_step<double>(element(t), leaks[t], sum, size, kept);
+    sums[k] = static_cast<float>(kept);
+  }
+}
+
 template <class S>
 void graddrop(const void* const* rows, const double* leaks, int64_t tasks, int64_t length, uint64_t seed, uint64_t step,
               int64_t flat, void* out_memory, bool stream) {
@@ -106,6 +125,7 @@ void graddrop(const void* const* rows, const double* leaks, int64_t tasks, int64
     std::fill(size, size + n, A{0});
     for (int64_t t = 0; t < tasks; ++t)
       add_signs(widened(static_cast<const S*>(rows[t]) + begin, n, stage), n, sum, size);
+    const bool fits = all_finite(size, n);
     draw_thresholds(seed, step, flat + begin, n, acc);
     draw_signs(acc, n, sum, size);
     std::fill(acc, acc + n, A{0});
@@ -113,6 +133,8 @@ void graddrop(const void* const* rows, const double* leaks, int64_t tasks, int64
       const A* x = widened(static_cast<const S*>(rows[t]) + begin, n, stage);
       add_kept(x, n, static_cast<A>(leaks[t]), sum, size, acc);
     }
+    if constexpr (std::is_same_v<A, float>)
+      if (!fits || !all_finite(acc, n)) mend_drops<S>(rows, leaks, tasks, begin, n, seed, step, flat, acc);
     store_run<S>(acc, n, out + begin, stream);
   }
 #if MTLKERNELS_X86_LEVEL > 0

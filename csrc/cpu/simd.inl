@@ -282,3 +282,23 @@ MTLKERNELS_INLINE Doubles load_half(const S* p) {
   }
 #endif
 }
+
+// 0 for a finite number, else NaN; of a vector, lane by lane.
+template <class X>
+MTLKERNELS_INLINE X zero_if_finite(X x) { return x - x; }
+
+template <class A>
+MTLKERNELS_INLINE bool all_zero(typename Vector<A>::type lanes, A rest) {
+  for (int l = 0; l < kLanes<A>; ++l) rest += lanes[l];
+  return rest == 0;
+}
+
+template <class A>
+MTLKERNELS_INLINE bool all_finite(const A* x, int64_t n) {
+  typename Vector<A>::type spoilt = {};
+  A rest = 0;
+  int64_t k = 0;
+  for (; k + kLanes<A> <= n; k += kLanes<A>) spoilt += zero_if_finite(load(x + k));
+  for (; k < n; ++k) rest += zero_if_finite(x[k]);
+  return all_zero<A>(spoilt, rest);
+}

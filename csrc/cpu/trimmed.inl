@@ -1,5 +1,5 @@
 // Trimmed mean of T rows: in every column the `trim` smallest and `trim` largest values are left out and the rest is
-// averaged in the accumulator's type. Bubbles move the extremes to the two ends, whole columns at a time:
+// averaged in the accumulator's type, in float64 where that overflows. Bubbles move the extremes to the two ends, whole columns at a time:
 // 2 trim T comparisons an element. An absent row counts as zeros. A NaN in a column makes its result NaN; an infinity
 // is an extreme value like others.
 
@@ -28,6 +28,17 @@ MTLKERNELS_NOINLINE void move_extremes_out(A* values, int64_t tasks, int64_t tri
   }
 }
 
+// Puts the mean in float64 in place of every mean that is not finite: a sum may overflow whose mean does not.
+template <class A>
+MTLKERNELS_NOINLINE void mend_means(const A* values, int64_t tasks, int64_t trim, int64_t n, A* mean) {
+  for (int64_t k = 0; k < n; ++k) {
+    if (zero_if_finite(mean[k]) == 0) continue;
+    double total = 0;
+    for (int64_t t = trim; t < tasks - trim; ++t) total += values[t * kTrimColumns + k];
+    mean[k] = static_cast<A>(total / static_cast<double>(tasks - 2 * trim));
+  }
+}
+
 // scratch: tasks * kTrimColumns accumulators.
 template <class S>
 void trimmed_mean(const void* const* rows, int64_t tasks, int64_t length, int64_t trim, void* out_memory, void* scratch) {
@@ -53,7 +64,9 @@ void trimmed_mean(const void* const* rows, int64_t tasks, int64_t length, int64_
     move_extremes_out(values, tasks, trim, n);
     for (int64_t t = trim; t < tasks - trim; ++t)
       for (int64_t k = 0; k < n; ++k) total[k] += values[t * kTrimColumns + k];
-    for (int64_t k = 0; k < n; ++k) total[k] = spoilt[k] == A{0} ? total[k] / count : spoilt[k];
+    for (int64_t k = 0; k < n; ++k) total[k] /= count;
+    if (!all_finite(total, n)) mend_means(values, tasks, trim, n, total);
+    for (int64_t k = 0; k < n; ++k) total[k] = spoilt[k] == A{0} ? total[k] : spoilt[k];
     store_run<S>(total, n, out + begin, false);
   }
 }

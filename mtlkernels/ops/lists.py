@@ -70,7 +70,9 @@ def combine(grads: Sequence[Tensor], weights: Tensor) -> Tensor:
 
     Reads every gradient once and writes the direction once. Accumulates in float32 (float64 for
     float64 input) in the order of the tasks, and rounds once. A weight that is not zero and whose
-    size lies outside 1e-30 .. 1e30 makes that float64. Differentiable, in reverse mode only.
+    size lies outside 1e-30 .. 1e30 makes that float64, and an element whose float32 sum is not
+    finite is added up in float64: infinite is what does not fit. Differentiable, in reverse mode
+    only.
 
     Args:
         grads: gradient list of T * P tensors.

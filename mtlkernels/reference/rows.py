@@ -57,24 +57,35 @@ def graddrop(
     places, length = _places(grads, num_tasks)
     out = grads[0].new_zeros(length)
     wide = _accumulator(grads[0])
-    factor = leak.to(wide)
     for at, n, column in places:
         present = [t for t in range(num_tasks) if column[t].numel()]
         for begin in range(0, n, _PIECE):
             end = min(begin + _PIECE, n)
-            rows = {t: column[t].reshape(-1)[begin:end].to(wide) for t in present}
-            total, size = torch.zeros(2, end - begin, dtype=wide, device=out.device)
-            for x in rows.values():
-                total, size = total + x, size + x.abs()
-            threshold = thresholds(at + begin, end - begin, seed, step).to(wide) * size
-            plus = (total > threshold) | (total == size)
-            minus = (total < threshold) | (total == -size)
-            direction = torch.zeros_like(total)
-            for t, x in rows.items():
-                kept = torch.where(x > 0, plus, minus)
-                direction = direction + torch.where(kept, 1.0, factor[t]) * x
+            rows = {t: column[t].reshape(-1)[begin:end] for t in present}
+            draws = thresholds(at + begin, end - begin, seed, step)
+            direction, size = _kept(rows, leak, draws, wide)
+            if wide == torch.float32:  # what overflows there is computed again
+                exact, _ = _kept(rows, leak, draws, torch.float64)
+                fits = size.isfinite() & direction.isfinite()
+                direction = torch.where(fits, direction, exact.to(wide))
             out[at + begin : at + end] = direction.to(out.dtype)
     return out
+
+
+def _kept(
+    rows: dict[int, Tensor], leak: Tensor, draws: Tensor, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """GradDrop's direction and the sums of sizes, computed in that dtype."""
+    total, size, direction = torch.zeros(3, len(draws), dtype=wide, device=draws.device)
+    for x in rows.values():
+        total, size = total + x.to(wide), size + x.to(wide).abs()
+    threshold = draws.to(wide) * size
+    plus = (total > threshold) | (total == size)
+    minus = (total < threshold) | (total == -size)
+    for t, x in rows.items():
+        kept = torch.where(x > 0, plus, minus)
+        direction = direction + torch.where(kept, 1.0, leak[t].to(wide)) * x.to(wide)
+    return direction, size
 
 
 def trimmed_mean(grads: Sequence[Tensor], num_tasks: int, trim: int) -> Tensor:
@@ -90,7 +101,9 @@ def trimmed_mean(grads: Sequence[Tensor], num_tasks: int, trim: int) -> Tensor:
     for at, n, column in places:
         zero = torch.zeros(n, dtype=wide, device=out.device)
         rows = torch.stack([g.reshape(-1).to(wide) if g.numel() else zero for g in column])
-        kept = rows.sort(dim=0).values[trim : num_tasks - trim].mean(dim=0)
+        ordered = rows.sort(dim=0).values[trim : num_tasks - trim]
+        kept = ordered.mean(dim=0)  # a sum may overflow whose mean does not
+        kept = torch.where(kept.isfinite(), kept, ordered.double().mean(dim=0).to(wide))
         out[at : at + n] = torch.where(rows.isnan().any(dim=0), torch.nan, kept)
     return out
 
@@ -115,6 +128,11 @@ def track_gram(
         for t, grad in enumerate(column):
             x = factor[t] * (grad.reshape(-1).to(state.dtype) if grad.numel() else 0.0)
             moved = rows[t] + share * (x - rows[t])
+            if state.dtype == torch.float32:  # what overflows there is computed again
+                old = rows[t].double()
+                x = scale[t] * (grad.reshape(-1).double() if grad.numel() else 0.0)
+                exact = old + rate.reshape(()) * (x - old)
+                moved = torch.where(moved.isfinite(), moved, exact.to(state.dtype))
             spoilt[t] |= ~moved.isfinite().all()
             rows[t] = torch.where(moved.isfinite(), moved, rows[t])
         sums.add(rows, range(num_tasks))

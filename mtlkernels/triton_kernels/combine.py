@@ -3,7 +3,8 @@ tasks in float32 (float64 for float64) and rounded once, to the rows' type or to
 
 A factor that is not zero and whose size lies outside 1e-30 .. 1e30 makes it a float64 sum: in
 float32 it would be infinite or have lost bits, or its product with an element would. Every program
-sees the same factors and decides alike.
+sees the same factors and decides alike. An element whose float32 sum is not finite is added up in
+float64 too: what overflowed may have been a part of a sum that fits.
 """
 
 from __future__ import annotations
@@ -88,6 +89,35 @@ def combine_piece(
     lanes = tl.arange(0, LANES)
     place = out + tl.multiple_of(flat, 16) + lanes
     padded = (left + 15) // 16 * 16
+    total = weighted_sum(
+        table, weights, weight_stride, place, beta, num_tasks, num_params, param, begin, left,
+        UNROLLED, ACCUMULATE, DTYPE, OUT, WIDE, LANES, WHOLE, ALIGNED,
+    )  # fmt: skip
+    if tl.float32 == WIDE:
+        spoilt = (total - total != 0) & (lanes < left)
+        if tl.max(spoilt.to(tl.int32), axis=0) > 0:
+            again = weighted_sum(
+                table, weights, weight_stride, place, beta, num_tasks, num_params, param, begin,
+                left, 0, ACCUMULATE, DTYPE, OUT, tl.float64, LANES, False, ALIGNED,
+            )  # fmt: skip
+            total = tl.where(spoilt, again.to(tl.float32), total)
+    if tl.float64 != OUT:
+        total = total.to(tl.float32)
+    if WHOLE:
+        tl.store(place, total.to(OUT))
+    else:
+        total = tl.where(lanes < left, total, 0.0)  # zero also beside a weight that is NaN
+        tl.store(place, total.to(OUT), mask=lanes < padded)
+
+
+@triton.jit
+def weighted_sum(
+    table, weights, weight_stride, place, beta, num_tasks, num_params, param, begin, left,
+    UNROLLED: tl.constexpr, ACCUMULATE: tl.constexpr, DTYPE: tl.constexpr, OUT: tl.constexpr,
+    WIDE: tl.constexpr, LANES: tl.constexpr, WHOLE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """The sums of a piece as WIDE. place: where they go, read where ACCUMULATE."""
+    lanes = tl.arange(0, LANES)
     if ACCUMULATE:
         if WHOLE:
             total = beta.to(WIDE) * widen(tl.load(place), OUT, WIDE)
@@ -108,13 +138,7 @@ def combine_piece(
                 total, t, table, weights, weight_stride, num_tasks,
                 num_params, param, begin, left, lanes, DTYPE, WIDE, WHOLE, ALIGNED,
             )  # fmt: skip
-    if tl.float64 != OUT:
-        total = total.to(tl.float32)
-    if WHOLE:
-        tl.store(place, total.to(OUT))
-    else:
-        total = tl.where(lanes < left, total, 0.0)  # zero also beside a weight that is NaN
-        tl.store(place, total.to(OUT), mask=lanes < padded)
+    return total
 
 
 @triton.jit

@@ -2,7 +2,8 @@
 
 With x_t the tasks' elements, S = sum x_t and A = sum |x_t|, a threshold tau uniform in (-1, 1)
 keeps positive elements where S > tau A and negative ones where S < tau A; S = A and S = -A keep
-what all tasks agree on. A dropped element still counts with its task's leak. Rows are read twice,
+what all tasks agree on. A dropped element still counts with its task's leak. An element of which A
+or the answer is not finite in float32 is computed again in float64. Rows are read twice,
 the second time from the cache: (T + 1) N elements of traffic.
 
 tau comes from Philox4x32-10 (Salmon et al., SC'11): word k % 4 of counter (k / 4, step) under the
@@ -43,6 +44,32 @@ def thresholds(seed, step, flat, LANES: tl.constexpr, WIDE: tl.constexpr):
     return odd.to(WIDE) * (1.0 / (1 << 24))
 
 
+@triton.jit
+def kept_sums(
+    table, leak, leak_stride, draw, num_tasks, num_params, param, begin, left,
+    DTYPE: tl.constexpr, WIDE: tl.constexpr, LANES: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """The direction of a piece and the sums of sizes A, both as WIDE."""
+    lanes = tl.arange(0, LANES)
+    S = tl.zeros([LANES], WIDE)
+    A = tl.zeros([LANES], WIDE)
+    for t in range(num_tasks):
+        row = find_row(table, t, num_tasks, param, num_params)
+        x = load_piece(row, begin, left, lanes, DTYPE, WIDE, False, ALIGNED)
+        S += x
+        A += tl.abs(x)
+    bound = draw.to(WIDE) * A
+    positive = (bound < S) | (S == A)
+    negative = (bound > S) | (S == -A)
+    total = tl.zeros([LANES], WIDE)
+    for t in range(num_tasks):
+        row = find_row(table, t, num_tasks, param, num_params)
+        x = load_piece(row, begin, left, lanes, DTYPE, WIDE, False, ALIGNED)
+        kept = ((x > 0) & positive) | ((x < 0) & negative)
+        total += tl.where(kept, 1.0, tl.load(leak + t * leak_stride).to(WIDE)) * x
+    return total, A
+
+
 @triton.jit(do_not_specialize=["leak_stride", "num_tasks", "num_params"])
 def graddrop_kernel(
     table,
@@ -67,21 +94,18 @@ def graddrop_kernel(
     begin, left, flat = begin + skip, left - skip, flat + skip
     if left > 0:
         lanes = tl.arange(0, LANES)
-        S = tl.zeros([LANES], WIDE)
-        A = tl.zeros([LANES], WIDE)
-        for t in range(num_tasks):
-            row = find_row(table, t, num_tasks, param, num_params)
-            x = load_piece(row, begin, left, lanes, DTYPE, WIDE, False, ALIGNED)
-            S += x
-            A += tl.abs(x)
-        bound = thresholds(tl.load(seed), tl.load(step), flat, LANES, WIDE) * A
-        positive = (bound < S) | (S == A)
-        negative = (bound > S) | (S == -A)
-        total = tl.zeros([LANES], WIDE)
-        for t in range(num_tasks):
-            row = find_row(table, t, num_tasks, param, num_params)
-            x = load_piece(row, begin, left, lanes, DTYPE, WIDE, False, ALIGNED)
-            kept = ((x > 0) & positive) | ((x < 0) & negative)
-            total += tl.where(kept, 1.0, tl.load(leak + t * leak_stride).to(WIDE)) * x
+        draw = thresholds(tl.load(seed), tl.load(step), flat, LANES, WIDE)
+        total, A = kept_sums(
+            table, leak, leak_stride, draw, num_tasks, num_params, param, begin, left,
+            DTYPE, WIDE, LANES, ALIGNED,
+        )  # fmt: skip
+        if tl.float32 == WIDE:
+            spoilt = ((A - A != 0) | (total - total != 0)) & (lanes < left)
+            if tl.max(spoilt.to(tl.int32), axis=0) > 0:
+                again, _ = kept_sums(
+                    table, leak, leak_stride, draw, num_tasks, num_params, param, begin, left,
+                    DTYPE, tl.float64, LANES, ALIGNED,
+                )  # fmt: skip
+                total = tl.where(spoilt, again.to(tl.float32), total)
         place = out + tl.multiple_of(flat, 16) + lanes
         tl.store(place, total.to(DTYPE), mask=lanes < (left + 15) // 16 * 16)
