@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,14 @@ from mtlkernels.graph import (
     reentrant_checkpoint,
 )
 
-Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
+
+class Fields(Protocol):
+    """A dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor | Fields
 Run = Callable[[], Tensor | None]
 Runs = Mapping[str, Run] | Sequence[Run]
 
@@ -23,6 +31,24 @@ _SAY_IT = (
     "DistributedDataParallel, fully_shard or parallelize_module gave, process_group= for "
     "replicas without one of them, or stages= for those of a pipeline"
 )
+
+
+def entries(losses: Any) -> Any:
+    """Losses with names as a dict: of a mapping, a TensorDict, a dataclass or a NamedTuple.
+
+    A TensorDict without batch dimensions has items, and yet iterates over nothing.
+    """
+    if isinstance(losses, Tensor | dict | list | type):
+        return losses
+    if isinstance(losses, tuple):
+        return (
+            dict(zip(losses._fields, losses, strict=True)) if hasattr(losses, "_fields") else losses
+        )
+    if dataclasses.is_dataclass(losses) and not isinstance(losses, Mapping):
+        return {field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)}
+    if callable(getattr(losses, "items", None)):
+        return dict(losses.items())
+    return losses
 
 
 class Given(NamedTuple):
@@ -50,14 +76,15 @@ def given_losses(losses: Losses) -> Given:
     """The tasks and their scalar losses, checked.
 
     Args:
-        losses: a mapping from names, a sequence, or a 1-D tensor of T losses; None for a task that
-            has no data in this step.
+        losses: a mapping from names, a TensorDict, a dataclass or NamedTuple of them, a sequence,
+            or a 1-D tensor of T losses; None for a task that has no data in this step.
 
     Raises:
         TypeError: not real tensors.
         ValueError: none, not scalar, without a graph, or one tensor given twice (which is not
             looked for inside torch.compile: torch 2.11 and 2.12 do not trace id()).
     """
+    losses = entries(losses)
     if losses is None or isinstance(losses, str | float | int):
         raise TypeError(f"losses is a {type(losses).__name__}: give a mapping, a list or a tensor")
     if isinstance(losses, Tensor):
@@ -71,7 +98,7 @@ def given_losses(losses: Losses) -> Given:
     if isinstance(losses, Mapping):
         tasks, values = tuple(map(str, losses)), list(losses.values())
     else:
-        values = list(losses)
+        values = list(cast(Sequence[Tensor], losses))
         tasks = tuple(map(str, range(len(values))))
     if not tasks:
         raise ValueError("no losses: give at least one")

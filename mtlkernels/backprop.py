@@ -28,6 +28,7 @@ from mtlkernels.families import (
     task_step,
     weighs_losses,
 )
+from mtlkernels.layout import numbered
 from mtlkernels.options import Options, check_keeps_rows, check_step
 from mtlkernels.plain import plain
 from mtlkernels.report import Report
@@ -110,9 +111,10 @@ def backward(
     gradients.
 
     Args:
-        losses: T scalar losses: a mapping from names, a sequence or a 1-D tensor. None for a task
-            that has no data in this step, which then takes no part; with one task left the step is
-            plain training. A method's state follows the names.
+        losses: T scalar losses: a mapping from names, a TensorDict, a dataclass or NamedTuple, a
+            sequence or a 1-D tensor. None for a task that has no data in this step, which then
+            takes no part; with one task left the step is plain training. A method's state follows
+            the names.
         params: the parameters to write to, and no others; those that do not require grad are
             passed over.
         method: a Gram method, for example `PCGrad()`, a row method, for example `GradDrop()`, or a
@@ -175,6 +177,7 @@ def backward(
     return step(losses, params, method, options, features, scaler, retain_graph, checks)
 
 
+@numbered
 def step(
     losses: Losses,
     params: Sequence[Tensor],
@@ -224,6 +227,7 @@ def step(
     return report.of_tasks(given.tasks, order)
 
 
+@numbered
 def collect_step(
     losses: Losses,
     params: Sequence[Tensor],

@@ -75,9 +75,28 @@ def weigh_losses(method: LossWeighting, losses: Tensor) -> Told:
 
 @torch.no_grad()
 def write_row(row: Sequence[Tensor | None], params: Sequence[Tensor]) -> None:
-    """Adds P gradients, or None, to the parameters' .grad."""
-    groups = group_gradients([row], params)
-    if not groups:
+    """Adds P gradients, or None, to the parameters' .grad; sparse and complex ones as they are."""
+    apart = [
+        grad is not None and (grad.layout != torch.strided or grad.is_complex()) for grad in row
+    ]
+    groups = group_gradients(
+        [[None if other else grad for grad, other in zip(row, apart, strict=True)]], params
+    )
+    if not groups and not any(apart):
         raise ValueError("no loss reaches any of the parameters")
-    one = torch.ones(1, dtype=torch.float64, device=groups[0].device)
-    add_weighted_sum(groups, one, params)
+    if groups:
+        one = torch.ones(1, dtype=torch.float64, device=groups[0].device)
+        add_weighted_sum(groups, one, params)
+    for param, grad, other in zip(params, row, apart, strict=True):
+        if other and grad is not None:
+            _add(param, grad)
+
+
+def _add(param: Tensor, grad: Tensor) -> None:
+    """Adds a sparse or complex gradient to .grad, as autograd does."""
+    if param.grad is None:
+        param.grad = grad.clone()
+    elif param.grad.layout == torch.strided:
+        param.grad.add_(grad)
+    else:
+        param.grad = grad + param.grad

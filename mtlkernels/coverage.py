@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from mtlkernels.arguments import entries
 from mtlkernels.graph import leaves
 
 _LEVEL = 4  # from here to the caller of `backward`
@@ -37,7 +38,8 @@ def warn_of_unheld(losses: object, params: Sequence[Tensor]) -> None:
     """
     if any(hasattr(param, "device_mesh") for param in params):
         return
-    values = losses.values() if isinstance(losses, Mapping) else losses
+    values = entries(losses)
+    values = values.values() if isinstance(values, Mapping) else values
     if not isinstance(values, Collection) or isinstance(values, Tensor):  # an iterator is not ours
         values = [values]
     held = {id(param) for param in params}

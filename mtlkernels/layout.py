@@ -8,9 +8,10 @@ dtype and device: one call of an op takes one group, Gram matrices of groups add
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Concatenate, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -86,6 +87,49 @@ class Group:
         return flat
 
 
+class UnfitGradientError(TypeError):
+    """A gradient of a kind that the ops do not take."""
+
+    def __init__(self, task: int, position: int, param: Tensor, kind: str, cure: str) -> None:
+        super().__init__(
+            f"the gradient of task {task} for parameter {position} is {kind}: {cure}, or choose a "
+            "loss method, which takes gradients of any kind"
+        )
+        self.task, self.param, self.kind, self.cure = task, param, kind, cure
+
+    def among(self, params: Sequence[Tensor]) -> UnfitGradientError:
+        """The same with the parameter's position in another list that holds it."""
+        for p, param in enumerate(params):
+            if param is self.param:
+                return UnfitGradientError(self.task, p, param, self.kind, self.cure)
+        return self
+
+
+Arguments = ParamSpec("Arguments")
+Losses = TypeVar("Losses")
+Params = TypeVar("Params", bound=Sequence[Tensor])
+Result = TypeVar("Result")
+
+
+def numbered(
+    fn: Callable[Concatenate[Losses, Params, Arguments], Result],
+) -> Callable[Concatenate[Losses, Params, Arguments], Result]:
+    """A function of losses and parameters whose errors number these as they were given to it."""
+
+    @functools.wraps(fn)
+    def call(
+        losses: Losses, params: Params, /, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        if torch.compiler.is_compiling():
+            return fn(losses, params, *args, **kwargs)
+        try:
+            return fn(losses, params, *args, **kwargs)
+        except UnfitGradientError as error:
+            raise error.among(params) from None
+
+    return call
+
+
 def group_gradients(
     task_grads: TaskGrads,
     params: Sequence[Tensor] | None = None,
@@ -97,7 +141,7 @@ def group_gradients(
         task_grads: T lists of P tensors or None, None being an absent gradient.
         params: P parameters whose shapes and strides the direction takes; without them those of
             each parameter's first gradient. The direction of bfloat16 or float16 gradients for
-            float32 parameters is float32, else of the gradients' dtype.
+            parameters whose .grad is float32 is float32, else of the gradients' dtype.
         copies: on how many ranks each of the P parameters stands; a group holds those of one count.
 
     Returns:
@@ -105,7 +149,7 @@ def group_gradients(
 
     Raises:
         ValueError: lengths, shapes, dtypes or devices do not fit together.
-        TypeError: a gradient is sparse, complex or not floating-point.
+        UnfitGradientError, TypeError: a gradient is sparse or complex, or not floating-point.
     """
     check_lengths(task_grads, params)
     groups: dict[tuple[torch.dtype, torch.dtype, torch.device, int], Group] = {}
@@ -126,8 +170,9 @@ def group_gradients(
                 and grad.device == device
             ):
                 _refuse(grad, model, first, t, p)
-        widened = dtype in (torch.bfloat16, torch.float16) and model.dtype == torch.float32
-        summed = model.dtype if widened else dtype
+        into = model.dtype if params is None else grad_dtype(model)
+        widened = dtype in (torch.bfloat16, torch.float16) and into == torch.float32
+        summed = torch.float32 if widened else dtype
         count = 1 if copies is None else copies[p]
         key = (dtype, summed, device, count)
         if key not in groups:
@@ -143,6 +188,13 @@ def group_gradients(
     for group in groups.values():
         group.offsets = flat_offsets([shape.numel() for shape in group.shapes])
     return list(groups.values())
+
+
+def grad_dtype(param: Tensor) -> torch.dtype:
+    """What a parameter's .grad is of: its own dtype, unless `param.grad_dtype` says another."""
+    if torch.compiler.is_compiling() or not param.is_leaf:  # where torch knows of none
+        return param.dtype
+    return getattr(param, "grad_dtype", None) or param.dtype
 
 
 def memory_order(model: Tensor) -> tuple[tuple[int, ...], bool]:
@@ -218,10 +270,16 @@ def check_lengths(task_grads: TaskGrads, params: Sequence[Tensor] | None) -> Non
 def _refuse(grad: Tensor, model: Tensor, first: Tensor, t: int, p: int) -> NoReturn:
     """Says what is wrong with a gradient that does not fit."""
     name = f"the gradient of task {t} for parameter {p}"
+    kind, cure = None, ""
     if grad.layout != torch.strided:
-        raise TypeError(f"{name} is sparse: use dense gradients (Embedding(sparse=False))")
-    if grad.is_complex():
-        raise TypeError(f"{name} is complex: balance torch.view_as_real of it instead")
+        kind, cure = "sparse", "use dense gradients (Embedding(sparse=False))"
+    elif grad.is_complex() and model is first:  # gradients alone were given
+        kind, cure = "complex", "balance torch.view_as_real of it instead"
+    elif grad.is_complex():
+        kind, pairs = "complex", (*grad.shape, 2)
+        cure = f"hold a real parameter of shape {pairs} and use torch.view_as_complex of it"
+    if kind is not None:
+        raise UnfitGradientError(t, p, model, kind, cure)
     if grad.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} is {grad.dtype}: expected float32, float64, bfloat16 or float16")
     if grad.dtype != first.dtype:

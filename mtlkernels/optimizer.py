@@ -21,6 +21,7 @@ from mtlkernels.arguments import Losses, Runs
 from mtlkernels.backprop import Engine
 from mtlkernels.coverage import warn_of_learnt, warn_of_unheld
 from mtlkernels.extended import extended, give_class, refuse_base
+from mtlkernels.layout import UnfitGradientError
 from mtlkernels.methods import GramMethod, LossMethod, Reused, RowMethod, get_method
 from mtlkernels.options import Options
 from mtlkernels.report import Report
@@ -159,8 +160,8 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
         """Adds the method's direction to the parameters' .grad; see `mtlkernels.backward`.
 
         Args:
-            losses: T scalar losses: a mapping from names, a sequence or a 1-D tensor; with stages=
-                T functions.
+            losses: T scalar losses: a mapping from names, a TensorDict, a dataclass or NamedTuple,
+                a sequence or a 1-D tensor; with stages= T functions.
             features: what the trunk returned and the heads read, to weigh the gradients there.
             scaler: a GradScaler, given the losses as they are; .grad comes out scaled.
             accumulate: add the tasks' gradients to those of the micro-batches before, and write
@@ -216,7 +217,10 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
                 "nothing was accumulated: call backward(losses, accumulate=True) first"
             )
         method = cast("GramMethod | RowMethod", self._mtl.method)
-        report = self._mtl.engine.combine_rows(rows, method, self._mtl.options)
+        try:
+            report = self._mtl.engine.combine_rows(rows, method, self._mtl.options)
+        except UnfitGradientError as error:
+            raise error.among(_params(self)) from None
         self._mtl.pending = None
         return report
 

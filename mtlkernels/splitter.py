@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -67,10 +68,36 @@ class Splitter(nn.Module):
             )
         if isinstance(num_tasks, bool) or not (isinstance(num_tasks, int) and num_tasks >= 1):
             raise ValueError(f"num_tasks={num_tasks}: it must be a whole number, at least 1")
-        self.method = method
+        self._holds = (method,)
         self.num_tasks = num_tasks
         self.scaler = scaler
         self.report: Report | None = None
+
+    @property
+    def method(self) -> Weighting:
+        """The method that balances.
+
+        Its state is in the model's state dict, but is none of the model's buffers: averages of a
+        model's buffers (`AveragedModel`), which a method's seeds, counts and targets are not for,
+        and which change shape with the first losses, pass it by.
+        """
+        return self._holds[0]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The method's state, for the model's state dict."""
+        return dict(self._module.state_dict())
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Loads what `get_extra_state` gave."""
+        self._module.load_state_dict(state)
+
+    @property
+    def _module(self) -> nn.Module:
+        return cast(nn.Module, self.method)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Splitter:
+        self._module._apply(fn, recurse)  # the method moves with the model
+        return super()._apply(fn, recurse)
 
     def forward(self, *features: Tensor) -> tuple[Any, ...]:
         """T copies, without moving anything, of one tensor or of a tuple of several.

@@ -59,8 +59,8 @@ PYTHON: dict[str, set[str] | None] = {
         *("options", "report"),
     },
     "backprop": {
-        *("arguments", "by_losses", "by_rows", "collect", "compiled", "families", "options"),
-        *("plain", "report", "rows", "scaling", "self_check", "weighted"),
+        *("arguments", "by_losses", "by_rows", "collect", "compiled", "families", "layout"),
+        *("options", "plain", "report", "rows", "scaling", "self_check", "weighted"),
     },
     "plain": {"families"},
     "splitter": {"arguments", "families", "plain", "report", "scaling", "weighted"},
@@ -80,7 +80,7 @@ PYTHON: dict[str, set[str] | None] = {
     "parts": set(),
     "method_state": {"methods"},
     "extended": set(),
-    "coverage": {"graph"},
+    "coverage": {"arguments", "graph"},
     "optimizer": {
         *(
             "arguments",
@@ -88,6 +88,7 @@ PYTHON: dict[str, set[str] | None] = {
             "coverage",
             "distributed",
             "extended",
+            "layout",
             "method_state",
             "methods",
             "options",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import swa_utils
 
 import mtlkernels
-from mtlkernels import CAGrad, LogLosses, NashMTL, PCGrad, Splitter, Status
+from mtlkernels import CRMOGM, CAGrad, GradVac, LogLosses, NashMTL, PCGrad, Splitter, Status
 
 
 class Net(nn.Module):
@@ -124,3 +127,40 @@ def test_copies_that_get_no_gradient_give_none() -> None:
     (Stop.apply(a).sum() + Stop.apply(b).sum()).backward()
     assert trunk.weight.grad is None
     assert splitter.report is None
+
+
+@pytest.mark.parametrize("buffers", [False, True])
+@pytest.mark.parametrize("average", [None, 0.9])
+@pytest.mark.parametrize("name", ["GradVac", "CRMOGM", "PCGrad"])
+def test_averages_of_a_model_pass_the_method_s_state_by(name, average, buffers) -> None:
+    """A state that takes its shape from the first losses cannot be averaged, nor can a seed."""
+    methods = {
+        "GradVac": GradVac,
+        "PCGrad": lambda: PCGrad(seed=3),
+        "CRMOGM": lambda: CRMOGM(PCGrad()),
+    }
+    net = Net(methods[name]())
+    net.norm = nn.BatchNorm1d(4).double()
+    multi = None if average is None else swa_utils.get_ema_multi_avg_fn(average)
+    averaged = swa_utils.AveragedModel(net, multi_avg_fn=multi, use_buffers=buffers)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        losses, _ = net.losses(torch.randn(6, 5, dtype=torch.float64), split=True)
+        sum(losses).backward()
+        optimizer.step()
+        averaged.update_parameters(net)
+    assert not any("method" in key for key, _ in net.named_buffers())
+    assert any(value.numel() for value in net.splitter.method.state_dict().values())
+    fresh = Net(methods[name]())
+    fresh.norm = nn.BatchNorm1d(4).double()
+    fresh.load_state_dict(net.state_dict())
+    for key, value in net.splitter.method.state_dict().items():
+        assert torch.equal(fresh.splitter.method.state_dict()[key], value)
+
+
+def test_the_method_moves_with_the_model() -> None:
+    splitter = Splitter(PCGrad(seed=3), 2).to("meta")
+    assert all(value.device.type == "meta" for value in splitter.method.state_dict().values())
+    assert isinstance(copy.deepcopy(splitter).method, PCGrad)
+    assert copy.deepcopy(splitter).method is not splitter.method

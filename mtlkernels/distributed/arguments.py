@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from mtlkernels.arguments import Losses, named_losses
+from mtlkernels.arguments import Losses, entries, named_losses
 from mtlkernels.compiled import refuse_tracing
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.families import keeps_weights, takes_rows
@@ -23,7 +23,7 @@ def present_losses(
 
     Such a loss is 0 and reaches nothing. A loss that is a DTensor becomes a plain tensor.
     """
-    given: Any = losses
+    given: Any = entries(losses)
     if not isinstance(given, Tensor | Mapping) and isinstance(given, Sequence):
         given = list(given)
     if isinstance(given, Mapping | list):
