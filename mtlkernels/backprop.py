@@ -69,6 +69,7 @@ class Engine(Protocol):
         rows: Rows,
         method: Weighting | RowWeighting,
         options: Options,
+        check: SelfCheck | None = None,
     ) -> Report: ...
 
 
@@ -221,6 +222,7 @@ def step(
                 rows = _rows(tasks, values, params, options, scale, retain_graph, check)
                 rows.places = _trainable_places(everything)
                 asked = cast("Weighting | RowWeighting", method)
+                look_for_heads(rows, options, check)
                 report = by_rows.combine_rows(rows, asked, options)
             if keeps_weights(method):
                 method.count(tasks)
@@ -265,15 +267,30 @@ def _trainable_places(params: Sequence[Tensor]) -> list[int]:
     return [p for p, param in enumerate(params) if param.requires_grad]
 
 
-def combine_rows(rows: Rows, method: Weighting | RowWeighting, options: Options) -> Report:
+def combine_rows(
+    rows: Rows,
+    method: Weighting | RowWeighting,
+    options: Options,
+    check: SelfCheck | None = None,
+) -> Report:
     """The part of `backward` after the backwards, of the tasks that any micro-batch had."""
     names = rows.tasks if rows.named else len(rows.tasks)
     with task_step(method, names, rows.present_positions()) as step_of:
         if step_of.alone:
             options.check(method)
             method, options = cast(Weighting, plain(method)), options.of_plain_step()
-        report = by_rows.combine_rows(rows.of_tasks(step_of.order), method, options)
+        here = rows.of_tasks(step_of.order)
+        look_for_heads(here, options, check)
+        report = by_rows.combine_rows(here, method, options)
     return report.of_tasks(rows.tasks, step_of.order)
+
+
+def look_for_heads(rows: Rows, options: Options, check: SelfCheck | None) -> None:
+    """Warns where parameters pass for shared but look like one task's own; see `SelfCheck`."""
+    if check is not None and options.shared is None:
+        for row in rows.grads:
+            check.heads.note(row)
+        check.look_for_heads(rows.tasks, rows.params)
 
 
 def _rows(

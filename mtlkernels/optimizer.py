@@ -218,7 +218,8 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
             )
         method = cast("GramMethod | RowMethod", self._mtl.method)
         try:
-            report = self._mtl.engine.combine_rows(rows, method, self._mtl.options)
+            mtl = self._mtl
+            report = mtl.engine.combine_rows(rows, method, mtl.options, mtl.check)
         except UnfitGradientError as error:
             raise error.among(_params(self)) from None
         self._mtl.pending = None

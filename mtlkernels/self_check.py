@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from mtlkernels.trial import Trial
+from mtlkernels.hidden_heads import HiddenHeads
+from mtlkernels.trial import Trial, name_of
 
+_NAMED = 4  # how many parameters a warning names
 _TRIES = 8  # steps in which what is new is waited for: a GradScaler skips its first ones, say
 
 
@@ -28,6 +31,7 @@ class SelfCheck:
         self.groups, self.module = groups, module
         self._covered: dict[str, set[int]] = {}
         self._wanted: dict[str, set[int]] = {}
+        self.heads = HiddenHeads()
         self._left = 0
         self._last: object = None
 
@@ -44,6 +48,7 @@ class SelfCheck:
         for task in tasks:
             if task not in self._covered:
                 self._covered[task], self._left = set(), _TRIES
+                self.heads = HiddenHeads()
         if not self._left or len(tasks) < 2:
             return None
         self._left -= 1
@@ -97,9 +102,35 @@ class SelfCheck:
                 wanted -= ids
             elif not ids <= covered | wanted:
                 wanted |= ids - covered
-                self._left = _TRIES
+                self._left, self.heads = _TRIES, HiddenHeads()
         if passed and not any(self._wanted.values()):
             self._left = 0
+
+    def look_for_heads(self, tasks: Sequence[str], params: Sequence[Tensor]) -> None:
+        """Warns, once, of parameters that pass for shared but look like one task's own.
+
+        `heads.note` has been called with the gradients of each task.
+
+        Args:
+            tasks: T names.
+            params: P parameters.
+        """
+        found = self.heads.look(tasks, params)
+        if not found:
+            return
+        names = self._names()
+        told = [f"{name_of(p, params[p], names)} of {task!r}" for p, task in found.items()]
+        more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
+        warnings.warn(
+            f"{len(told)} parameters that pass for shared look like heads: "
+            f"{', '.join(told[:_NAMED])}{more}. In the first steps the gradient of that one task "
+            "alone was other than zero there, so the graph does not tell heads from shared "
+            "parameters: outputs that are joined and picked by a mask, torch.where, a product or "
+            "einsum do that, heads in one autograd Function, and scripted models. They are "
+            "balanced as shared ones. Name the shared parameters: MTLOptimizer(base, method, "
+            "shared=model.trunk.parameters())",
+            stacklevel=2,
+        )
 
     def _names(self) -> dict[int, str]:
         named = [] if self.module is None else self.module.named_parameters()

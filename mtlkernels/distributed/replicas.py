@@ -91,13 +91,16 @@ class Replicas(Meeting):
         return Rows(now.tasks, now.losses, now.params, rows, now.scale, told)
 
     @torch.no_grad()
-    def combine_rows(self, rows: Rows, method: Any, options: Options) -> Report:
+    def combine_rows(
+        self, rows: Rows, method: Any, options: Options, check: SelfCheck | None = None
+    ) -> Report:
         """`collect_step`'s rows over all ranks to .grad."""
         options.check(method)
         held = Held(rows.params)
         now = Step(rows.tasks, [], rows.losses, list(rows.params), held, rows.scale)
         reach = [[p for p, grad in enumerate(row) if grad is not None] for row in rows.grads]
         self.settle(now, reach, method, options)
+        _look_for_heads(check, now, rows.grads, options)
         if takes_rows(method):
             return self._whole_rows(now, rows.grads, method, options, rows.collected)
         exchange, sections = self._exchange(now, options)
@@ -133,6 +136,7 @@ class Replicas(Meeting):
                 if trial is not None:
                     trial.weigh(*rows)
             self._judge(check, trial, now, rows)
+            _look_for_heads(check, now, rows, options)
             if takes_rows(method):
                 return self._whole_rows(now, rows, method, options, told)
         exchange, sections = self._exchange(now, options)
@@ -149,11 +153,14 @@ class Replicas(Meeting):
                     if trial is not None:
                         trial.weigh(own)
                         trial.add(own)
+                    if check is not None and options.shared is None:
+                        check.heads.note(own)
                     sender.send(own)
                     del row, own
             while sender.task <= last:  # the other ranks wait for what a failed pass did not give
                 sender.send([None] * len(now.params))
         self._judge(check, trial, now)
+        _look_for_heads(check, now, (), options)
         return self._finish(now, exchange, method, options, told)
 
     def _judge(
@@ -245,6 +252,16 @@ class Replicas(Meeting):
         told = f"{collected}, rows on every rank"
         found = Rows(now.tasks, losses, now.params, means, now.scale, told)
         return combine_rows(found, method, options)
+
+
+def _look_for_heads(
+    check: SelfCheck | None, now: Step, rows: Sequence[Row], options: Options
+) -> None:
+    """This rank's own look at its task gradients, some of which may have been noted already."""
+    if check is not None and options.shared is None:
+        for row in rows:
+            check.heads.note(row)
+        check.look_for_heads(now.tasks, now.params)
 
 
 class _Sender:

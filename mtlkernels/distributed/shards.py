@@ -182,7 +182,9 @@ class Shards(OfRanks):
         return Rows(tasks, stack(values), kept, rows, scale, told)
 
     @torch.no_grad()
-    def combine_rows(self, rows: Rows, method: Any, options: Options) -> Report:
+    def combine_rows(
+        self, rows: Rows, method: Any, options: Options, check: SelfCheck | None = None
+    ) -> Report:
         """Pieces of T rows to Gram matrix, weights and .grad."""
         options.check(method)
         params, parts = rows.params, options.parts

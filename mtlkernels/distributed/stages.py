@@ -113,7 +113,9 @@ class Stages(OfRanks):
         return Rows(tasks, values, kept, rows, scale_of(scaler, device), collected)
 
     @torch.no_grad()
-    def combine_rows(self, rows: Rows, method: Any, options: Options) -> Report:
+    def combine_rows(
+        self, rows: Rows, method: Any, options: Options, check: SelfCheck | None = None
+    ) -> Report:
         """T rows of this stage's parameters to weights and .grad."""
         options.check(method)
         held, params, parts = Held(rows.params), rows.params, options.parts
