@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -141,6 +142,22 @@ def gradients_above(
     return above
 
 
+@contextmanager
+def without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Hooks of some tensors do not run in here: they belong to another backward pass."""
+    hidden = []
+    for tensor in tensors:
+        hooks = tensor._backward_hooks
+        if hooks:
+            hidden.append((hooks, dict(hooks)))
+            hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, own in hidden:
+            hooks.update(own)
+
+
 def gradients_below(
     cut: Cut,
     cotangents: Sequence[Tensor | None],
@@ -155,7 +172,8 @@ def gradients_below(
     passed = [(edge, c) for edge, c in zip(cut.edges, cotangents, strict=True) if c is not None]
     if not passed or not params:
         return [None] * len(params)
-    edges, seeds = zip(*passed, strict=True)
+    edges, kept = zip(*passed, strict=True)
+    seeds = [c.clone() for c in kept]  # a Function may work in place on the gradient it gets
     return list(_grad(edges, params, seeds, retain_graph, again=again))
 
 

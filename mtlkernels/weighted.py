@@ -26,6 +26,7 @@ from mtlkernels.collect import (
     stack,
     starts,
     visit_rows_below,
+    without_hooks,
 )
 from mtlkernels.combining import add_weighted_sum, weighted_sum
 from mtlkernels.cut import Cut, cut_at_features, cut_at_heads
@@ -118,7 +119,12 @@ def run_heads(
         balanced = shared_positions(cut.reached, len(losses), params, options.shared)
     else:
         balanced = decide()
-    return Heads(cut, gradients_above(begun, cut, params, retain_graph), balanced)
+    # Hooks at the cut are for the one backward below, which a hook may wait for to remove itself.
+    both = set().union(*cut.above)
+    hooked = [params[p] for p in cut.below if p not in both] + list(features or ())
+    with without_hooks(hooked):
+        above = gradients_above(begun, cut, params, retain_graph)
+    return Heads(cut, above, balanced)
 
 
 def _without_graph(features: Sequence[Tensor]) -> bool:

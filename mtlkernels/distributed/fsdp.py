@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from mtlkernels.backward_errors import explained
-from mtlkernels.collect import Row, Starts, starts
+from mtlkernels.collect import Row, Starts, starts, without_hooks
 from mtlkernels.distributed.grad_rows import rows_of_grad
 from mtlkernels.distributed.placements import Held
 from mtlkernels.overlap import needed_later
@@ -82,7 +82,7 @@ class FullyShard:
         """T backwards to C features and no further; the graph stays."""
         rows: list[Row] = []
         try:
-            with self._resharding(False):
+            with self._resharding(False), without_hooks(features):
                 for edge, seed in zip(begun.edges, begun.seeds, strict=True):
                     found = torch.autograd.grad(
                         cast(Any, [edge]), features, [seed], retain_graph=True, allow_unused=True
