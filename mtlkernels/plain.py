@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from mtlkernels.families import AnyMethod, weighs_losses
 
 
-class _PlainWeighting:
+class _Plain:
+    """A method without a state."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def __repr__(self) -> str:
+        return "plain training"
+
+
+class _PlainWeighting(_Plain):
     """The direction is the gradient; K says its status."""
 
     status = torch.empty(0, dtype=torch.int64)
@@ -19,7 +29,7 @@ class _PlainWeighting:
         return torch.ones_like(gram[0])
 
 
-class _PlainLoss:
+class _PlainLoss(_Plain):
     """The method's loss is the loss."""
 
     family = "loss"

@@ -16,10 +16,10 @@ from typing import Any
 
 import dist_harness
 import pytest
-import scaling
 import torch
 import torch.distributed as dist
 
+from benchmarks.arithmetic import cluster
 from mtlkernels.distributed import collectives
 
 HERE = Path(__file__).parent
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.dist
 MODULES = [
     *("dist_replicas", "dist_numbers", "dist_absent", "dist_unbiased", "dist_agreement"),
     *("dist_fsdp", "dist_tensor_parallel", "dist_stages", "dist_checkpoints", "dist_refusals"),
-    *("dist_traffic", "dist_heads_alone"),
+    *("dist_traffic", "dist_heads_alone", "dist_names"),
 ]
 CASES = [(world, name) for world in (1, 2, 4) for name in dist_harness.scenarios(MODULES, world)]
 
@@ -178,16 +178,16 @@ def test_collectives_of_new_and_old_names(new: bool, monkeypatch: pytest.MonkeyP
 
 def test_the_page_has_the_table_that_the_simulation_prints() -> None:
     page = (HERE.parent / "docs" / "distributed.md").read_text()
-    assert scaling.table(scaling.Job()) in page
+    assert cluster.table(cluster.Job()) in page
 
 
 def test_the_simulation_by_hand() -> None:
     """Two tasks of 100 ms, rows of 40 ms: what is exposed is the last row, and the direction."""
-    job = scaling.Job(
+    job = cluster.Job(
         numbers=1e9, tasks=2, forward=50, backward=100, inside=4e9 * 7 / 8 / 0.04, latency=0
     )
-    found = scaling.rows(job, 8)
+    found = cluster.rows(job, 8)
     assert found.step == pytest.approx(50 + 2 * 100 + 40 + 40)
     assert found.exposed == pytest.approx(80)
-    slow = scaling.rows(dataclasses.replace(job, inside=job.inside / 5), 8)
+    slow = cluster.rows(dataclasses.replace(job, inside=job.inside / 5), 8)
     assert slow.exposed == pytest.approx(200 + 200 - 100 + 200)  # rows queue behind each other

@@ -69,7 +69,7 @@ PYTHON: dict[str, set[str] | None] = {
         *("arguments", "backprop", "backward_errors", "balancing", "by_losses", "by_rows"),
         *("collect", "combining"),
         *("compiled", "cut", "distributed", "families", "layout", "ops", "options", "overlap"),
-        *("report", "rows", "scaling", "self_check", "trial", "weighted"),
+        *("plain", "report", "rows", "scaling", "self_check", "trial", "weighted"),
     },
     "monitor": {"report", "sinks"},
     "sinks": set(),

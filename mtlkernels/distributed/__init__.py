@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtlkernels.backprop import Engine
 from mtlkernels.distributed.arguments import refuse_for_shards
+from mtlkernels.distributed.by_name import ByName
 from mtlkernels.distributed.replicas import Replicas
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.shards import Shards
@@ -22,7 +23,12 @@ from mtlkernels.options import Options
 __all__ = ["engine"]
 
 
-def engine(
+def engine(*args: Any, **setting: Any) -> Engine:
+    """Who takes steps over several ranks, in any order of the tasks; arguments as `_engine`'s."""
+    return ByName(_engine(*args, **setting))
+
+
+def _engine(
     module: nn.Module | None,
     process_group: dist.ProcessGroup | None,
     stages: dist.ProcessGroup | None,

@@ -1,0 +1,82 @@
+"""A method's own order of tasks, in steps over several ranks: all ranks have the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from mtlkernels.arguments import Losses
+from mtlkernels.backprop import Engine
+from mtlkernels.distributed.collectives import OfRanks
+from mtlkernels.families import AnyMethod, RowWeighting, Weighting, task_step
+from mtlkernels.options import Options
+from mtlkernels.plain import plain
+from mtlkernels.report import Report
+from mtlkernels.rows import Rows
+from mtlkernels.scaling import Scaler
+from mtlkernels.self_check import SelfCheck
+
+
+class ByName(OfRanks):
+    """Hands the tasks to another engine in the method's order, and its report back in theirs.
+
+    A mapping that lacks a name that the method knows is a step without that task, if it lacks it on
+    all ranks. A loss that is None stays: another rank may have data for its task.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def step(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        features: Tensor | Sequence[Tensor] | None = None,
+        scaler: Scaler | Tensor | None = None,
+        retain_graph: bool = False,
+        check: SelfCheck | None = None,
+    ) -> Report:
+        """`mtlkernels.backward` over the ranks."""
+        if not isinstance(losses, Mapping) or not losses:
+            return self.engine.step(
+                losses, params, method, options, features, scaler, retain_graph, check
+            )
+        names, values = tuple(map(str, losses)), list(losses.values())
+        with task_step(method, names) as step_of:
+            order = step_of.order
+            given: Any = {names[t]: values[t] for t in order}
+            if step_of.alone:
+                method, options, features = plain(method), options.of_plain_step(), None
+            report = self.engine.step(
+                given, params, method, options, features, scaler, retain_graph, check
+            )
+        return report.of_tasks(names, order)
+
+    def collect_step(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        scaler: Scaler | Tensor | None = None,
+        retain_graph: bool = False,
+        check: SelfCheck | None = None,
+    ) -> Rows:
+        """One micro-batch, its tasks as they are given."""
+        rows = self.engine.collect_step(
+            losses, params, method, options, scaler, retain_graph, check
+        )
+        return replace(rows, named=isinstance(losses, Mapping))
+
+    def combine_rows(
+        self, rows: Rows, method: Weighting | RowWeighting, options: Options
+    ) -> Report:
+        """All micro-batches, in the method's order."""
+        with task_step(method, rows.tasks if rows.named else len(rows.tasks)) as step_of:
+            report = self.engine.combine_rows(rows.of_tasks(step_of.order), method, options)
+        return report.of_tasks(rows.tasks, step_of.order)
