@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from contract import Net, batches
 from torch import Tensor, nn
@@ -38,6 +40,8 @@ def train(
         pair: the closure returns a pair with the loss.
     """
     torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002  # the generator that optimizers draw from
+    random.seed(1)
     for x in xs:
 
         def backward(x: Tensor = x) -> Any:
