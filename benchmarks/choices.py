@@ -48,11 +48,6 @@ def batched(work: Workload) -> Run:
     return _ours(work, collect="batched")
 
 
-def auto(work: Workload) -> Run:
-    """One of the two, by the graph."""
-    return _ours(work, collect="auto")
-
-
 def bfloat16(work: Workload) -> Run:
     """Rows kept in bfloat16."""
     return _ours(work, rows_dtype=torch.bfloat16)
@@ -171,7 +166,6 @@ CHOICES: dict[str, Callable[[Workload], Run]] = {
     PLAIN: plain,
     ROWS: rows,
     'collect="batched"': batched,
-    'collect="auto"': auto,
     "rows_dtype=bfloat16": bfloat16,
     'apply="backward"': no_rows,
     "measure=last shared layer": last_layer,

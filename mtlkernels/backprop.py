@@ -84,7 +84,7 @@ def backward(
     measure: Sequence[Tensor] | None = None,
     features: Tensor | Sequence[Tensor] | None = None,
     apply: Literal["combine", "backward"] = "combine",
-    collect: Literal["loop", "batched", "auto"] = "loop",
+    collect: Literal["loop", "batched"] = "loop",
     rows_dtype: torch.dtype | None = None,
     scaler: Scaler | Tensor | None = None,
     retain_graph: bool = False,
@@ -141,8 +141,8 @@ def backward(
             takes one more backward.
         collect: "loop", a backward a loss; "batched", one backward of T gradients below the heads
             (`is_grads_batched`), which saves time where starting operations takes more than
-            running them: many losses of a small model, a GPU; "auto" decides by the graph, and
-            `report.collected` says how.
+            running them: many losses of a small model, a GPU; `python -m benchmarks.step` compares
+            the two.
         rows_dtype: what the rows of float32 parameters are kept in, torch.bfloat16 or
             torch.float16; sums over them are float32 and .grad too.
         scaler: a GradScaler, or its scale as a scalar tensor. The losses come unscaled, .grad goes

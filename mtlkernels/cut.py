@@ -9,8 +9,6 @@ What a loss reaches is what its graph says: a function whose backward returns No
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -238,17 +236,6 @@ def dtypes_below(edges: Sequence[GradientEdge]) -> set[torch.dtype]:
     """The dtypes of the gradients below, among them those that autocast computes in."""
     nodes = _reach([(edge.node, edge.output_nr) for edge in edges])
     return {meta.dtype for node in nodes for meta in node._input_metadata}
-
-
-def kinds_below(cut: Cut) -> set[str]:
-    """The names of the operations below, as autograd calls them but for the word Backward."""
-    nodes = _reach([(edge.node, edge.output_nr) for edge in cut.edges])
-    return {re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2]) for node in nodes}
-
-
-def numbers_at(cut: Cut) -> int:
-    """How many numbers a gradient at the edges holds."""
-    return sum(math.prod(edge.node._input_metadata[edge.output_nr].shape) for edge in cut.edges)
 
 
 def _cut(

@@ -22,7 +22,7 @@ class Options:
     parts: Sequence[Sequence[Tensor]] | None = None
     measure: Sequence[Tensor] | None = None
     apply: Literal["combine", "backward"] = "combine"
-    collect: Literal["loop", "batched", "auto"] = "loop"
+    collect: Literal["loop", "batched"] = "loop"
     rows_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
@@ -40,8 +40,8 @@ class Options:
         """
         if self.apply not in ("combine", "backward"):
             raise ValueError(f'apply={self.apply!r}: choose "combine" or "backward"')
-        if self.collect not in ("loop", "batched", "auto"):
-            raise ValueError(f'collect={self.collect!r}: choose "loop", "batched" or "auto"')
+        if self.collect not in ("loop", "batched"):
+            raise ValueError(f'collect={self.collect!r}: choose "loop" or "batched"')
         if self.rows_dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(
                 f"rows_dtype={self.rows_dtype}: choose torch.bfloat16 or torch.float16, or leave "

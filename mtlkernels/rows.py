@@ -9,32 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtlkernels.backward_errors import CannotBatchError
 from mtlkernels.collect import (
     Row,
     gradients_above,
-    gradients_below,
     rows_below,
     starts,
     task_gradients,
 )
-from mtlkernels.cut import Cut, cut_at_heads, kinds_below, numbers_at
+from mtlkernels.cut import cut_at_heads
 from mtlkernels.trial import Trial
-
-# Nodes whose backward torch runs once for a batch of gradients, and not once for each.
-_BATCHED = {
-    *("Abs", "AccumulateGrad", "Add", "Addcmul", "Addmm", "Alias", "Amax", "Atan", "Baddbmm"),
-    *("Bmm", "Cat", "Clone", "Cos", "Diagonal", "Div", "Dot", "Erf", "Exp", "Expand", "Expm1"),
-    *("Lerp", "LinalgVectorNorm", "Log", "Log1P", "Logsumexp", "Mean", "Mm", "Mul", "Neg"),
-    *("Permute", "Pow", "Prod", "Reciprocal", "Relu", "Repeat", "Rsqrt", "Select", "Sigmoid"),
-    *("Sin", "Slice", "Split", "SplitWithSizes", "Sqrt", "Squeeze", "Stack", "Sub", "Sum", "T"),
-    *("Threshold", "ToCopy", "Transpose", "Unbind", "UnsafeView", "Unsqueeze", "Var", "View"),
-}
-# On a CPU one operation on T gradients saves little but the time to start T - 1 of them, and its
-# intermediate results leave the cache: benchmarks/step.py shows a batch no faster at T = 3 and 8,
-# on an MLP either. With more tasks, and few numbers at the cut, starting is what a loop pays for.
-_CPU_TASKS = 16
-_CPU_NUMBERS = 2**16
 
 
 @dataclass
@@ -155,7 +138,7 @@ def _sum(have: Tensor | None, more: Tensor | None, ratio: Tensor | None) -> Tens
 def collect_rows(
     losses: Sequence[Tensor],
     params: Sequence[Tensor],
-    how: Literal["loop", "batched", "auto"],
+    how: Literal["loop", "batched"],
     dtype: torch.dtype | None = None,
     scale: Tensor | None = None,
     retain_graph: bool = False,
@@ -166,8 +149,7 @@ def collect_rows(
     Args:
         losses: T scalar losses.
         params: P parameters.
-        how: a backward a loss; or the heads one by one and one batched backward below them; or
-            what the graph says is faster, and a loop where torch cannot batch after all.
+        how: a backward a loss; or the heads one by one and one batched backward below them.
         dtype: what the gradients of float32 parameters are kept in.
         scale: what the gradients are multiplied by, a scalar on the device.
         retain_graph: keep the graph.
@@ -188,44 +170,12 @@ def collect_rows(
         return _loop(losses, params, dtype, scale, retain_graph), "a backward a loss"
     begun = starts(losses, scale)
     cut = cut_at_heads(begun.edges, params)
-    reason = _against(cut, len(losses), losses[0].device) if how == "auto" else None
-    if reason is not None:
-        told = f"a backward a loss: {reason}"
-        return _loop(losses, params, dtype, scale, retain_graph), told
     above = gradients_above(begun, cut, params, retain_graph)
-    members = [params[p] for p in cut.below]
-    told = "one batched backward below the heads: " + (
-        "all of it can be batched" if how == "auto" else "asked for"
-    )
-    try:
-        below = rows_below(cut, above.cotangents, members, retain_graph or how == "auto")
-    except CannotBatchError as error:
-        if how != "auto":
-            raise
-        told = f"a backward a loss: torch cannot batch this one, {error.__cause__}"
-        below = []
-        for t, cotangents in enumerate(above.cotangents):
-            retain = retain_graph or t < len(losses) - 1
-            below.append(gradients_below(cut, cotangents, members, retain))
+    below = rows_below(cut, above.cotangents, [params[p] for p in cut.below], retain_graph)
     for row, more in zip(above.rows, below, strict=True):
         for p, grad in zip(cut.below, more, strict=True):
             row[p] = grad
-    return [_kept(row, dtype) for row in above.rows], told
-
-
-def _against(cut: Cut, tasks: int, device: torch.device) -> str | None:
-    """Why one batched backward below a cut would not be faster than T; None where it would."""
-    alone = sorted(kinds_below(cut) - _BATCHED)
-    if alone:
-        return f"torch does not batch {', '.join(alone)}"
-    if device.type != "cpu":
-        return None
-    if tasks < _CPU_TASKS:
-        return f"on a CPU a batched one takes {_CPU_TASKS} tasks to be faster"
-    numbers = tasks * numbers_at(cut)
-    if numbers > _CPU_NUMBERS:
-        return f"on a CPU one on {numbers:,} numbers, more than {_CPU_NUMBERS:,}, is not faster"
-    return None
+    return [_kept(row, dtype) for row in above.rows], "one batched backward below the heads"
 
 
 def _loop(

@@ -201,7 +201,7 @@ def test_a_compiled_update_follows() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"collect": "auto"}, "only a backward a loss can be traced"),
+        ({"collect": "batched"}, "only a backward a loss can be traced"),
         ({"apply": "backward"}, "only a backward a loss can be traced"),
         ({"every": 2}, "only a backward a loss can be traced"),
     ],

@@ -26,7 +26,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WAYS = {
     "rows": {},
     "batched": {"collect": "batched"},
-    "auto": {"collect": "auto"},
     "without rows": {"apply": "backward"},
     "measured": {"measure": True},
     "named": {"shared": True},

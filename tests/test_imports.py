@@ -41,7 +41,7 @@ PYTHON: dict[str, set[str] | None] = {
     "trial": {"backward_errors", "collect", "cut"},
     "hidden_heads": set(),
     "self_check": {"hidden_heads", "trial"},
-    "rows": {"backward_errors", "collect", "cut", "trial"},
+    "rows": {"collect", "cut", "trial"},
     "families": set(),
     "balancing": {"families", "layout", "ops", "report"},
     "combining": {"balancing", "layout", "ops"},

@@ -24,7 +24,6 @@ def direction(method: mtlkernels.GramMethod, **options: object) -> Tensor:
 WAYS = [
     {},
     {"collect": "batched"},
-    {"collect": "auto"},
     {"apply": "backward"},
     {"measure": True},
     {"features": True},
@@ -67,7 +66,7 @@ def _kept(tensor: Tensor, saved: list[weakref.ref[Tensor]]) -> Tensor:
     ("options", "sentence"),
     [
         ({"measure": [], "features": True}, "choose one"),
-        ({"measure": [], "collect": "auto"}, "collect= is for rows"),
+        ({"measure": [], "collect": "batched"}, "collect= is for rows"),
         ({"features": True, "collect": "batched"}, "collect= is for rows"),
         ({"apply": "backward", "rows_dtype": torch.bfloat16}, "rows_dtype= is for rows"),
         ({"features": True, "rows_dtype": torch.bfloat16}, "rows_dtype= is for rows"),
@@ -75,7 +74,8 @@ def _kept(tensor: Tensor, saved: list[weakref.ref[Tensor]]) -> Tensor:
         ({"parts": [[]], "features": True}, "which no one backward applies"),
         ({"parts": [[]], "weight_heads": True}, "one a task and part"),
         ({"apply": "sum"}, 'choose "combine" or'),
-        ({"collect": "vmap"}, 'choose "loop"'),
+        ({"collect": "vmap"}, 'choose "loop" or "batched"'),
+        ({"collect": "auto"}, 'choose "loop" or "batched"'),
     ],
     ids=str,
 )

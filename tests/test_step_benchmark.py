@@ -14,7 +14,6 @@ ROWS = (
     "plain step",
     "rows",
     'collect="batched"',
-    'collect="auto"',
     'apply="backward"',
     "measure=last shared layer",
     "features=z",

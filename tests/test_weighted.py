@@ -51,7 +51,6 @@ def expected(problem: Problem, weigh_heads: bool = False) -> list[Tensor | None]
 WAYS = {
     "rows": {},
     "batched": {"collect": "batched"},
-    "auto": {"collect": "auto"},
     "no rows": {"apply": "backward"},
 }
 
