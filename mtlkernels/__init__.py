@@ -67,13 +67,12 @@ from mtlkernels.noise import NoiseMeter
 from mtlkernels.optimizer import MTLOptimizer
 from mtlkernels.parts import named_parts
 from mtlkernels.report import Report, Status
-from mtlkernels.sinks import CSV, JSONL
+from mtlkernels.sinks import JSONL
 from mtlkernels.splitter import Splitter
 from mtlkernels.version import __version__ as __version__
 
 __all__ = [
     "CRMOGM",
-    "CSV",
     "DBMTL",
     "DWA",
     "FAMO",

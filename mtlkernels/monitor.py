@@ -43,7 +43,7 @@ class Monitor:
         monitor = Monitor(JSONL("run.jsonl"), parts=layers)
 
     Args:
-        sinks: `CSV`, `JSONL`, anything with `add_scalar(tag, value, step)` as TensorBoard's writer
+        sinks: `JSONL`, anything with `add_scalar(tag, value, step)` as TensorBoard's writer
             has, or with `log(numbers, step=step)` as Weights & Biases' run has.
         every: k, at least 1.
         parts: names of the parts, in the order of `parts=`.

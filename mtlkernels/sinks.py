@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
-import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -49,45 +47,6 @@ class JSONL:
             _append_line(file, text.encode())
 
 
-class CSV:
-    """A table in UTF-8 with a column a number: `norms/seg`, `cosines/seg/depth`, `conflict_rate`.
-
-    Args:
-        path: it is appended to.
-
-    Raises:
-        ValueError: the path's folder is not there, or it is a folder itself.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = _checked(path)
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Appends a row, and before the first one the names of the columns.
-
-        Raises:
-            ValueError: the file has other columns.
-        """
-        row = {"step": record["step"], "steps": record["steps"], **scalars(record)}
-        names = _csv_line(row)
-        with self.path.open("a+b") as file:
-            file.seek(0)
-            start = file.read(len(names))
-            if len(start) < len(names) and names.startswith(start):  # none yet, or cut off
-                file.truncate(0)
-                file.write(names)
-            elif self._columns() != list(row):
-                raise ValueError(
-                    f"{self.path} has other columns than this record, of other tasks or parts: use "
-                    "a file for each run"
-                )
-            _append_line(file, _csv_line(row.values()))
-
-    def _columns(self) -> list[str] | None:
-        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
-            return next(csv.reader(file), None)
-
-
 def _checked(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if not path.parent.is_dir():
@@ -95,12 +54,6 @@ def _checked(path: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of a file in it")
     return path
-
-
-def _csv_line(entries: Iterable[Any]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerow(entries)
-    return text.getvalue().encode()
 
 
 def _append_line(file: BinaryIO, line: bytes) -> None:
@@ -174,7 +127,7 @@ def as_sink(sink: Any) -> Sink:
     Raises:
         TypeError: it is neither, as far as can be told before the first record.
     """
-    if isinstance(sink, CSV | JSONL):
+    if isinstance(sink, JSONL):
         return sink
     if not isinstance(sink, type):  # a class's functions take its instance first
         if _takes(getattr(sink, "add_scalar", None), True, "tag", 0.0, 0):
@@ -182,7 +135,7 @@ def as_sink(sink: Any) -> Sink:
         if _takes(getattr(sink, "log", None), False, {}, step=0):
             return _Log(sink)
     raise TypeError(
-        f"a sink is a {type(sink).__name__}: give JSONL(path), CSV(path), or something with "
+        f"a sink is a {type(sink).__name__}: give JSONL(path), or something with "
         "add_scalar(tag, value, step) or log(numbers, step=step)"
     )
 
