@@ -74,9 +74,14 @@ class ByName(OfRanks):
         return replace(rows, named=isinstance(losses, Mapping))
 
     def combine_rows(
-        self, rows: Rows, method: Weighting | RowWeighting, options: Options
+        self,
+        rows: Rows,
+        method: Weighting | RowWeighting,
+        options: Options,
+        check: SelfCheck | None = None,
     ) -> Report:
         """All micro-batches, in the method's order."""
         with task_step(method, rows.tasks if rows.named else len(rows.tasks)) as step_of:
-            report = self.engine.combine_rows(rows.of_tasks(step_of.order), method, options)
+            ordered = rows.of_tasks(step_of.order)
+            report = self.engine.combine_rows(ordered, method, options, check)
         return report.of_tasks(rows.tasks, step_of.order)
