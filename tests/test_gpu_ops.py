@@ -39,4 +39,6 @@ def test_answers_as_on_the_cpu(name: str) -> None:
             check_same(arguments[0], tuple(answer), tuple(wanted))
             continue
         for one, other in zip(answer, wanted, strict=True):
-            torch.testing.assert_close(one, other, equal_nan=True)
+            # A float64 sum of float32 states is as exact as those are.
+            bound = {"rtol": 1e-5, "atol": 1e-5} if one.dtype == torch.float64 else {}
+            torch.testing.assert_close(one, other, equal_nan=True, **bound)
