@@ -3,7 +3,8 @@
 // Bytes: every element of the rows once, `out` written once (and read where beta is not 0). Order: the tasks', by
 // fused multiply-adds in the accumulator's type onto zero or beta out, rounded once to the type of `out`, which is the
 // rows' or the accumulator's: the bits depend on nothing else. Factors that a float32 sum would lose or blow up make it
-// a float64 sum; every block sees the same weights and decides alike.
+// a float64 sum; every block sees the same weights and decides alike. An element whose float32 sum is not finite is added
+// up in float64 too: what overflowed may have been a part of a sum that fits.
 // Segments are walked from the last to the first: what the Gram matrix read last is read first, from the cache.
 #pragma once
 
@@ -23,12 +24,23 @@ struct WeightVector {
   }
 };
 
-// A chunk of the direction. kMany: more tasks than kRows, which are then taken kRows at a time.
+// The float64 sum of element k of the chunk, `to` its place in the direction.
+template <class S, class O, int kWords>
+__device__ __noinline__ double wide_sum(const Walk<kWords>& walk, int k, const WeightVector& weights, const O* to,
+                                        double beta) {
+  double sum = beta == 0 ? 0.0 : beta * static_cast<double>(widen(*to));
+  for (int t = 0; t < walk.table->tasks; ++t)
+    if (const S* row = row_of_chunk<S>(walk, t)) sum = fma(weights.at(t), static_cast<double>(widen(read(row + k))), sum);
+  return sum;
+}
+
+// A chunk of the direction. kMany: more tasks than kRows, which are then taken kHeld at a time.
 template <class S, bool kMany, int kRows, bool kWhole, class O, int kWords>
 __device__ void combine_chunk(const Walk<kWords>& walk, const Access<kWhole>& access, const accumulator_t<S>* weight,
-                              O* out, double beta) {
+                              const WeightVector& weights, O* out, double beta) {
   using A = accumulator_t<S>;
   constexpr int kStep = Pack<S>::kCount * kWarp;
+  constexpr int kHeld = kMany && sizeof(S) == 2 ? 4 : kRows;  // eight would spill beside the sums of eight elements
   [[maybe_unused]] constexpr int kUnroll = kWhole ? 8 / kRows : 1;
   const int length = kWhole ? kChunk : walk.length();
   O* const to = out + walk.flat();
@@ -49,15 +61,21 @@ __device__ void combine_chunk(const Walk<kWords>& walk, const Access<kWhole>& ac
             sum[first + e] = static_cast<A>(beta) * widen(kWhole ? old.element[e] : to[at + first + e]);
       }
     }
-    for (int first = 0; first < (kMany ? walk.table->tasks : 1); first += kRows) {
-      Pack<S> pack[kRows];
+    for (int first = 0; first < (kMany ? walk.table->tasks : 1); first += kHeld) {
+      Pack<S> pack[kHeld];
       read_rows(pack, walk, first, at, length, access);
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
+      for (int r = 0; r < kHeld; ++r) {
         if (!row_of_chunk<S>(walk, first + r)) continue;
 #pragma unroll
         for (int e = 0; e < Pack<S>::kCount; ++e) sum[e] = fma(weight[first + r], A(widen(pack[r].element[e])), sum[e]);
       }
+    }
+    if constexpr (std::is_same_v<A, float>) {
+#pragma unroll
+      for (int e = 0; e < Pack<S>::kCount; ++e)
+        if (!is_finite(sum[e]) && at + e < length)
+          sum[e] = static_cast<float>(wide_sum<S>(walk, at + e, weights, to + at + e, beta));
     }
     write_sums(sum, to, at, length, access.out_aligned);
   }
@@ -71,10 +89,7 @@ __device__ void combine_wide(const Table<kWords>& table, const Portion& portion,
   for (walk.skip(warp_of_thread()); walk.more(); walk.skip(kWarps)) {
     O* const to = out + walk.flat();
     for (int k = lane_of_thread(); k < walk.length(); k += kWarp) {
-      double sum = beta == 0 ? 0.0 : beta * static_cast<double>(widen(to[k]));
-      for (int t = 0; t < table.tasks; ++t)
-        if (const S* row = row_of_chunk<S>(walk, t)) sum = fma(weights.at(t), static_cast<double>(widen(read(row + k))), sum);
-      to[k] = narrow(static_cast<float>(sum), O{});
+      to[k] = narrow(static_cast<float>(wide_sum<S>(walk, k, weights, to + k, beta)), O{});
     }
     clear_padding(walk, out);
   }
@@ -99,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     if (wide) return combine_wide<S>(table, portion, segment, weights, out, beta);
   const A* const factors = weight;
   for_each_chunk<S>(table, portion, segment, out, [&](const auto& walk, const auto& access) {
-    combine_chunk<S, kMany, kRows>(walk, access, factors, out, beta);
+    combine_chunk<S, kMany, kRows>(walk, access, factors, weights, out, beta);
   });
 }
 

@@ -3,7 +3,8 @@
 //
 // Bytes: every element of the rows once, `out` written once. Beyond eight tasks a step's rows are read again for the
 // second sum, 512 bytes a row and warp, which the first-level cache has just been given. Sums in the accumulator's type
-// and the tasks' order; a decision hangs on one rounded product, so the bits depend on nothing else.
+// and the tasks' order; a decision depends on one rounded product, so the bits depend on nothing else. An element of which
+// the sizes' sum or the answer is not finite in float32 is computed again in float64, the decision too.
 #pragma once
 
 #include "../philox.h"
@@ -37,6 +38,13 @@ struct Signs {
       size[e] += x < 0 ? -x : x;
     }
   }
+  // A bit for each element whose sizes' sum is finite.
+  __device__ unsigned fitting() const {
+    unsigned bits = 0;
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) bits |= is_finite(size[e]) ? 1u << e : 0u;
+    return bits;
+  }
   // flat: a multiple of kCount. Four elements share a draw; a pack of two float64 uses half of one.
   __device__ void draw(int64_t flat, uint64_t seed, uint64_t step) {
     constexpr int kShared = kCount < 4 ? kCount : 4;
@@ -63,10 +71,35 @@ struct Signs {
   }
 };
 
+// Element k of the chunk in float64.
+template <class S, int kWords>
+__device__ __noinline__ double wide_drop(const Walk<kWords>& walk, int k, const Drawing& drawing) {
+  double sum = 0, size = 0, kept = 0;
+  for (int t = 0; t < walk.table->tasks; ++t) {
+    const S* row = row_of_chunk<S>(walk, t);
+    const double x = row ? static_cast<double>(widen(read(row + k))) : 0.0;
+    sum += x;
+    size += x < 0 ? -x : x;
+  }
+  const auto place = static_cast<uint64_t>(walk.flat() + k);
+  const Philox drawn = philox(place / 4, static_cast<uint64_t>(*drawing.step), static_cast<uint64_t>(*drawing.seed));
+  const uint32_t word = place % 4 == 0 ? drawn.word[0] : place % 4 == 1 ? drawn.word[1] : place % 4 == 2 ? drawn.word[2]
+                                                                                                         : drawn.word[3];
+  const double threshold = static_cast<double>(philox_threshold(word)) * size;
+  const bool plus = sum > threshold || sum == size, minus = sum < threshold || sum == -size;
+  for (int t = 0; t < walk.table->tasks; ++t) {
+    if (const S* row = row_of_chunk<S>(walk, t)) {
+      const auto x = static_cast<double>(widen(read(row + k)));
+      kept = fma((x > 0 ? plus : minus) ? 1.0 : drawing.leaks[t], x, kept);
+    }
+  }
+  return kept;
+}
+
 // A chunk of the direction. kMany: more tasks than kRows, which are then taken kHeld at a time, twice.
 template <bool kMany, int kRows, bool kWhole, class S, int kWords>
 __device__ void graddrop_chunk(const Walk<kWords>& walk, const Access<kWhole>& access, uint64_t seed, uint64_t step,
-                               const accumulator_t<S>* leak, S* out) {
+                               const accumulator_t<S>* leak, const Drawing& drawing, S* out) {
   constexpr int kCount = Pack<S>::kCount, kStep = kCount * kWarp;
   constexpr int kHeld = kMany ? 4 : kRows;  // eight would spill where the signs of eight elements live beside them
   [[maybe_unused]] constexpr int kUnroll = kWhole && kRows == 2 ? 2 : 1;
@@ -83,6 +116,7 @@ __device__ void graddrop_chunk(const Walk<kWords>& walk, const Access<kWhole>& a
       for (int r = 0; r < kHeld; ++r)
         if (row_of_chunk<S>(walk, first + r)) signs.add(pack[r]);
     }
+    [[maybe_unused]] const unsigned fitting = signs.fitting();
     signs.draw(walk.flat() + at, seed, step);
     accumulator_t<S> kept[kCount];
 #pragma unroll
@@ -92,6 +126,12 @@ __device__ void graddrop_chunk(const Walk<kWords>& walk, const Access<kWhole>& a
 #pragma unroll
       for (int r = 0; r < kHeld; ++r)
         if (row_of_chunk<S>(walk, first + r)) signs.add_kept(pack[r], leak[first + r], kept);
+    }
+    if constexpr (std::is_same_v<accumulator_t<S>, float>) {
+#pragma unroll
+      for (int e = 0; e < kCount; ++e)
+        if (!(fitting >> e & 1 && is_finite(kept[e])) && at + e < length)
+          kept[e] = static_cast<float>(wide_drop<S>(walk, at + e, drawing));
     }
     write_sums(kept, out + walk.flat(), at, length, access.out_aligned);
   }
@@ -109,7 +149,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const auto seed = static_cast<uint64_t>(*drawing.seed), step = static_cast<uint64_t>(*drawing.step);
   const int64_t segment = portion.first + static_cast<int64_t>(blockIdx.x);
   for_each_chunk<S>(table, portion, segment, out, [&](const auto& walk, const auto& access) {
-    graddrop_chunk<kMany, kRows>(walk, access, seed, step, leaks, out);
+    graddrop_chunk<kMany, kRows>(walk, access, seed, step, leaks, drawing, out);
   });
 }
 

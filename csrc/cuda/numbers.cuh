@@ -35,6 +35,10 @@ __device__ inline BFloat16 narrow(float x, BFloat16) {
   return {static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded)};
 }
 
+// By subtraction: no library function, and no comparison with a limit of the type.
+template <class A>
+__device__ bool is_finite(A x) { return x - x == 0; }
+
 // Read through the path for data that no one writes during the kernel.
 __device__ inline float read(const float* p) { return __ldg(p); }
 __device__ inline double read(const double* p) { return __ldg(p); }

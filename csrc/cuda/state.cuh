@@ -83,15 +83,21 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ bool bad[kWarps][kMaxListTasks];
   for (int t = lane_of_thread(); t < table.tasks; t += kWarp) bad[warp_of_thread()][t] = false;
   __syncwarp();
-  const A share = static_cast<A>(*rate);
+  const double wide_share = *rate;
+  const A share = static_cast<A>(wide_share);
   const int64_t segment = portion.first + blockIdx.x;
   for_each_row<S>(table, portion, segment, state, stride,
                   [&](int t, const S* row, A* own, int length, bool aligned) {
-                    const A factor = static_cast<A>(scale[t]);
+                    const double wide_factor = scale[t];
+                    const A factor = static_cast<A>(wide_factor);
                     bool found = false;
                     move_state(row, own, length, aligned, [&](A x, A old) {
-                      const A moved = old + share * (factor * x - old);
-                      const bool finite = moved - moved == 0;
+                      A moved = old + share * (factor * x - old);
+                      if (!is_finite(moved)) {  // a part may have overflowed
+                        const auto wide = static_cast<double>(old);
+                        moved = static_cast<A>(wide + wide_share * (wide_factor * static_cast<double>(x) - wide));
+                      }
+                      const bool finite = is_finite(moved);
                       found = found || !finite;
                       return finite ? moved : old;
                     });

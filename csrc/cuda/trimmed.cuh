@@ -1,5 +1,5 @@
 // The trimmed mean of T rows on the GPU: in every column the `trim` smallest and `trim` largest values are left out and
-// the rest is averaged in the accumulator's type, in the tasks' order. An absent row counts as zeros. A NaN in a column
+// the rest is averaged in the accumulator's type, in float64 where that overflows, in the tasks' order. An absent row counts as zeros. A NaN in a column
 // makes its result NaN; an infinity is an extreme value like others.
 //
 // A value is told by its rank: how many of its column are smaller, or as large and of an earlier task. Nothing is moved.
@@ -41,7 +41,15 @@ __device__ void trimmed_chunk(const Walk<kWords>& walk, const Access<kWhole>& ac
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
         if (rank[r] >= trim && rank[r] < tasks - trim) total += value[r];
-      mean[e] = spoilt ? A(NAN) : total / A(tasks - 2 * trim);
+      mean[e] = total / A(tasks - 2 * trim);
+      if (!is_finite(mean[e])) {
+        double wide = 0;
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+          if (rank[r] >= trim && rank[r] < tasks - trim) wide += static_cast<double>(value[r]);
+        mean[e] = static_cast<A>(wide / (tasks - 2 * trim));
+      }
+      if (spoilt) mean[e] = A(NAN);
     }
     write_sums(mean, out + walk.flat(), at, length, access.out_aligned);
   }
@@ -61,6 +69,7 @@ __device__ void trimmed_chunk_of_many(const Walk<kWords>& walk, int trim, S* out
   const int tasks = walk.table->tasks;
   for (int k = lane_of_thread(); k < walk.length(); k += kWarp) {
     A total = 0;
+    double wide = 0;
     bool spoilt = false;
     for (int t = 0; t < tasks; ++t) {
       const A x = value_at<S>(walk, t, k);
@@ -70,9 +79,13 @@ __device__ void trimmed_chunk_of_many(const Walk<kWords>& walk, int trim, S* out
         rank += q < t ? other <= x : other < x;
       }
       spoilt = spoilt || x != x;
-      if (rank >= trim && rank < tasks - trim) total += x;
+      if (rank < trim || rank >= tasks - trim) continue;
+      total += x;
+      wide += static_cast<double>(x);
     }
-    out[walk.flat() + k] = narrow(spoilt ? A(NAN) : total / A(tasks - 2 * trim), S{});
+    A mean = total / A(tasks - 2 * trim);
+    if (!is_finite(mean)) mean = static_cast<A>(wide / (tasks - 2 * trim));
+    out[walk.flat() + k] = narrow(spoilt ? A(NAN) : mean, S{});
   }
 }
 

@@ -120,6 +120,18 @@ void check_wide(Case c) {
   for (const double beta : {1e37, 1e-31, -1e38}) check_combine<float>(Data<S>(c), beta, 0, true);
 }
 
+double plus_plus_minus(int64_t t) { return t == 2 ? -1.0 : t < 2 ? 1.0 : 0x1p-10; }
+
+// Sums that fit although a part of them does not.
+template <class S>
+void check_overflow(Case c) {
+  c.name += " whose sums overflow";
+  c.value = [](int64_t t, int64_t, double x) { return t < 3 ? 3e38 : x; };
+  const Data<S> data(c);
+  for (const double beta : {0.0, 0.5}) check_combine<S>(data, beta, 0, true, plus_plus_minus);
+  check_combine<float>(data, 0.5, 1, true, plus_plus_minus);
+}
+
 // The same elements give the same bits wherever they lie, and again.
 template <class S>
 void check_alignment(Case c) {
@@ -176,6 +188,8 @@ void check_all() {
   if constexpr (kEvery) {
     check_wide<S>({"tensors", 4, {5, 1030, 16}});
     check_wide<S>({"tensors, more than a thread holds", 10, {5, 30, 1}});
+    check_overflow<S>({"tensors", 4, {5, 1030, 16}});
+    check_overflow<S>({"tensors, more than a thread holds", 10, {5, 1030, 1}});
   }
   if (kQuick || !kEvery) return;
   check_case<S>({"a table's edge inside a segment of several blocks", 9, std::vector<int64_t>(40, 700), 3});

@@ -29,10 +29,9 @@ void check_direction(const Data<S>& data, int64_t offset, const Kernel& kernel, 
   }
 }
 
-// The direction of one element.
-template <class S>
-S graddrop_rule(const Data<S>& data, const std::vector<double>& leaks, int64_t param, int64_t at, int64_t flat) {
-  using A = accumulator_t<S>;
+// The direction of one element with sums of type A, and the sum of sizes.
+template <class A, class S>
+std::pair<A, A> graddrop_sums(const Data<S>& data, const std::vector<double>& leaks, int64_t param, int64_t at, int64_t flat) {
   A sum = 0, size = 0, kept = 0;
   for (int64_t t = 0; t < data.made.tasks; ++t) {
     if (!data.row(t, param)) continue;
@@ -48,6 +47,15 @@ S graddrop_rule(const Data<S>& data, const std::vector<double>& leaks, int64_t p
     const bool drawn = x > 0 ? sum > threshold || sum == size : sum < threshold || sum == -size;
     kept = std::fma(drawn ? A(1) : static_cast<A>(leaks[t]), x, kept);
   }
+  return {kept, size};
+}
+
+template <class S>
+S graddrop_rule(const Data<S>& data, const std::vector<double>& leaks, int64_t param, int64_t at, int64_t flat) {
+  using A = accumulator_t<S>;
+  auto [kept, size] = graddrop_sums<A>(data, leaks, param, at, flat);
+  if (!std::isfinite(kept) || !std::isfinite(size))
+    kept = static_cast<A>(graddrop_sums<double>(data, leaks, param, at, flat).first);
   return narrow(kept, S{});
 }
 
@@ -76,8 +84,11 @@ S trimmed_rule(const Data<S>& data, int64_t trim, int64_t param, int64_t at) {
   column = {column.begin() + trim, column.end() - trim};
   std::sort(column.begin(), column.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   A total = 0;
-  for (const auto& [value, task] : column) total += value;
-  return narrow(total / static_cast<A>(T - 2 * trim), S{});
+  double wide = 0;
+  for (const auto& [value, task] : column) total += value, wide += static_cast<double>(value);
+  A mean = total / static_cast<A>(T - 2 * trim);
+  if (!std::isfinite(mean)) mean = static_cast<A>(wide / static_cast<double>(T - 2 * trim));
+  return narrow(mean, S{});
 }
 
 template <class S>
@@ -119,6 +130,11 @@ void check_all() {
     return p == 1 ? (t == 1 ? INFINITY : t == 2 ? -INFINITY : x) : x > 2.5 ? NAN : x < -2.5 ? INFINITY : std::round(x);
   };
   check_case<S>(hard);
+  for (const int64_t T : {3, 11}) {
+    Case huge{"sums that overflow", T, {1100, 5}};
+    huge.value = [](int64_t t, int64_t, double x) { return std::fabs(x) < 1 ? x : t % 3 == 2 ? -3e38 : 3e38; };
+    check_case<S>(huge);
+  }
   Case tiny{"denormals", 3, {1100}};
   tiny.value = [](int64_t, int64_t, double x) { return std::round(x) * (std::is_same_v<S, Float16> ? 0x1p-24 : 0x1p-133); };
   check_case<S>(tiny);

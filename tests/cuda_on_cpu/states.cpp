@@ -67,7 +67,8 @@ void check_track(const Data<S>& data, int64_t offset) {
                 nullptr);
   std::vector<char> spoilt(T, 0);
   for_each_element(data, state, [&](int64_t t, A x, bool, A& element) {
-    const A moved = element + static_cast<A>(kRate) * (static_cast<A>(scale[t]) * x - element);
+    A moved = element + static_cast<A>(kRate) * (static_cast<A>(scale[t]) * x - element);
+    if (!std::isfinite(moved)) moved = static_cast<A>(element + kRate * (scale[t] * x - element));
     if (std::isfinite(moved)) element = moved;
     else spoilt[t] = 1;
   });
