@@ -45,9 +45,11 @@ def root(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor]:
     while (step := _behind(place, index)) is not None:
         node, output, position, offset = step
         if node is None:
+            stacked = place[0].name().startswith("Stack")
             raise ValueError(
-                f"loss {index} of those in one tensor has no graph: it was computed under no_grad, "
-                "detached, or from nothing that requires grad"
+                f"loss {index} of {'the stack' if stacked else 'those in one tensor'} has no "
+                "graph: it was computed under no_grad, detached, or from nothing that requires "
+                "grad. For a task that has no data in this step, give None in a list of losses"
             )
         join, place, index = place, (node, output), position
         if offset is not None and _numel(place) == 1:
