@@ -78,11 +78,8 @@ def test_revtorch() -> None:
     def part() -> nn.Module:
         return nn.Sequential(nn.Linear(4, 4), nn.Tanh())
 
-    blocks = nn.ModuleList(
-        revtorch.ReversibleBlock(part(), part(), split_along_dim=1) for _ in "ab"
-    )
-    model = Heads(
-        nn.Sequential(nn.Linear(8, 8), revtorch.ReversibleSequence(nn.ModuleList(blocks))), 8
-    )
+    blocks = [revtorch.ReversibleBlock(part(), part(), split_along_dim=1) for _ in range(2)]
+    reversible = revtorch.ReversibleSequence(nn.ModuleList(blocks))
+    model = Heads(nn.Sequential(nn.Linear(8, 8), reversible), 8)
     x = torch.randn(6, 8)
     refused_and_right_with_features(model, lambda: model.trunk(x), r"trunk\.1")
