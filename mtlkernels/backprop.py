@@ -216,7 +216,8 @@ def step(
             kept = method.kept_weights(tasks, scaler is not None) if keeps_weights(method) else None
             if kept is not None or at is not None or options.weighted:
                 report = backward_weighted(
-                    tasks, values, params, method, options, at, kept, scale, retain_graph
+                    *(tasks, values, params, method, options, at, kept, scale, retain_graph),
+                    check=check,
                 )
             else:
                 rows = _rows(tasks, values, params, options, scale, retain_graph, check)

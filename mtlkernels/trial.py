@@ -12,6 +12,7 @@ of the first task alone. So task t = 0, 1, ... counts with a_t = max_s |g_s| / (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -214,8 +215,8 @@ class Trial:
         gradient of a bias in front of a batch normalisation is rounding and nothing else. So what
         differs must also count beside the gradients of all parameters together.
         """
-        total = sum(size * size for size in sizes) ** 0.5
-        if not 0 < total < float("inf"):
+        total = math.hypot(*apart, *sizes)
+        if not 0 < total < float("inf"):  # also where the sum alone overflows, in float16 say
             return
         self.compared = True
         tolerance = 2 * self._eps**0.5  # benchmarks of deep models show at most 3 eps

@@ -33,7 +33,9 @@ from mtlkernels.cut import Cut, cut_at_features, cut_at_heads
 from mtlkernels.families import AnyMethod, Weighting
 from mtlkernels.layout import group_gradients
 from mtlkernels.options import Options
+from mtlkernels.repeated import try_twice
 from mtlkernels.report import Report, Status
+from mtlkernels.self_check import SelfCheck
 
 
 def backward_weighted(
@@ -46,10 +48,16 @@ def backward_weighted(
     kept: Tensor | None,
     scale: Tensor | None,
     retain_graph: bool,
+    check: SelfCheck | None = None,
 ) -> Report:
     """One weighted backward, with kept weights or with those of what is measured."""
     losses = stack(values)
     heads = run_heads(values, params, options, features, scale, retain_graph)
+    if check is not None and (trial := check.trial(tasks, params)) is not None:
+        members = _run_again(heads, params, options, kept is None and features is None)
+        try_twice(heads.cut, heads.above.cotangents, params, members, trial)
+        reach = [{*own, *heads.cut.below} for own in heads.cut.above]
+        check.saw(tasks, params, reach, trial)
     if not heads.balanced:
         where = f"unweighted{HEADS_ALONE}"
         found = unasked(cast(Weighting, method), len(tasks), losses)
@@ -131,6 +139,24 @@ def _without_graph(features: Sequence[Tensor]) -> bool:
     """Whether features are what a frozen trunk returns."""
     given = list(features) if isinstance(features, Sequence) else []
     return bool(given) and all(isinstance(z, Tensor) and not z.requires_grad for z in given)
+
+
+def _run_again(
+    heads: Heads, params: Sequence[Tensor], options: Options, measures: bool
+) -> list[int]:
+    """The parameters below the cut, by position, to which several backward passes of a step run.
+
+    measures: whether the step measures task gradients below the cut.
+    """
+    below, balanced = heads.cut.below, heads.balanced
+    if not options.weight_heads and 0 < sum(p in balanced for p in below) < len(below):
+        return below  # one pass with the weights, and one without
+    if not measures:
+        return []
+    if options.measure is None:
+        return [p for p in below if p in balanced]
+    measured = {id(param) for param in options.measure}
+    return [p for p in below if id(params[p]) in measured]
 
 
 def measured_weights(

@@ -40,6 +40,7 @@ PYTHON: dict[str, set[str] | None] = {
     "collect": {"backward_errors", "cut", "joins", "overlap"},
     "trial": {"backward_errors", "collect", "cut"},
     "hidden_heads": set(),
+    "repeated": {"collect", "cut", "trial"},
     "self_check": {"hidden_heads", "trial"},
     "rows": {"collect", "cut", "trial"},
     "families": set(),
@@ -58,6 +59,7 @@ PYTHON: dict[str, set[str] | None] = {
     "weighted": {
         *("arguments", "balancing", "collect", "combining", "cut", "families", "layout", "ops"),
         *("options", "report"),
+        *("repeated", "self_check"),
     },
     "backprop": {
         *("arguments", "by_losses", "by_rows", "collect", "compiled", "families", "layout"),

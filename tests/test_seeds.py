@@ -9,7 +9,8 @@ import torch
 from broken_layers import CHANGING, WRITING, Net
 from torch import Tensor
 
-from mtlkernels import FixedWeights, MTLOptimizer, Sum
+from mtlkernels import FixedWeights, GradNorm, MTLOptimizer, Sum
+from mtlkernels.trial import SelfCheckError
 
 
 class Reversal(torch.autograd.Function):
@@ -87,4 +88,35 @@ def test_features_take_one_pass_through_what_bears_one(middle: Any) -> None:
     torch.manual_seed(2)
     sum(w * x for w, x in zip(weights, other(batch()), strict=True)).backward()
     for mine, expected in zip(net.shared(), other.shared(), strict=True):
+        torch.testing.assert_close(mine.grad, expected.grad)
+
+
+REPEATED = {name: m for name, m in CHANGING.items() if "linear" not in name}
+
+
+@pytest.mark.parametrize("middle", [WRITING["a backward inside"], *REPEATED.values()])
+@pytest.mark.parametrize("options", [{"measure": True}, {"apply": "backward"}], ids=str)
+def test_several_passes_below_the_cut_are_checked(middle: Any, options: Any) -> None:
+    net = Net(middle)
+    if "measure" in options:
+        options = {"measure": net.first.parameters()}
+    method = GradNorm()
+    before = dict(method.state_dict())
+    optimizer = MTLOptimizer(torch.optim.SGD(net.parameters(), lr=0.1), method, **options)
+    with pytest.raises(SelfCheckError, match="check=False"):
+        optimizer.backward(net(batch()))
+    assert all(param.grad is None for param in net.parameters())
+    assert method.state_dict().keys() == before.keys()
+
+
+@pytest.mark.parametrize("middle", [*WRITING.values(), *REPEATED.values()])
+def test_what_is_measured_above_such_a_layer_is_fine(middle: Any) -> None:
+    net, other = Net(middle), Net(middle)
+    measure = net.third.parameters()
+    optimizer = MTLOptimizer(torch.optim.SGD(net.parameters(), lr=0.1), Sum(), measure=measure)
+    torch.manual_seed(2)
+    optimizer.backward(net(batch()))
+    torch.manual_seed(2)
+    sum(other(batch())).backward()
+    for mine, expected in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, expected.grad)

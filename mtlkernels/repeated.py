@@ -1,0 +1,51 @@
+"""The self-check of steps that store no task gradients: two passes have to give the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mtlkernels.collect import Row, gradients_below
+from mtlkernels.cut import Cut
+from mtlkernels.trial import Trial
+
+
+def try_twice(
+    cut: Cut,
+    cotangents: Sequence[Row],
+    params: Sequence[Tensor],
+    members: Sequence[int],
+    trial: Trial,
+) -> None:
+    """Two passes from the cut have to give the same, and to write no .grad.
+
+    Args:
+        cut: where the graph is cut; it stays.
+        cotangents: T lists of the gradients at its edges.
+        params: P parameters.
+        members: those, by position, to which the step runs several passes; with none all is well.
+        trial: compares.
+
+    Raises:
+        SelfCheckError: they do not.
+    """
+    trial.compared = not members
+    if not members:
+        return
+    seeds: Row = []
+    for column in zip(*cotangents, strict=True):
+        known = [c for c in column if c is not None]
+        seeds.append(sum(known[1:], known[0]) if known else None)
+    given = [params[p] for p in members]
+    rows: list[Row] = []
+    with trial.watched():
+        for again in (False, True):
+            found = gradients_below(cut, seeds, given, retain_graph=True, again=again)
+            row: Row = [None] * len(params)
+            for p, grad in zip(members, found, strict=True):
+                row[p] = None if grad is None else grad.clone()
+            rows.append(row)
+    trial.refer_to(rows[0], cut.edges)
+    trial.add(rows[1])
+    trial.judge()
