@@ -29,7 +29,7 @@ pytestmark = pytest.mark.dist
 MODULES = [
     *("dist_replicas", "dist_numbers", "dist_absent", "dist_unbiased", "dist_agreement"),
     *("dist_fsdp", "dist_tensor_parallel", "dist_stages", "dist_checkpoints", "dist_refusals"),
-    *("dist_traffic", "dist_heads_alone", "dist_names"),
+    *("dist_traffic", "dist_heads_alone", "dist_names", "dist_absent_everywhere"),
 ]
 CASES = [(world, name) for world in (1, 2, 4) for name in dist_harness.scenarios(MODULES, world)]
 

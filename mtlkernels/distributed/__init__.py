@@ -25,7 +25,8 @@ __all__ = ["engine"]
 
 def engine(*args: Any, **setting: Any) -> Engine:
     """Who takes steps over several ranks, in any order of the tasks; arguments as `_engine`'s."""
-    return ByName(_engine(*args, **setting))
+    found = _engine(*args, **setting)
+    return ByName(found) if isinstance(found, Stages) else found
 
 
 def _engine(

@@ -30,19 +30,24 @@ class View(NamedTuple):
         tasks: T names.
         forms: shape, strides and dtype of P parameters.
         reach: sets of parameters, by position: of those that each task reaches, and perhaps more.
+        present: the tasks, by position, of which this rank has a loss.
     """
 
     tasks: tuple[str, ...]
     forms: tuple[tuple[object, ...], ...]
     reach: tuple[tuple[int, ...], ...]
+    present: tuple[int, ...]
 
     @staticmethod
     def of(
-        tasks: tuple[str, ...], params: Sequence[Tensor], reach: Sequence[Sequence[int]]
+        tasks: tuple[str, ...],
+        params: Sequence[Tensor],
+        reach: Sequence[Sequence[int]],
+        present: Sequence[int],
     ) -> View:
         """From the parameters themselves."""
         forms = tuple((tuple(p.shape), p.stride(), str(p.dtype)) for p in params)
-        return View(tasks, forms, tuple(map(tuple, reach)))
+        return View(tasks, forms, tuple(map(tuple, reach)), tuple(present))
 
 
 class Agreement:
@@ -51,11 +56,13 @@ class Agreement:
     Attributes:
         host: what it talks through.
         reach: the sets of `View`, of what holds on some rank.
+        present: the tasks, by position, of which some rank has a loss.
     """
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self.reach: list[set[int]] = []
+        self.present: list[int] = []
         self._own: View | None = None
 
     def settle(self, own: View, fingerprint: Callable[[], str]) -> None:
@@ -72,6 +79,9 @@ class Agreement:
         if not self.host.any(own != self._own):
             return
         told = self.host.gather((own, fingerprint() if first else ""))
+        for r, (view, mark) in enumerate(told):
+            if view is None:
+                raise RuntimeError(f"rank {r} of the group does not take this step: {mark}")
         views: list[View] = [view for view, _ in told]
         for r, (view, mark) in enumerate(told):
             where = f"rank {r} of the group differs from rank 0"
@@ -81,7 +91,7 @@ class Agreement:
                     f"{', '.join(views[0].tasks)}: give the same tasks in the same order, None for "
                     "one that a rank has no data for"
                 )
-            if view.forms != views[0].forms or len(view.reach) != len(own.reach):
+            if view.forms != views[0].forms or len(view.reach) != len(views[0].reach):
                 raise ValueError(f"{where} in its parameters: all ranks need the same model")
             if mark != told[0][1]:
                 raise ValueError(
@@ -89,7 +99,52 @@ class Agreement:
                     f"them up alike. It has {mark}, rank 0 has {told[0][1]}"
                 )
         self.reach = [set().union(*sets) for sets in zip(*(v.reach for v in views), strict=True)]
+        ranks = [set(view.present) for view in views]
+        self.present = [t for t in range(len(own.tasks)) if any(t in rank for rank in ranks)]
         self._own = own
+
+    @contextmanager
+    def announced(self) -> Iterator[None]:
+        """What is raised in here, before `settle`, ends the step on all ranks: none waits for it.
+
+        Raises:
+            RuntimeError: on the other ranks, by their `settle`.
+        """
+        with announced([self]):
+            yield
+
+    def tell(self, error: Exception) -> None:
+        """In the place of `settle`: ends the step of the other ranks, who wait there."""
+        self.host.any(True)
+        self.host.gather((None, f"{type(error).__name__}: {error}"))
+
+
+@contextmanager
+def announced(agreements: Sequence[Agreement]) -> Iterator[None]:
+    """What is raised in here is told to the ranks of all of them; see `Agreement.announced`."""
+    try:
+        yield
+    except Exception as error:
+        for agreement in agreements:
+            agreement.tell(error)
+        raise
+
+
+def settle_together(
+    agreements: Sequence[Agreement], own: View, fingerprint: Callable[[], str]
+) -> None:
+    """Settles one after the other, along each dimension of a mesh; all its ranks raise together."""
+    failed: Exception | None = None
+    for agreement in agreements:
+        if failed is not None:
+            agreement.tell(failed)
+            continue
+        try:
+            agreement.settle(own, fingerprint)
+        except (ValueError, RuntimeError) as error:
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 def fingerprint(

@@ -9,28 +9,29 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from mtlkernels.arguments import Losses, entries, named_losses
+from mtlkernels.arguments import Given, Losses, entries, given_losses
 from mtlkernels.compiled import refuse_tracing
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.families import keeps_weights, takes_rows
 from mtlkernels.options import Options
 
 
-def present_losses(
-    losses: Losses, params: Sequence[Tensor]
-) -> tuple[tuple[str, ...], list[Tensor]]:
-    """`named_losses` where None stands for a task that this rank has no data for.
+def losses_of_rank(losses: Losses, params: Sequence[Tensor]) -> Given:
+    """`given_losses` with a value for each task: for None one that is 0 and reaches nothing.
 
-    Such a loss is 0 and reaches nothing. A loss that is a DTensor becomes a plain tensor.
+    `present` holds the tasks of which this rank has a loss, which may be none. A loss that is a
+    DTensor becomes a plain tensor.
     """
     given: Any = entries(losses)
     if not isinstance(given, Tensor | Mapping) and isinstance(given, Sequence):
         given = list(given)
-    if isinstance(given, Mapping | list):
-        present = next((x for x in _values(given) if isinstance(x, Tensor)), params[0])
-        own = {k: _own(v, present) for k, v in _items(given)}
-        given = own if isinstance(given, Mapping) else list(own.values())
-    return named_losses(given)
+    if not isinstance(given, Mapping | list):
+        return given_losses(given)
+    model = next((x for x in _values(given) if isinstance(x, Tensor)), params[0])
+    own = {k: _own(v, model) for k, v in _items(given)}
+    found = given_losses(own if isinstance(given, Mapping) else list(own.values()))
+    here = tuple(t for t, value in enumerate(_values(given)) if value is not None)
+    return found._replace(present=here)
 
 
 def refuse_compiling() -> None:

@@ -1,4 +1,4 @@
-"""A method's own order of tasks, in steps over several ranks: all ranks have the same names."""
+"""A method's own order of tasks, in steps over the stages of a pipeline, which all have them."""
 
 from __future__ import annotations
 

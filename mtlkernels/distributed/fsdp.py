@@ -59,8 +59,7 @@ class FullyShard:
             later = [True] * len(losses) + [False]
 
         def backward(tasks: slice, needed: bool, last: bool) -> None:
-            again = tasks is not passes[0]
-            with self._resharding(last), explained(again=again):
+            with self._resharding(last), explained():
                 torch.autograd.backward(
                     cast(Any, begun.edges[tasks]),
                     begun.seeds[tasks],

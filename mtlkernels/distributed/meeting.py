@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -16,7 +16,7 @@ from mtlkernels.by_rows import split
 from mtlkernels.collect import Row, stack, starts
 from mtlkernels.cut import reached_by
 from mtlkernels.distributed.agreement import Agreement, View, fingerprint
-from mtlkernels.distributed.arguments import present_losses, refuse_compiling
+from mtlkernels.distributed.arguments import losses_of_rank
 from mtlkernels.distributed.collectives import Group, Hosts, OfRanks
 from mtlkernels.distributed.placements import Held
 from mtlkernels.distributed.segments import mean_rows
@@ -25,11 +25,18 @@ from mtlkernels.distributed.verdict import Totals
 from mtlkernels.families import AnyMethod, keeps_weights, takes_rows
 from mtlkernels.options import Options, check_step
 from mtlkernels.scaling import Scaler, scale_of
+from mtlkernels.self_check import SelfCheck
 
 
 @dataclass
 class Step:
-    """One step's arguments, checked; `losses` are this rank's own."""
+    """One step's arguments, checked; `losses` are this rank's own.
+
+    Attributes:
+        named: whether the tasks' names are more than their numbers.
+        present: positions of the tasks of which this rank has a loss.
+        reach: T sets of the parameters that a task reaches on some rank, once that is settled.
+    """
 
     tasks: tuple[str, ...]
     values: list[Tensor]
@@ -37,6 +44,27 @@ class Step:
     params: list[Tensor]
     held: Held
     scale: Tensor | None
+    named: bool
+    present: Sequence[int]
+    reach: list[set[int]] = field(default_factory=list)
+
+    @property
+    def names(self) -> tuple[str, ...] | int:
+        """The names, or where there are none how many tasks there are."""
+        return self.tasks if self.named else len(self.tasks)
+
+    def of_tasks(self, order: Sequence[int]) -> Step:
+        """The step of the tasks at some positions, in that order."""
+        if list(order) == list(range(len(self.tasks))):
+            return self
+        losses = self.losses.unbind()
+        return replace(
+            self,
+            tasks=tuple(self.tasks[t] for t in order),
+            values=[self.values[t] for t in order if self.values],
+            losses=torch.stack([losses[t] for t in order]),
+            reach=[self.reach[t] for t in order],
+        )
 
 
 class Meeting(OfRanks):
@@ -64,7 +92,6 @@ class Meeting(OfRanks):
         scaler: Scaler | Tensor | None,
     ) -> Step:
         """The arguments of a step, checked on this rank."""
-        refuse_compiling()
         join = getattr(self.module, "_join_config", None)
         if join is not None and join.enable:
             raise NotImplementedError(
@@ -72,7 +99,8 @@ class Meeting(OfRanks):
                 "of them in each step: give all ranks equally many batches, for example with "
                 "DistributedSampler(drop_last=True)"
             )
-        tasks, values = present_losses(losses, params)
+        given = losses_of_rank(losses, params)
+        values = given.values
         kept = check_step(values, params, method, options, features, sharded=True)
         held = Held(kept)
         if held.sharded:
@@ -82,16 +110,15 @@ class Meeting(OfRanks):
                 'gram="unbiased" is for rows over all shared parameters: leave out features='
             )
         scale = scale_of(scaler, values[0].device)
-        return Step(tasks, values, stack(values), kept, held, scale)
+        losses_here = stack(values)
+        return Step(
+            *(given.tasks, values, losses_here, kept, held, scale, given.named, given.present)
+        )
 
     def totals(self, held: Held) -> Totals:
         """Where sums over all ranks are formed."""
         ranks = self.ranks * held.ranks
         return Totals([self.group, *held.groups], ranks, self.ranks, self.hosts)
-
-    def settle_graph(self, now: Step, method: AnyMethod, options: Options) -> None:
-        """Agrees on who reaches what, from the graph of this step's losses."""
-        self.settle(now, self.reached(now), method, options)
 
     def reached(self, now: Step) -> list[list[int]]:
         """T lists of the parameters that a task reaches on this rank, from the graph.
@@ -107,23 +134,25 @@ class Meeting(OfRanks):
     def settle(
         self, now: Step, reach: Sequence[Sequence[int]], method: AnyMethod, options: Options
     ) -> None:
-        """Agrees on who reaches what; see `Agreement`."""
+        """Agrees on who reaches what, and which tasks some rank has; see `Agreement`."""
         self.agreement.settle(
-            View.of(now.tasks, now.held.tensors, reach),
+            View.of(now.tasks, now.held.tensors, reach, now.present),
             lambda: fingerprint(cast(nn.Module, method), options, self.setting, now.params),
         )
+        now.reach = self.agreement.reach[: len(now.tasks)]
+        if not self.agreement.present:
+            raise ValueError(
+                f"all {len(now.tasks)} losses are None on all ranks: give at least one, or skip a "
+                "batch that has no data for any task"
+            )
 
     def split(self, now: Step, options: Options) -> tuple[list[int], list[int]]:
         """Positions of the parameters to balance, and of heads, on all ranks together."""
         marks: list[Row] = [
             [tensor if p in own else None for p, tensor in enumerate(now.held.tensors)]
-            for own in self.reach(now)
+            for own in now.reach
         ]
         return split(marks, now.params, options.shared)
-
-    def reach(self, now: Step) -> list[set[int]]:
-        """T sets of the parameters that a task reaches on some rank."""
-        return self.agreement.reach[: len(now.tasks)]
 
     def filled(self, row: Row, reach: set[int], now: Step) -> Row:
         """A row with zeros where only other ranks have a gradient."""
@@ -135,11 +164,21 @@ class Meeting(OfRanks):
     @torch.no_grad()
     def write_mean(self, now: Step, row: Row) -> None:
         """Adds the mean over the ranks of one gradient to .grad: one all-reduce."""
-        reach = set().union(*self.reach(now))
+        reach = set().union(*now.reach)
         filled = self.filled(now.held.row(row), reach, now)
         (mean,) = mean_rows([filled], now.held.tensors, self.group)
         write_row(mean, now.held.tensors)
         now.held.hand_back()
+
+
+def look_for_heads(
+    check: SelfCheck | None, now: Step, rows: Sequence[Row], options: Options
+) -> None:
+    """This rank's own look at its task gradients, some of which may have been noted already."""
+    if check is not None and options.shared is None:
+        for row in rows:
+            check.heads.note(row)
+        check.look_for_heads(now.tasks, now.params)
 
 
 def _refuse_pieces(method: AnyMethod, options: Options, features: bool) -> None:

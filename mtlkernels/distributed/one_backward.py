@@ -30,7 +30,6 @@ def loss_step(
     meeting: Meeting, now: Step, method: LossWeighting, options: Options, retain_graph: bool
 ) -> Report:
     """The method's own loss of the mean losses: one backward on each rank, one all-reduce."""
-    meeting.settle_graph(now, method, options)
     means = meeting.totals(now.held).losses(now.losses, now.scale)
     told = weigh_losses(method, means)
     factor = 1.0 if now.scale is None else now.scale.to(told.weights)
@@ -50,10 +49,8 @@ def weighted_step(
 ) -> Report:
     """One weighted backward on each rank, and one all-reduce of what comes of it."""
     given = [features] if isinstance(features, Tensor) else features
-    reach = meeting.reached(now)
 
     def decide() -> set[int]:
-        meeting.settle(now, reach, method, options)
         return set(meeting.split(now, options)[0])
 
     heads = run_heads(now.values, now.params, options, given, now.scale, retain_graph, decide)
@@ -101,7 +98,7 @@ def _measured_gram(
             torch.zeros_like(member) if grad is None and place[id(member)] in reach else grad
             for grad, member in zip(row, measure, strict=True)
         ]
-        for row, reach in zip(rows, meeting.reach(now), strict=True)
+        for row, reach in zip(rows, now.reach, strict=True)
     ]
     groups = group_gradients(mean_rows(filled, measure, meeting.group), measure)
     if not groups:

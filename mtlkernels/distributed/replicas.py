@@ -19,14 +19,24 @@ from mtlkernels.balancing import HEADS_ALONE, Unasked, no_gram, section_grams
 from mtlkernels.by_rows import combine_rows, reach, sections_of
 from mtlkernels.collect import Row, rows_of_tasks
 from mtlkernels.distributed.agreement import judge_together, watched_by
-from mtlkernels.distributed.meeting import Meeting, Step
+from mtlkernels.distributed.arguments import refuse_compiling
+from mtlkernels.distributed.meeting import Meeting, Step, look_for_heads
 from mtlkernels.distributed.one_backward import loss_step, weighted_step
 from mtlkernels.distributed.pieces import piece_gram, piece_groups
 from mtlkernels.distributed.placements import Held
 from mtlkernels.distributed.segments import Exchange, lay_out, mean_rows
-from mtlkernels.families import AnyMethod, Weighting, keeps_weights, takes_rows, weighs_losses
+from mtlkernels.distributed.sender import Sender
+from mtlkernels.families import (
+    AnyMethod,
+    Weighting,
+    keeps_weights,
+    takes_rows,
+    task_step,
+    weighs_losses,
+)
 from mtlkernels.options import Options, check_keeps_rows
-from mtlkernels.report import Report
+from mtlkernels.plain import plain
+from mtlkernels.report import Report, Status
 from mtlkernels.rows import Rows, collect_rows
 from mtlkernels.scaling import Scaler
 from mtlkernels.self_check import SelfCheck
@@ -48,7 +58,29 @@ class Replicas(Meeting):
         check: SelfCheck | None = None,
     ) -> Report:
         """`mtlkernels.backward` over the ranks."""
-        now = self.begin(losses, params, method, options, features is not None, scaler)
+        refuse_compiling()
+        with self.agreement.announced():
+            now = self.begin(losses, params, method, options, features is not None, scaler)
+            reach = self.reached(now)
+        self.settle(now, reach, method, options)
+        with task_step(method, now.names, self.agreement.present) as step_of:
+            if step_of.alone:
+                method, options, features = plain(method), options.of_plain_step(), None
+            own = now.of_tasks(step_of.order)
+            report = self._step(own, method, options, features, scaler, retain_graph, check)
+        return report.of_tasks(now.tasks, step_of.order, Status.ZERO_GRADIENT)
+
+    def _step(
+        self,
+        now: Step,
+        method: AnyMethod,
+        options: Options,
+        features: Tensor | Sequence[Tensor] | None,
+        scaler: Scaler | Tensor | None,
+        retain_graph: bool,
+        check: SelfCheck | None,
+    ) -> Report:
+        """A step of tasks each of which some rank has."""
         if weighs_losses(method):
             return loss_step(self, now, method, options, retain_graph)
         weights = None
@@ -74,6 +106,7 @@ class Replicas(Meeting):
         check: SelfCheck | None = None,
     ) -> Rows:
         """This rank's rows of one micro-batch; the ranks meet in `combine_rows` only."""
+        refuse_compiling()
         check_keeps_rows(method, options)
         now = self.begin(losses, params, method, options, False, scaler)
         how, dtype = options.collect, options.rows_dtype
@@ -88,7 +121,8 @@ class Replicas(Meeting):
         if check is not None:
             check.saw_rows(now.tasks, now.params, rows, counts, trial)
         rows = [now.held.row(row) for row in rows]
-        return Rows(now.tasks, now.losses, now.params, rows, now.scale, told)
+        here = frozenset(now.tasks[t] for t in now.present)
+        return Rows(now.tasks, now.losses, now.params, rows, now.scale, told, now.named, here)
 
     @torch.no_grad()
     def combine_rows(
@@ -96,11 +130,22 @@ class Replicas(Meeting):
     ) -> Report:
         """`collect_step`'s rows over all ranks to .grad."""
         options.check(method)
-        held = Held(rows.params)
-        now = Step(rows.tasks, [], rows.losses, list(rows.params), held, rows.scale)
+        held, here = Held(rows.params), rows.present_positions()
+        now = Step(
+            *(rows.tasks, [], rows.losses, list(rows.params), held, rows.scale, rows.named, here)
+        )
         reach = [[p for p, grad in enumerate(row) if grad is not None] for row in rows.grads]
         self.settle(now, reach, method, options)
-        _look_for_heads(check, now, rows.grads, options)
+        look_for_heads(check, now, rows.grads, options)
+        with task_step(method, now.names, self.agreement.present) as step_of:
+            if step_of.alone:
+                method, options = plain(method), options.of_plain_step()
+            own = now.of_tasks(step_of.order)
+            report = self._combined(own, rows.of_tasks(step_of.order), method, options)
+        return report.of_tasks(now.tasks, step_of.order, Status.ZERO_GRADIENT)
+
+    def _combined(self, now: Step, rows: Rows, method: Any, options: Options) -> Report:
+        """Rows of tasks each of which some rank has to .grad."""
         if takes_rows(method):
             return self._whole_rows(now, rows.grads, method, options, rows.collected)
         exchange, sections = self._exchange(now, options)
@@ -117,10 +162,9 @@ class Replicas(Meeting):
         check: SelfCheck | None,
     ) -> Report:
         """T backwards, and the reduction of each task's row while the next one runs."""
-        self.settle_graph(now, method, options)
         trial = None
         if check is not None:
-            check.saw(now.tasks, now.params, self.reach(now))
+            check.saw(now.tasks, now.params, now.reach)
             trial = check.trial(now.tasks, now.params, now.held.row)
         whole = takes_rows(method) or self.setting.gram == "unbiased" or options.collect != "loop"
         told = f"a backward a loss, rows reduced to {self.ranks} ranks' pieces"
@@ -136,7 +180,7 @@ class Replicas(Meeting):
                 if trial is not None:
                     trial.weigh(*rows)
             self._judge(check, trial, now, rows)
-            _look_for_heads(check, now, rows, options)
+            look_for_heads(check, now, rows, options)
             if takes_rows(method):
                 return self._whole_rows(now, rows, method, options, told)
         exchange, sections = self._exchange(now, options)
@@ -145,7 +189,7 @@ class Replicas(Meeting):
             local = self._local_gram(now, rows, sections, options)
             return self._finish(now, exchange, method, options, told, local)
         with torch.no_grad():
-            sender = _Sender(exchange, last, options.weight_heads)
+            sender = Sender(exchange, last, options.weight_heads)
             with watched_by(trial, now.values, now.scale, retain_graph):
                 retain = retain_graph or (trial is not None and trial.retains)
                 for row in rows_of_tasks(now.values, now.params, retain, now.scale):
@@ -160,7 +204,7 @@ class Replicas(Meeting):
             while sender.task <= last:  # the other ranks wait for what a failed pass did not give
                 sender.send([None] * len(now.params))
         self._judge(check, trial, now)
-        _look_for_heads(check, now, (), options)
+        look_for_heads(check, now, (), options)
         return self._finish(now, exchange, method, options, told)
 
     def _judge(
@@ -170,11 +214,11 @@ class Replicas(Meeting):
         if check is not None and trial is not None:
             trial.add(*rows)
             judge_together(trial, [self.hosts.of(self.group)])
-            check.saw(now.tasks, now.params, self.reach(now), trial)
+            check.saw(now.tasks, now.params, now.reach, trial)
 
     @torch.no_grad()
     def _send_all(self, exchange: Exchange, rows: Sequence[Row], options: Options) -> None:
-        sender = _Sender(exchange, len(rows) - 1, options.weight_heads)
+        sender = Sender(exchange, len(rows) - 1, options.weight_heads)
         for row in rows:
             sender.send(row)
 
@@ -186,7 +230,7 @@ class Replicas(Meeting):
         last = len(now.tasks) - 1
         brought = {last: heads}
         if options.weight_heads:
-            brought = {t: sorted(own & set(heads)) for t, own in enumerate(self.agreement.reach)}
+            brought = {t: sorted(own & set(heads)) for t, own in enumerate(now.reach)}
         lanes = lay_out(
             now.held.tensors, now.held.copies, sections, brought, self.ranks, options.rows_dtype
         )
@@ -244,49 +288,9 @@ class Replicas(Meeting):
         self, now: Step, rows: Sequence[Row], method: Any, options: Options, collected: str
     ) -> Report:
         """For a row method: all rows on every rank, and then what one process does with them."""
-        filled = [
-            self.filled(row, own, now) for row, own in zip(rows, self.reach(now), strict=True)
-        ]
+        filled = [self.filled(row, own, now) for row, own in zip(rows, now.reach, strict=True)]
         means = mean_rows(filled, now.held.tensors, self.group)
         losses = self.totals(now.held).losses(now.losses, now.scale)
         told = f"{collected}, rows on every rank"
         found = Rows(now.tasks, losses, now.params, means, now.scale, told)
         return combine_rows(found, method, options)
-
-
-def _look_for_heads(
-    check: SelfCheck | None, now: Step, rows: Sequence[Row], options: Options
-) -> None:
-    """This rank's own look at its task gradients, some of which may have been noted already."""
-    if check is not None and options.shared is None:
-        for row in rows:
-            check.heads.note(row)
-        check.look_for_heads(now.tasks, now.params)
-
-
-class _Sender:
-    """Sends T rows in order; heads go with their own task's row, or all together with the last."""
-
-    def __init__(self, exchange: Exchange, last: int, apart: bool) -> None:
-        self.exchange, self.last, self.apart = exchange, last, apart
-        self.task = 0
-        self.members = {
-            p
-            for lane in exchange.lanes
-            for segments in lane.heads.values()
-            for segment in segments
-            for p in segment.whole.params
-        }
-        self.sum: Row = []
-
-    def send(self, row: Row) -> None:
-        heads = row
-        if not self.apart:
-            self.sum = self.sum or [None] * len(row)
-            for p in self.members:
-                have, more = self.sum[p], row[p]
-                if more is not None:
-                    self.sum[p] = more if have is None else have + more
-            heads = self.sum
-        self.exchange.send(self.task, row, heads)
-        self.task += 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mtlkernels.arguments import Losses, refuse_reentrant_checkpoints
@@ -19,21 +19,16 @@ from mtlkernels.by_losses import weigh_losses, write_row
 from mtlkernels.by_rows import reach, sections_of, split
 from mtlkernels.collect import stack, starts, task_gradients, weighted_gradient
 from mtlkernels.distributed.agreement import (
-    Agreement,
-    View,
-    fingerprint,
     judge_together,
     watched_by,
 )
-from mtlkernels.distributed.arguments import present_losses, refuse_compiling
-from mtlkernels.distributed.collectives import Hosts, OfRanks
-from mtlkernels.distributed.fsdp import FullyShard
 from mtlkernels.distributed.pieces import combine_pieces
 from mtlkernels.distributed.placements import Held
-from mtlkernels.distributed.setting import Setting
+from mtlkernels.distributed.shard_meeting import Begun, ShardMeeting
 from mtlkernels.distributed.verdict import Totals
-from mtlkernels.families import AnyMethod, Weighting, keeps_weights, weighs_losses
-from mtlkernels.options import Options, check_keeps_rows, check_step
+from mtlkernels.families import AnyMethod, Weighting, keeps_weights, task_step, weighs_losses
+from mtlkernels.options import Options, check_keeps_rows
+from mtlkernels.plain import plain
 from mtlkernels.report import Report, Status
 from mtlkernels.rows import Rows
 from mtlkernels.scaling import Scaler, scale_of
@@ -41,19 +36,13 @@ from mtlkernels.self_check import SelfCheck
 from mtlkernels.weighted import combine_features, feature_gram
 
 
-class Shards(OfRanks):
+class Shards(ShardMeeting):
     """Takes steps over the ranks of the parameters' mesh.
 
     Args:
         module: the model, for its FSDP2 modules.
         setting: what a person may choose.
     """
-
-    def __init__(self, module: nn.Module, setting: Setting) -> None:
-        self.setting = setting
-        self.fsdp = FullyShard(module)
-        self.hosts = Hosts()
-        self._agreed = False
 
     def step(
         self,
@@ -67,30 +56,17 @@ class Shards(OfRanks):
         check: SelfCheck | None = None,
     ) -> Report:
         """`mtlkernels.backward` over the ranks."""
-        if not keeps_weights(method):
-            return self._step(
-                losses, params, method, options, features, scaler, retain_graph, check
-            )
-        tasks, values, kept = self._begin(losses, params, method, options, features is not None)
-        weights = method.kept_weights(tasks, scaler is not None)
-        if weights is None:
-            report = self._step(
-                losses, params, method, options, features, scaler, retain_graph, check
-            )
-        else:
-            held, scale = Held(kept), scale_of(scaler, values[0].device)
-            means = self._totals(held).losses(stack(values), scale)
-            self._once(values, held, weights, scale, retain_graph)
-            status = torch.where(means.isfinite(), 0, Status.NON_FINITE.value)
-            told = "one weighted backward, with kept weights"
-            report = Report(tasks, None, weights, means, status, told)
-        method.count(tasks)
-        return report
+        now = self.begin(losses, params, method, options, features is not None)
+        with task_step(method, now.names, now.present) as step_of:
+            if step_of.alone:
+                method, options, features = plain(method), options.of_plain_step(), None
+            own = now.of_tasks(step_of.order)
+            report = self._step(own, method, options, features, scaler, retain_graph, check)
+        return report.of_tasks(now.tasks, step_of.order, Status.ZERO_GRADIENT)
 
     def _step(
         self,
-        losses: Losses,
-        params: Sequence[Tensor],
+        now: Begun,
         method: AnyMethod,
         options: Options,
         features: Tensor | Sequence[Tensor] | None,
@@ -98,23 +74,37 @@ class Shards(OfRanks):
         retain_graph: bool,
         check: SelfCheck | None,
     ) -> Report:
-        """A step that asks the method."""
-        if features is None and not weighs_losses(method):
-            rows = self._rows(losses, params, method, options, scaler, retain_graph, check)
-            return self.combine_rows(rows, cast(Any, method), options)
-        tasks, values, kept = self._begin(losses, params, method, options, features is not None)
-        held = Held(kept)
+        """A step of tasks that have a loss."""
+        tasks, values, kept = now.tasks, now.values, now.params
         scale = scale_of(scaler, values[0].device)
-        if features is not None:
+        kept_weights = None
+        if keeps_weights(method):
+            kept_weights = method.kept_weights(tasks, scaler is not None)
+        if kept_weights is not None:
+            held = Held(kept)
+            means = self._totals(held).losses(stack(values), scale)
+            self._once(values, held, kept_weights, scale, retain_graph)
+            status = torch.where(means.isfinite(), 0, Status.NON_FINITE.value)
+            told = "one weighted backward, with kept weights"
+            report = Report(tasks, None, kept_weights, means, status, told)
+        elif weighs_losses(method):
+            held = Held(kept)
+            means = self._totals(held).losses(stack(values), scale)
+            found = weigh_losses(method, means)
+            self._once(values, held, found.weights, scale, retain_graph)
+            report = found.finish(tasks, means, method, scale)
+        elif features is not None:
             given = [features] if isinstance(features, Tensor) else features
-            return self._by_features(
-                tasks, values, held, cast(Weighting, method), options, given, scale, retain_graph
+            weighting = cast(Weighting, method)
+            report = self._by_features(
+                tasks, values, Held(kept), weighting, options, given, scale, retain_graph
             )
-        assert weighs_losses(method)
-        means = self._totals(held).losses(stack(values), scale)
-        told = weigh_losses(method, means)
-        self._once(values, held, told.weights, scale, retain_graph)
-        return told.finish(tasks, means, method, scale)
+        else:
+            rows = self._rows(now, scale, retain_graph, check)
+            report = self._combined(rows, cast(Weighting, method), options)
+        if keeps_weights(method):
+            method.count(tasks)
+        return report
 
     def _once(
         self,
@@ -145,20 +135,15 @@ class Shards(OfRanks):
     ) -> Rows:
         """This rank's pieces of T rows, which the model's own collectives have reduced."""
         check_keeps_rows(method, options)
-        return self._rows(losses, params, method, options, scaler, retain_graph, check)
+        now = self.begin(losses, params, method, options, False)
+        scale = scale_of(scaler, now.values[0].device)
+        rows = self._rows(now.of_tasks(now.present), scale, retain_graph, check)
+        return rows.with_absent(now.tasks, now.named)
 
     def _rows(
-        self,
-        losses: Losses,
-        params: Sequence[Tensor],
-        method: AnyMethod,
-        options: Options,
-        scaler: Scaler | Tensor | None,
-        retain_graph: bool,
-        check: SelfCheck | None,
+        self, now: Begun, scale: Tensor | None, retain_graph: bool, check: SelfCheck | None
     ) -> Rows:
-        tasks, values, kept = self._begin(losses, params, method, options, False)
-        scale = scale_of(scaler, values[0].device)
+        tasks, values, kept = now.tasks, now.values, now.params
         held = Held(kept)
         trial = None if check is None else check.trial(tasks, kept, held.row)
         if self.fsdp:
@@ -187,6 +172,14 @@ class Shards(OfRanks):
     ) -> Report:
         """Pieces of T rows to Gram matrix, weights and .grad."""
         options.check(method)
+        names = rows.tasks if rows.named else len(rows.tasks)
+        with task_step(method, names, rows.present_positions()) as step_of:
+            if step_of.alone:
+                method, options = plain(method), options.of_plain_step()
+            report = self._combined(rows.of_tasks(step_of.order), method, options)
+        return report.of_tasks(rows.tasks, step_of.order, Status.ZERO_GRADIENT)
+
+    def _combined(self, rows: Rows, method: Weighting, options: Options) -> Report:
         params, parts = rows.params, options.parts
         held = Held(params)
         balanced, heads = split(rows.grads, params, options.shared)
@@ -239,55 +232,6 @@ class Shards(OfRanks):
         self.fsdp.backward(begun, found.head_weights, retain_graph, replaced)
         told = "one backward through fully_shard, measured on the features"
         return Report(tasks, found.gram, weights, losses, found.status, told)
-
-    def _begin(
-        self,
-        losses: Losses,
-        params: Sequence[Tensor],
-        method: AnyMethod,
-        options: Options,
-        features: bool,
-    ) -> tuple[tuple[str, ...], list[Tensor], list[Tensor]]:
-        refuse_compiling()
-        tasks, values = present_losses(losses, params)
-        kept = check_step(values, params, method, options, features, sharded=True)
-        if self.fsdp:
-            self._check_sharded(values, kept, method)
-        if not self._agreed:
-            self._agree(tasks, kept, cast(nn.Module, method), options)
-        return tasks, values, kept
-
-    def _agree(
-        self, tasks: tuple[str, ...], params: Sequence[Tensor], method: nn.Module, options: Options
-    ) -> None:
-        """Raises at the first step, on all ranks, where they are not set up alike."""
-        for group in Held(params).groups:
-            Agreement(self.hosts.of(group)).settle(
-                View.of(tasks, params, []),
-                lambda: fingerprint(method, options, self.setting, params),
-            )
-        self._agreed = True
-
-    def _check_sharded(
-        self, values: Sequence[Tensor], params: Sequence[Tensor], method: AnyMethod
-    ) -> None:
-        if any(value.grad_fn is None for value in values):
-            raise ValueError(
-                "a loss is None, and fully_shard's collectives need the same modules on all ranks: "
-                "give 0 times a loss that runs through them"
-            )
-        own = {id(param) for param in cast(nn.Module, method).parameters()}
-        plain = [
-            i
-            for i, param in enumerate(params)
-            if not isinstance(param, DTensor) and id(param) not in own
-        ]
-        if plain:
-            raise NotImplementedError(
-                f"parameter {plain[0]} is a plain tensor beside those of fully_shard, which does "
-                "not reduce it: shard it too (fully_shard the root module), before the optimizer "
-                "takes the parameters"
-            )
 
     def _totals(self, held: Held) -> Totals:
         return Totals(held.groups, held.ranks, 1, self.hosts)

@@ -85,12 +85,13 @@ class Stages(OfRanks):
         refuse_compiling()
         if retain_graph:
             raise ValueError("retain_graph= is for losses: with stages= the runs keep their graphs")
-        tasks, runs = named_runs(losses)
-        kept = check_step([], params, method, options, False, sharded=True)
-        held = Held(kept)
+        with self.agreement.announced():
+            tasks, runs = named_runs(losses)
+            kept = check_step([], params, method, options, False, sharded=True)
+            held = Held(kept)
         # Before the first run: stages that run different tasks would wait for each other.
         self.agreement.settle(
-            View(tasks, (), ()),
+            View(tasks, (), (), ()),
             lambda: _setup(cast(nn.Module, method), options, self.setting, held),
         )
         rows, found = rows_of_grad(held, runs)
