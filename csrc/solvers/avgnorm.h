@@ -44,7 +44,8 @@ MTLKERNELS_HOST_DEVICE void avgnorm(const Lanes& lanes, const double* K, int tas
     length = std::sqrt(square > 0 ? square : 0.0);
     double terms = 0;
     for (int a = 0; a < count; ++a) terms += norm[a];
-    if (!stands_out(length, terms))  // S is K's rounding then; it turns no direction, so the weights stay
+    // Noise moves S^2 by kNoise terms^2; it turns no direction, so the weights stay.
+    if (!(0.5 * kNoise * terms * terms <= kTolerance * length * length))
       for (int a = lanes.lane; a < count; a += lanes.lanes) status[active[a]] |= kIllConditioned;
   } else if (scale != NormScale::kConstant) {
     double largest = norm[0], smallest = norm[0], sum = 0, squares = 0, inverses = 0;

@@ -18,7 +18,7 @@ constexpr int64_t cagrad_workspace(int64_t tasks) { return tasks * tasks + 3 * t
 constexpr int64_t cagrad_ints(int64_t tasks) { return tasks + active_set_ints(tasks); }
 
 // ||g_w||^2 below this share of sum_i w_i K_ii is rounding, and says nothing of the direction of g_w.
-constexpr double kStationaryShare = 1e-14;
+constexpr double kStationaryShare = 4 * kNoise;
 
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE double quadratic(const Lanes& lanes, const double* K, const double* x, int n, double* Kx) {
@@ -56,12 +56,37 @@ MTLKERNELS_HOST_DEVICE double normalise(const Lanes& lanes, const double* K, int
 struct Pull {
   double share;
   const double* along;  // (n)
-  bool stationary, converged, doubtful = false;  // doubtful: it hangs on rounding of K, but is bounded
+  bool stationary, converged;
+  double moved = 0;  // how far noise of K moves the direction share * sum_i along_i g_i, as a share of its length
 };
 
-// CAGrad's, for k > 0. w, v: (n).
+// sum_i x_i sqrt(A_ii)
+MTLKERNELS_HOST_DEVICE inline double lengths(const double* A, const double* x, int n) {
+  double sum = 0;
+  for (int i = 0; i < n; ++i) sum += x[i] * std::sqrt(A[i * n + i]);
+  return sum;
+}
+
+// Of e = g_w / ||g_w|| from the conditions <g_i, g0> + k <g_i, e> = const over the support, ||e|| = 1. mean: the mean of
+// the norms. Noise changes <g_i, g0> by kNoise n_i mean and <g_i, e> by kNoise n_i t, t = sum_i w_i n_i / ||g_w||; the
+// constant moves as the length of e has to stay.
 template <class Lanes>
-MTLKERNELS_HOST_DEVICE Pull cagrad_pull(const Lanes& lanes, const SimplexRoot& dual, double* w, double* v,
+MTLKERNELS_HOST_DEVICE double moved_root(const Lanes& lanes, const SimplexRoot& dual, const double* w, double length,
+                                         double mean, int count, const ActiveSetMemory& memory) {
+  const Spread over = spread(lanes, dual.K, dual.n, count, memory);
+  const double terms = lengths(dual.K, w, dual.n) / length, sides = mean / dual.k + terms;
+  double bend = 0;  // sum_i |w_i - y_i / s| n_i / ||g_w||: how far w is from the point of its span nearest to zero
+  for (int r = 0; r < count && count > 1; ++r) {
+    const int i = memory.support[r];
+    bend += std::fabs(w[i] - memory.y[r] / (over.root * over.root)) * std::sqrt(dual.K[i * dual.n + i]) / length;
+  }
+  lanes.sync();
+  return kNoise * (sides * over.tangent + (sides * bend + 0.5 * terms * terms) * over.root * length);
+}
+
+// CAGrad's, for k > 0. w, v: (n). mean: the mean of the norms.
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE Pull cagrad_pull(const Lanes& lanes, const SimplexRoot& dual, double mean, double* w, double* v,
                                         const ActiveSetMemory& memory) {
   const int n = dual.n;
   int count = start_at_vertex(lanes, dual, w, memory);
@@ -79,20 +104,26 @@ MTLKERNELS_HOST_DEVICE Pull cagrad_pull(const Lanes& lanes, const SimplexRoot& d
     converged = active_set(lanes, dual, w, count, memory) && converged;
     square = quadratic(lanes, dual.K, w, n, memory.Kx);
   }
-  return {dual.k / std::sqrt(square), w, false, converged};
+  const double length = std::sqrt(square);
+  return {dual.k / length, w, false, converged, moved_root(lanes, dual, w, length, mean, count, memory)};
 }
 
-// Where long terms cancel to a short correction, K's own rounding is all there is to solve for: whether so, and then with
-// the ridge on A's diagonal that keeps the correction inside the ball of radius k.
+// Whether noise may move d = g0 + pull by more than the tolerance: the pull, and by its own noise ||g0|| and so k.
 template <class Lanes>
-MTLKERNELS_HOST_DEVICE bool hangs_on_rounding(const Lanes& lanes, const Pull& pull, double* A, double k, int n) {
-  double terms = 0;
-  for (int i = 0; i < n; ++i) terms += pull.share * pull.along[i] * std::sqrt(A[i * n + i]);
-  if (stands_out(k, terms)) return false;
+MTLKERNELS_HOST_DEVICE bool is_known(const Lanes& lanes, const Pull& pull, const double* A, double k, double mean,
+                                     double mean_length, int n, double* total, double* memory) {
+  if (pull.stationary) return true;  // the status says so
+  for (int i = lanes.lane; i < n; i += lanes.lanes) total[i] = 1.0 / n + pull.share * pull.along[i];
   lanes.sync();
-  for (int i = lanes.lane; i < n; i += lanes.lanes) A[i * n + i] *= 1 + kNoise;
+  const double length = std::sqrt(quadratic(lanes, A, total, n, memory)), ratio = mean / mean_length;
+  return k * (pull.moved + 0.5 * kNoise * ratio * ratio) <= kTolerance * length;
+}
+
+// The ridge that keeps the pull inside the ball of radius k where it is not known.
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE void add_ridge_to(const Lanes& lanes, double* A, int n) {
+  for (int i = lanes.lane; i < n; i += lanes.lanes) A[i * n + i] *= 1 + kRidge;
   lanes.sync();
-  return true;
 }
 
 // weights = factor (1 / n + share * along) over the tasks that take part, and the flags.
@@ -115,6 +146,13 @@ MTLKERNELS_HOST_DEVICE inline double mean_length(const double* b, int n) {
   return std::sqrt(square > 0 ? square : 0.0);
 }
 
+// The mean of the sqrt(A_ii).
+MTLKERNELS_HOST_DEVICE inline double mean_norm(const double* A, int n) {
+  double sum = 0;
+  for (int i = 0; i < n; ++i) sum += std::sqrt(A[i * n + i]);
+  return sum / n;
+}
+
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE void cagrad(const Lanes& lanes, const double* K, int tasks, double c, Rescale rescale, bool sum,
                                    double* weights, int64_t* status, double* workspace, int* ints) {
@@ -130,9 +168,11 @@ MTLKERNELS_HOST_DEVICE void cagrad(const Lanes& lanes, const double* K, int task
   Pull pull{0.0, w, false, true};
   if (k > 0) {
     const SimplexRoot dual{A, b, k, n};
-    pull = cagrad_pull(lanes, dual, w, v, memory);
-    if (hangs_on_rounding(lanes, pull, A, k, n)) {
-      pull = cagrad_pull(lanes, dual, w, v, memory);
+    const double mean = mean_norm(A, n);
+    pull = cagrad_pull(lanes, dual, mean, w, v, memory);
+    if (!is_known(lanes, pull, A, k, mean, k / c, n, memory.target, memory.Kx)) {
+      add_ridge_to(lanes, A, n);
+      pull = cagrad_pull(lanes, dual, mean, w, v, memory);
       flag_all(lanes, status, tasks, kIllConditioned);
     }
   }

@@ -1,16 +1,9 @@
-// K as cosines and norms, and what its own rounding leaves of an answer.
+// K as cosines and norms.
 #pragma once
 
 #include "screen.h"
 
 namespace mtlkernels {
-
-// A vector of length `length` that is a sum of terms whose lengths add up to `terms`: K's rounding counts with the terms'
-// product, so below that its own length is not known, and with kNoise's margin to a third or better above. Also false
-// where it is NaN.
-MTLKERNELS_HOST_DEVICE inline bool stands_out(double length, double terms) {
-  return kNoise * terms * terms <= length * length;
-}
 
 // The cosines and norms of the tasks that take part, the norms as shares of the largest, which is returned.
 template <class Lanes>
@@ -28,13 +21,13 @@ MTLKERNELS_HOST_DEVICE double cosines(const Lanes& lanes, const double* K, int t
   return largest;
 }
 
-// K's diagonal times 1 + kNoise, in cosines: a ridge above what rounding can have taken from its eigenvalues.
+// K's diagonal times 1 + kRidge, in cosines.
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE void add_ridge(const Lanes& lanes, double* C, int n) {
   lanes.sync();
   for (int r = lanes.lane; r < n; r += lanes.lanes)
     for (int s = 0; s < n; ++s)
-      if (s != r) C[r * n + s] /= 1 + kNoise;
+      if (s != r) C[r * n + s] /= 1 + kRidge;
   lanes.sync();
 }
 

@@ -20,8 +20,10 @@ constexpr int64_t fair_ints(int64_t tasks) { return 2 * tasks; }
 constexpr int kFairRounds = 300;
 constexpr double kFairResidual = 1e-13;  // of u_i
 constexpr double kFairRounding = 2e-15;  // of the terms that (C y)_i is the sum of
-// ||sum_i y_i u_i||^2 below this share of sum_i y_i^2 is no direction.
-constexpr double kFairNothing = 1e-12;
+// ||sum_i y_i u_i||^2 below this share of (sum_i y_i)^2 is K's noise, and no direction.
+constexpr double kFairNothing = 4 * kNoise;
+// Equations without a solution are solved with this on the diagonal: weights of kFairRidge^(-alpha / (1 + alpha)) at most.
+constexpr double kFairRidge = 1e-6;
 // The first rounds take u = C y where that loses no more than half of u; later ones leave u to Newton's method.
 constexpr int kFairDirectRounds = 3;
 constexpr double kFairFelt = 0.1;  // y_i below this share of u_i is hardly felt in C y: it may grow as its logarithm says
@@ -96,13 +98,13 @@ MTLKERNELS_HOST_DEVICE void fair_start(const Lanes& lanes, const FairProblem& pr
   for (int i = lanes.lane; i < problem.n; i += lanes.lanes) m.y[i] = std::exp(problem.log_q[i] / (1 + alpha));
   lanes.sync();
   fair_residuals(lanes, problem, m);
-  double energy = 0, square = 0, gain = 0;
+  double energy = 0, terms = 0, gain = 0;
   for (int i = 0; i < problem.n; ++i) {
     energy += m.y[i] * m.Cy[i];
-    square += m.y[i] * m.y[i];
+    terms += m.y[i];
     gain += m.y[i] * m.fair_u[i];
   }
-  const double length = std::pow(gain / std::fmax(energy, kFairNothing * square), alpha / (1 + alpha));
+  const double length = std::pow(gain / std::fmax(energy, kFairNothing * terms * terms), alpha / (1 + alpha));
   lanes.sync();
   for (int i = lanes.lane; i < problem.n; i += lanes.lanes) {
     m.y[i] *= length;
@@ -141,18 +143,40 @@ MTLKERNELS_HOST_DEVICE FairEnd fair_newton(const Lanes& lanes, const FairProblem
   fair_start(lanes, problem, m);
   for (int round = 0; round < kFairRounds; ++round) {
     fair_residuals(lanes, problem, m);
-    double energy = 0, square = 0, open = 0;
+    double energy = 0, terms = 0, open = 0;
     for (int i = 0; i < problem.n; ++i) {
       energy += m.y[i] * m.Cy[i];
-      square += m.y[i] * m.y[i];
+      terms += m.y[i];
       open += m.open[i];
     }
     lanes.sync();
-    if (problem.ridge == 0 && energy <= kFairNothing * square) return FairEnd::kUnsolvable;
+    if (problem.ridge == 0 && energy <= kFairNothing * terms * terms) return FairEnd::kUnsolvable;
     if (open == 0) return FairEnd::kSolved;
     fair_step(lanes, problem, round < kFairDirectRounds, m);
   }
   return FairEnd::kBound;
+}
+
+// How far noise of K moves the direction, as a share of its length: (C + H) dy = -dC y with H_i = u_i / (alpha y_i), so by
+// kNoise |y| sqrt(sum_ij |(C + H)^-1|_ij), and by half of kNoise |y|^2 where the length counts.
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE double fair_moved(const Lanes& lanes, const FairProblem& problem, const FairMemory& m) {
+  double terms = 0, square = 0, sum = 0;
+  for (int r = 0; r < problem.n; ++r) {
+    terms += m.y[r];
+    square += m.y[r] * m.Cy[r];
+    sum += 1 / std::sqrt(1e-30 + m.fair_u[r] / (problem.alpha * m.y[r]));  // (C + H)^-1 <= H^-1
+  }
+  const double ratio = terms / std::sqrt(std::fmax(square, 0.0)), length = 0.5 * kNoise * ratio * ratio;
+  const double most = kNoise * ratio * sum + length;
+  lanes.sync();
+  if (most <= kTolerance) return most;
+  for (int r = lanes.lane; r < problem.n; r += lanes.lanes) m.open[r] = m.fair_u[r] / (problem.alpha * m.y[r]);
+  lanes.sync();
+  set_diagonal(lanes, problem, m.open);
+  const double inverse = inverse_roots(lanes, problem.C, problem.n, problem.index, problem.n, m.L, m.step);
+  set_diagonal(lanes, problem, nullptr);
+  return std::fmin(most, kNoise * ratio * inverse + length);
 }
 
 // p: (T), or null for ones; a p that is not positive and finite makes all weights NaN. max_norm: the direction is
@@ -178,16 +202,10 @@ MTLKERNELS_HOST_DEVICE void fair(const Lanes& lanes, const double* K, const doub
 
   FairProblem problem{C, log_q, alpha, 0.0, n, index};
   FairEnd end = fair_newton(lanes, problem, m);
-  double terms = 0, square = 0;
-  for (int r = 0; r < n; ++r) {
-    terms += m.y[r];
-    square += m.y[r] * m.Cy[r];
-  }
-  lanes.sync();
-  const bool known = end == FairEnd::kSolved && stands_out(std::sqrt(std::fmax(square, 0.0)), terms);
+  const bool known = end == FairEnd::kSolved && fair_moved(lanes, problem, m) <= kTolerance;
   if (!known) {
     flag_all(lanes, status, tasks, end == FairEnd::kUnsolvable ? kNoSolution : kIllConditioned);
-    problem.ridge = kNoise;
+    problem.ridge = end == FairEnd::kUnsolvable ? kFairRidge : kRidge;
     end = fair_newton(lanes, problem, m);
   }
   if (end == FairEnd::kBound) flag_all(lanes, status, tasks, kNoConvergence);

@@ -16,28 +16,40 @@ template <class Lanes>
 MTLKERNELS_HOST_DEVICE Pull imgrad_pull(const Lanes& lanes, const double* A, const double* b, double length, double c,
                                         double unit, IMGradForm form, int n, double* w, double* v,
                                         const ActiveSetMemory& memory) {
-  const double k = c * length;
+  const double k = c * length, mean = mean_norm(A, n);
   int count = 0;
   bool converged = nearest_to_zero(lanes, A, n, w, count, memory);
   double square = quadratic(lanes, A, w, n, memory.Kx);
   if (is_stationary(lanes, A, w, n, square)) {
-    Pull pull = cagrad_pull(lanes, SimplexRoot{A, b, k, n}, w, v, memory);
+    Pull pull = cagrad_pull(lanes, SimplexRoot{A, b, k, n}, mean, w, v, memory);
     pull.stationary = true;
     return pull;
   }
-  double dot = 0, terms = 0;
-  for (int i = 0; i < n; ++i) terms += w[i] * std::sqrt(A[i * n + i]);
-  const bool doubtful = !stands_out(std::sqrt(square), terms);  // so are the angle, and that it is no stationary point
+  double dot = 0;
   for (int i = 0; i < n; ++i) dot += b[i] * w[i];
-  const double cosine = std::fmin(dot / (length * std::sqrt(square)), 1.0);
+  const double nearest = std::sqrt(square), terms = lengths(A, w, n) / nearest, ratio = mean / length;
+  const double cosine = std::fmin(dot / (length * nearest), 1.0);
   lanes.sync();
+  // What noise moves of the cosine: MGDA's direction, the product and the two lengths.
+  const double turned = kNoise * terms * spread(lanes, A, n, count, memory).tangent +
+                        kNoise * (ratio * terms + 0.5 * ratio * ratio + 0.5 * terms * terms);
+  double moved = 0;
   if (form == IMGradForm::kPaper) {
-    converged = active_set(lanes, SimplexSquare{A, b, 1 - cosine, cosine * k * unit, n}, w, count, memory) && converged;
+    const double linear = 1 - cosine, curvature = cosine * k * unit, balance = linear / (2 * curvature);
+    converged = active_set(lanes, SimplexSquare{A, b, linear, curvature, n}, w, count, memory) && converged;
+    square = quadratic(lanes, A, w, n, memory.Kx);
+    const double all = lengths(A, w, n), sum = spread(lanes, A, n, count, memory).tangent;
+    moved = (kNoise * (balance * mean + all) * sum + (count > 1 ? (turned / (2 * curvature) + balance * turned / cosine) * length : 0.0)) /
+            std::sqrt(square);
   } else {
-    converged = active_set(lanes, SimplexRoot{A, b, cosine / (1.5 - cosine) * k, n}, w, count, memory) && converged;
+    const SimplexRoot dual{A, b, cosine / (1.5 - cosine) * k, n};
+    converged = active_set(lanes, dual, w, count, memory) && converged;
+    square = quadratic(lanes, A, w, n, memory.Kx);
+    moved = moved_root(lanes, dual, w, std::sqrt(square), mean, count, memory);
+    const double scaled = spread(lanes, A, n, count, memory).root * std::sqrt(square);
+    if (count > 1) moved += 1.5 / (1.5 - cosine) * turned / cosine * std::sqrt(std::fmax(scaled * scaled - 1, 0.0));
   }
-  square = quadratic(lanes, A, w, n, memory.Kx);
-  return {k / std::sqrt(square), w, false, converged, doubtful};
+  return {k / std::sqrt(square), w, false, converged, moved};
 }
 
 template <class Lanes>
@@ -55,8 +67,8 @@ MTLKERNELS_HOST_DEVICE void imgrad(const Lanes& lanes, const double* K, int task
   Pull pull{0.0, w, false, true};
   if (c * length > 0) {
     pull = imgrad_pull(lanes, A, b, length, c, unit, form, n, w, v, memory);
-    if (pull.doubtful) flag_all(lanes, status, tasks, kIllConditioned);
-    if (hangs_on_rounding(lanes, pull, A, c * length, n)) {
+    if (!is_known(lanes, pull, A, c * length, mean_norm(A, n), length, n, memory.target, memory.Kx)) {
+      add_ridge_to(lanes, A, n);
       pull = imgrad_pull(lanes, A, b, length, c, unit, form, n, w, v, memory);
       flag_all(lanes, status, tasks, kIllConditioned);
     }

@@ -17,6 +17,16 @@ MTLKERNELS_HOST_DEVICE bool nearest_to_zero(const Lanes& lanes, const double* A,
   return active_set(lanes, problem, w, count, memory);
 }
 
+// How far noise of K moves the point, as a share of its length: over its support, where the weights' sum stays, and at most by sqrt(2 kNoise) of the
+// terms, as the square is strongly convex (twice that is taken: the true point's terms are not known).
+template <class Lanes>
+MTLKERNELS_HOST_DEVICE double moved_nearest(const Lanes& lanes, const double* A, const double* w, double length, int n,
+                                            int count, const ActiveSetMemory& memory) {
+  const double terms = lengths(A, w, n) / length, most = std::sqrt(8 * kNoise) * terms;
+  if (most <= kTolerance) return most;
+  return std::fmin(most, kNoise * terms * spread(lanes, A, n, count, memory).tangent);
+}
+
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE void mgda(const Lanes& lanes, const double* K, int tasks, double* weights, int64_t* status,
                                  double* workspace, int* ints) {
@@ -30,11 +40,9 @@ MTLKERNELS_HOST_DEVICE void mgda(const Lanes& lanes, const double* K, int tasks,
   int count = 0;
   if (!nearest_to_zero(lanes, A, n, w, count, memory)) flag_all(lanes, status, tasks, kNoConvergence);
   const double square = quadratic(lanes, A, w, n, memory.Kx);
-  double terms = 0;
-  for (int i = 0; i < n; ++i) terms += w[i] * std::sqrt(A[i * n + i]);
   if (is_stationary(lanes, A, w, n, square))
     flag_all(lanes, status, tasks, kStationary);
-  else if (!stands_out(std::sqrt(square), terms))
+  else if (!(moved_nearest(lanes, A, w, std::sqrt(square), n, count, memory) <= kTolerance))
     flag_all(lanes, status, tasks, kIllConditioned);  // the weights are bounded: no ridge could help
   for (int r = lanes.lane; r < n; r += lanes.lanes) weights[active[r]] = w[r];
   lanes.sync();

@@ -2,11 +2,12 @@
 #pragma once
 
 #include "lanes.h"
+#include "noise.h"
 
 namespace mtlkernels {
 
-// The relative rounding of a K whose products are float32, with a margin.
-constexpr double kNoise = 1e-6;
+// K_ij and K_ji may differ by this share: a K of one's own making may have been rounded to float32.
+constexpr double kAsymmetry = 1e-6;
 
 // Flags of a task's status, OR-ed together. mtlkernels.Status names the same bits in Python.
 enum Status : int64_t {
@@ -16,16 +17,16 @@ enum Status : int64_t {
   kNoConvergence = 8, // the solver's bound on work was met first: the weights are the best point it reached
   kInvalidLoss = 32,     // the task's loss is not positive and finite, and the method needs it to be
   kInvalidGram = 128,    // K_tt < 0 or K_tj != K_jt: these are no inner products, and all weights are NaN
-  kIllConditioned = 64,  // the answer hung on differences below the rounding of K; a ridge above it bounds weights
+  kIllConditioned = 64,  // K's rounding may have moved the answer by more than kTolerance; the weights are bounded
   kNoSolution = 16,   // the method's equations have no solution: the weights solve them with a small ridge on K's diagonal
 };
 
-// Whether K_ij and K_ji are one inner product, to K's rounding. What is not finite is another flag's.
+// Whether K_ij and K_ji are one inner product. What is not finite is another flag's.
 MTLKERNELS_HOST_DEVICE inline bool agree(const double* K, int tasks, int i, int j) {
   const double there = K[i * tasks + j], back = K[j * tasks + i];
   if (there == back) return true;
   const double lengths = std::sqrt(K[i * tasks + i]) * std::sqrt(K[j * tasks + j]);
-  return !(std::fabs(there - back) > kNoise * (lengths + std::fabs(there) + std::fabs(back)));
+  return !(std::fabs(there - back) > kAsymmetry * (lengths + std::fabs(there) + std::fabs(back)));
 }
 
 // Fills status and the list of tasks that take part. Returns their number, or -1 where some gradient is not finite or

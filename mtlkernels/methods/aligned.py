@@ -28,14 +28,15 @@ class AlignedMTL(GramMethod):
         reduction: "sum" takes p as it is: with ones, what the published code does. "mean" divides
             it by its sum over the tasks whose gradient is not zero: with ones, TorchJD's default.
 
-    The rank is that of the cosines: a gradient adds to it unless all but 1e-13 of its squared norm
-    lies in the span of the others, however short it is. The published code drops eigenvalues of K
-    below T times float32's epsilon of the largest (1.2e-7), thus tasks whose gradients are 1e3
-    times shorter. With "min" the step shrinks with the smallest singular value: near-parallel
-    gradients give short steps, and no weight exceeds |p|. With the others weights grow instead.
-    A gradient that is in the span of the others but for 1e-6 of its squared norm, which the
-    rounding of a K from float32 gradients could have made, counts as in it, and the status says
-    ILL_CONDITIONED: with "min" always, with the others where terms cancel to less than that.
+    A gradient adds to the rank where its part outside the span of the others exceeds the noise of K
+    (8 * 2^-53 of the squared lengths that cancel), however short it is. The published code drops
+    eigenvalues of K below T times float32's epsilon of the largest (1.2e-7), thus tasks whose
+    gradients are 1e3 times shorter. With "min" the step shrinks with the smallest singular value:
+    near-parallel gradients give short steps, and no weight exceeds |p|.
+    With the others weights grow instead.
+    The status says ILL_CONDITIONED where that part is too near to the noise to decide (the gradient
+    then counts as dependent), or where noise may move the direction by more than 1e-4: with "min"
+    for pairs of gradients nearer than about 6e-6 of their length.
     """
 
     paper = "arXiv 2305.19000"

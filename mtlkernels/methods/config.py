@@ -15,7 +15,7 @@ class ConFIG(GramMethod):
     x' = x / ||x||. All cosines <u_i, d> / ||d|| are equal wherever the gradients allow it. From K
     alone: y = C^+ 1 with C the cosines, w_i = (y_i / ||g_i||) (n^T C y) / (y^T C y), n the norms.
     Singular values and rank are C's, so norms of any size and identical gradients do no harm; a
-    gradient that is another's but for 1e-13 of its squared norm counts as in its span. Where the
+    gradient whose part outside the span of others is no more than K's noise is in it. Where the
     unit gradients add up to zero, d = 0 and the status says STATIONARY. Degree 1 in the gradients.
 
     For dependent gradients x may project negatively on some, and even the sum of the gradients'
@@ -25,9 +25,8 @@ class ConFIG(GramMethod):
     gradient. Along x it is the other way round. Only d = 0 ascends in neither sense: that is the
     answer, and the status says STATIONARY.
 
-    Where terms of d cancel to less than the rounding of a K from float32 gradients, a gradient that
-    is another's but for 1e-6 of its squared norm counts as in its span, and the status says
-    ILL_CONDITIONED.
+    Where the rank cannot be decided, as K's noise is of the size of what is left of a gradient, or
+    noise may move d by more than 1e-4, the status says ILL_CONDITIONED.
 
     The published README speaks of equal inner products; paper and code have equal cosines. For two
     tasks the published code takes another formula, which loses the length where gradients are

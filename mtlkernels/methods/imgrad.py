@@ -22,8 +22,8 @@ class IMGrad(GramMethod):
 
     Both solved exactly by an active set, after MGDA's problem. Where the gradients are
     Pareto-stationary MGDA has no direction and x no meaning: the answer is CAGrad's and the status
-    says STATIONARY. Where gradients cancel to less than K's own rounding, a ridge keeps d inside
-    the ball and the status says ILL_CONDITIONED, as in CAGrad.
+    says STATIONARY. Where K's noise may move d by more than 1e-4, a ridge keeps it inside the ball
+    and the status says ILL_CONDITIONED, as in CAGrad.
 
     The code's form has degree 1 in the gradients. The paper's has none: its second term carries one
     power more, so a common factor of all gradients (a loss scaler's, a batch's, a smaller loss late

@@ -22,11 +22,10 @@ class IMTLG(GramMethod):
 
     Where gradients are linearly dependent and no direction projects equally on all, d is the
     least-squares one; where the unit gradients add up to zero, d = 0 and the status says
-    STATIONARY. Where terms of d cancel to less than the rounding of a K from float32 gradients, a
-    gradient that is another's but for 1e-6 of its squared norm counts as in its span, and the
-    status says ILL_CONDITIONED. ConFIG is the same direction at another length. Not flagged: a
-    float32 gradient and a multiple of it beside others, whose v, and with them the length of d, may
-    be shared in any way.
+    STATIONARY. A gradient whose part outside the span of others is no more than the
+    noise of K counts as dependent. Where that cannot be decided (a float32 gradient and a rounded
+    multiple of it), or noise may move d by more than 1e-4, the status says ILL_CONDITIONED. ConFIG
+    is the same direction at another length.
 
     Known implementations invert a matrix of inner products as it is: LibMTL fails on identical
     gradients and is NaN for a zero one; nash-mtl and SamsungLabs add 1e-8 then, whatever the scale.

@@ -13,8 +13,8 @@ class MGDA(GramMethod):
 
     w = argmin over the simplex of ||sum_i w_i g_i||^2, d = sum_i w_i g_i. Solved exactly by an
     active set. Where zero lies in the hull of the gradients d is zero to rounding, and the status
-    says STATIONARY; where d is short enough to be the rounding of a K from float32 gradients it
-    says ILL_CONDITIONED. Short gradients dominate by construction. Degree 1 in the gradients.
+    says STATIONARY; where K's noise may move d by more than 1e-4 of its length it says
+    ILL_CONDITIONED. Short gradients dominate by construction. Degree 1 in the gradients.
 
     A task whose gradient is zero takes no part; read literally, the problem would answer d = 0 and
     stop the training of all others. Known implementations: the official one and its ports return

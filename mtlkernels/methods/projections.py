@@ -50,9 +50,8 @@ class DualProj(_Projection):
     """Projection of the mean gradient onto {d : <g_i, d> >= 0 for all i} (arXiv 2406.16232).
 
     d = sum_i (p_i + v_i) g_i with v = argmin over v >= 0 of ||sum_i (p_i + v_i) g_i||. Solved
-    exactly by an active set at any scale of the gradients. Where the v_i ||g_i|| add up to more
-    than 500 of the longest p_i ||g_i||, which a K from float32 gradients cannot support, K's
-    diagonal times 1 + 1e-6 bounds them and the status says ILL_CONDITIONED. Degree 1.
+    exactly by an active set at any scale of the gradients. Where K's noise may move d by more
+    than 1e-4, a ridge bounds the v_i and the status says ILL_CONDITIONED. Degree 1.
 
     Args:
         preference: p, one number a task, at least 0, in order or by name; None is 1/T, the paper's,
@@ -72,8 +71,7 @@ class UPGrad(_Projection):
 
     d = sum_i p_i P(g_i), P the projection onto {d : <g_j, d> >= 0 for all j}. T convex problems
     over one matrix, solved exactly by an active set at any scale. For two tasks it is half of
-    PCGrad. Where a projection's terms add up to more than 500 of its own gradient's length, which a
-    K from float32 gradients cannot support, K's diagonal times 1 + 1e-6 bounds them and the status
+    PCGrad. Where K's noise may move d by more than 1e-4, a ridge bounds the weights and the status
     says ILL_CONDITIONED. Degree 1 in the gradients.
 
     Args:

@@ -74,6 +74,24 @@ def _cholesky(A: Tensor) -> Tensor:
     return L
 
 
+class Spread:
+    """How far noise of K moves an answer over a support (csrc/solvers/active_set.h)."""
+
+    def __init__(self, K: Tensor, support: Tensor) -> None:
+        A = K[support][:, support]
+        L = _cholesky(A)
+        inverse = torch.linalg.solve_triangular(L, torch.eye(len(A), dtype=A.dtype), upper=False)
+        square = inverse.square().sum(dim=0)
+        y = torch.cholesky_solve(torch.ones_like(square)[:, None], L)[:, 0]
+        norm = A.diagonal().sqrt()
+        self.sum = float(norm @ square.sqrt())
+        self.tangent = float(norm @ (square - y * y / y.sum()).clamp_min(0).sqrt())
+        self.root = float(y.sum().sqrt())
+        self.y, self.norm, self.support = y, norm, support
+        if len(A) == 1:  # nothing to change where the sum stays
+            self.tangent = 0.0
+
+
 def simplex_minimiser(K: Tensor, b: Tensor, k: float) -> Minimiser:
     def minimise(support: Tensor, L: Tensor) -> tuple[Tensor, bool]:
         bs = b[support]

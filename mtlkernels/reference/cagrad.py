@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 from mtlkernels.reference.active_set import (
+    Spread,
     active_set,
     cone_minimiser,
     cone_slack,
     simplex_minimiser,
     simplex_slack,
 )
+from mtlkernels.reference.noise import NOISE, TOLERANCE
 from mtlkernels.reference.weights import (
     ILL_CONDITIONED,
     NO_CONVERGENCE,
     STATIONARY,
     finish,
-    stands_out,
     task_status,
     unusable,
     with_ridge,
@@ -63,15 +64,16 @@ def _cagrad_weights(K: Tensor, c: float) -> tuple[Tensor, int]:
     k = c * float(b.mean().clamp_min(0).sqrt())
     if k == 0:
         return torch.full_like(b, 1 / len(b)), 0
-    pull, flags = cagrad_pull(K, b, k)
-    if not stands_out(k, float(pull @ K.diagonal().sqrt())):
-        pull, flags = cagrad_pull(with_ridge(K), b, k)
+    pull, moved, flags = cagrad_pull(K, b, k)
+    if not is_known(K, pull, moved, k, k / c, flags):
+        pull, _, flags = cagrad_pull(with_ridge(K), b, k)
         flags |= ILL_CONDITIONED
     return 1 / len(b) + pull, flags
 
 
-def cagrad_pull(K: Tensor, b: Tensor, k: float) -> tuple[Tensor, int]:
-    """What is added to the mean's weights, and flags; the largest squared norm is 1."""
+def cagrad_pull(K: Tensor, b: Tensor, k: float) -> tuple[Tensor, float, int]:
+    """What is added to the mean's weights, how far noise moves its direction, relative, and flags;
+    the largest squared norm is 1."""
     start = torch.zeros_like(b)
     start[(b + k * K.diagonal().sqrt()).argmin()] = 1.0
     w, converged = active_set(K, start, simplex_minimiser(K, b, k), simplex_slack(K, b, k))
@@ -80,14 +82,38 @@ def cagrad_pull(K: Tensor, b: Tensor, k: float) -> tuple[Tensor, int]:
         v, converged = active_set(K, torch.zeros_like(b), cone_minimiser(K, b), cone_slack(K, b))
         flags |= 0 if converged else NO_CONVERGENCE
         if (v @ K @ v).clamp_min(0).sqrt() <= k * (1 + 1e-9):
-            return v, flags | STATIONARY
+            return v, 0.0, flags | STATIONARY
         w, converged = active_set(
             K, v / v.sum(), simplex_minimiser(K, b, k), simplex_slack(K, b, k)
         )
         flags |= 0 if converged else NO_CONVERGENCE
-    return k * w / (w @ K @ w).sqrt(), flags
+    length = (w @ K @ w).sqrt()
+    return k * w / length, moved_root(K, w, float(length), k), flags
+
+
+def moved_root(K: Tensor, w: Tensor, length: float, k: float) -> float:
+    """How far noise of K moves g_w / ||g_w|| (csrc/solvers/cagrad.h)."""
+    norm = K.diagonal().sqrt()
+    over, terms = Spread(K, (w > 0).nonzero().flatten()), float(w @ norm) / length
+    sides = float(norm.mean()) / k + terms
+    apart = (w[over.support] - over.y / over.root**2).abs()
+    bend = float(apart @ over.norm) / length if len(apart) > 1 else 0.0
+    moved = (sides * bend + 0.5 * terms**2) * over.root * length
+    return NOISE * (sides * over.tangent + moved)
+
+
+def is_known(
+    K: Tensor, pull: Tensor, moved: float, k: float, mean_length: float, flags: int
+) -> bool:
+    """Whether noise moves g0 + pull by no more than the tolerance, or the status says why not."""
+    if flags & STATIONARY:
+        return True
+    w = 1 / len(K) + pull
+    ratio = float(K.diagonal().sqrt().mean()) / mean_length
+    length = float((w @ K @ w).clamp_min(0).sqrt())
+    return k * (moved + 0.5 * NOISE * ratio * ratio) <= TOLERANCE * length
 
 
 def is_stationary(K: Tensor, w: Tensor) -> bool:
     """Whether ||g_w||^2 is rounding."""
-    return bool(w @ K @ w <= 1e-14 * (w @ K.diagonal()))
+    return bool(w @ K @ w <= 4 * NOISE * (w @ K.diagonal()))

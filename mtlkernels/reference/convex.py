@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels.reference.active_set import (
+    Spread,
     active_set,
     cone_minimiser,
     cone_slack,
@@ -19,13 +20,19 @@ from mtlkernels.reference.active_set import (
     square_minimiser,
     square_slack,
 )
-from mtlkernels.reference.cagrad import RESCALE, cagrad_pull, is_stationary
+from mtlkernels.reference.cagrad import (
+    RESCALE,
+    cagrad_pull,
+    is_known,
+    is_stationary,
+    moved_root,
+)
+from mtlkernels.reference.noise import NOISE, TOLERANCE
 from mtlkernels.reference.weights import (
     ILL_CONDITIONED,
     NO_CONVERGENCE,
     STATIONARY,
     finish,
-    stands_out,
     task_status,
     unusable,
     with_ridge,
@@ -40,8 +47,9 @@ def mgda(gram: Tensor) -> tuple[Tensor, Tensor]:
         w, flags = _nearest_to_zero(K)
         if is_stationary(K, w):
             return w, flags | STATIONARY
-        known = stands_out(float((w @ K @ w).sqrt()), float(w @ K.diagonal().sqrt()))
-        return w, flags | (0 if known else ILL_CONDITIONED)
+        terms = float(w @ K.diagonal().sqrt() / (w @ K @ w).sqrt())
+        moved = min((8 * NOISE) ** 0.5 * terms, NOISE * terms * _spread(K, w).tangent)
+        return w, flags | (0 if moved <= TOLERANCE else ILL_CONDITIONED)
 
     return _on_tasks_with_a_gradient(gram, solve)
 
@@ -52,10 +60,11 @@ def imgrad(gram: Tensor, c: float, form: int, rescale: int) -> tuple[Tensor, Ten
     def solve(K: Tensor, _: Tensor) -> tuple[Tensor, int]:
         unit = K.diagonal().max().sqrt()
         A = K / unit / unit
-        pull, flags = _imgrad_pull(A, c, form, float(unit))
-        length = c * float(A.mean().clamp_min(0).sqrt())
-        if not stands_out(length, float(pull @ A.diagonal().sqrt())):
-            pull, flags = _imgrad_pull(with_ridge(A), c, form, float(unit), A.sum(dim=1) / len(A))
+        pull, moved, flags = _imgrad_pull(A, c, form, float(unit))
+        length = float(A.mean().clamp_min(0).sqrt())
+        if c * length > 0 and not is_known(A, pull, moved, c * length, length, flags):
+            b = A.sum(dim=1) / len(A)
+            pull, moved, flags = _imgrad_pull(with_ridge(A), c, form, float(unit), b)
             flags |= ILL_CONDITIONED
         return (1 / len(K) + pull) / RESCALE[rescale](c), flags
 
@@ -103,28 +112,46 @@ def _nearest_to_zero(K: Tensor) -> tuple[Tensor, int]:
     return w, 0 if converged else NO_CONVERGENCE
 
 
+def _spread(K: Tensor, w: Tensor) -> Spread:
+    return Spread(K, (w > 0).nonzero().flatten())
+
+
 def _imgrad_pull(
     K: Tensor, c: float, form: int, unit: float, b: Tensor | None = None
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, float, int]:
+    """The pull, how far noise moves its direction (csrc/solvers/imgrad.h) and flags."""
     b = K.sum(dim=1) / len(K) if b is None else b
-    length = float(b.mean().clamp_min(0).sqrt())
-    k = c * length
+    length, norm = float(b.mean().clamp_min(0).sqrt()), K.diagonal().sqrt()
+    k, mean = c * length, float(norm.mean())
     if k == 0:
-        return torch.zeros_like(b), 0
+        return torch.zeros_like(b), 0.0, 0
     w, flags = _nearest_to_zero(K)
     if is_stationary(K, w):
-        pull, flag = cagrad_pull(K, b, k)
-        return pull, flag | STATIONARY
-    known = stands_out(float((w @ K @ w).sqrt()), float(w @ K.diagonal().sqrt()))
-    flags |= 0 if known else ILL_CONDITIONED
-    cosine = min(float(b @ w / (length * (w @ K @ w).sqrt())), 1.0)
+        pull, moved, flag = cagrad_pull(K, b, k)
+        return pull, moved, flag | STATIONARY
+    nearest = float((w @ K @ w).sqrt())
+    terms, ratio = float(w @ norm) / nearest, mean / length
+    cosine = min(float(b @ w) / (length * nearest), 1.0)
+    turned = NOISE * terms * _spread(K, w).tangent
+    turned += NOISE * (ratio * terms + 0.5 * ratio**2 + 0.5 * terms**2)
     if form == 0:
-        numbers = (1 - cosine, cosine * k * unit)
+        linear, curvature = 1 - cosine, cosine * k * unit
+        numbers, balance = (linear, curvature), linear / (2 * curvature)
         w, converged = active_set(K, w, square_minimiser(b, *numbers), square_slack(K, b, *numbers))
+        reached = float((w @ K @ w).sqrt())
+        moved = NOISE * (balance * mean + float(w @ norm)) * _spread(K, w).tangent
+        if int((w > 0).sum()) > 1:
+            moved += (turned / (2 * curvature) + balance * turned / cosine) * length
+        moved /= reached
     else:
         root = cosine / (1.5 - cosine) * k
         w, converged = active_set(K, w, simplex_minimiser(K, b, root), simplex_slack(K, b, root))
-    return k * w / (w @ K @ w).sqrt(), flags | (0 if converged else NO_CONVERGENCE)
+        reached = float((w @ K @ w).sqrt())
+        moved = moved_root(K, w, reached, root)
+        if int((w > 0).sum()) > 1:
+            stretched = max((_spread(K, w).root * reached) ** 2 - 1, 0.0) ** 0.5
+            moved += 1.5 / (1.5 - cosine) * turned / cosine * stretched
+    return k * w / reached, moved, flags | (0 if converged else NO_CONVERGENCE)
 
 
 def _shares(preference: Tensor, tasks: Tensor) -> Tensor:
@@ -139,17 +166,24 @@ def _project(K: Tensor, problems: list[Tensor]) -> tuple[Tensor, int]:
     norm = norm / norm.max()
     C = K / K.diagonal().sqrt() / K.diagonal().sqrt()[:, None]
     C.fill_diagonal_(1.0)
-    weights, flags, known = _project_all(C, norm, problems)
-    if not known:
-        weights, flags, _ = _project_all(with_ridge(C), norm, problems)
+    weights, flags, moved = _project_all(C, norm, problems, careful=False)
+    v = weights * norm
+    tolerance = TOLERANCE * float((v @ C @ v).clamp_min(0).sqrt())
+    if moved > tolerance:
+        weights, flags, moved = _project_all(C, norm, problems, careful=True)
+    if moved > tolerance:
+        weights, flags, _ = _project_all(with_ridge(C), norm, problems, careful=False)
         flags |= ILL_CONDITIONED
     return weights, flags
 
 
-def _project_all(C: Tensor, norm: Tensor, problems: list[Tensor]) -> tuple[Tensor, int, bool]:
-    weights, flags, known = torch.zeros_like(norm), 0, True
+def _project_all(
+    C: Tensor, norm: Tensor, problems: list[Tensor], careful: bool
+) -> tuple[Tensor, int, float]:
+    """Weights, flags and how far noise moves their sum (csrc/solvers/cone_projection.h)."""
+    weights, flags, moved = torch.zeros_like(norm), 0, 0.0
     for u in problems:
-        unit = (norm * u).max()
+        unit = float((norm * u).max())
         weights = weights + u
         if unit == 0:
             continue
@@ -157,5 +191,9 @@ def _project_all(C: Tensor, norm: Tensor, problems: list[Tensor]) -> tuple[Tenso
         x, converged = active_set(C, torch.zeros_like(b), cone_minimiser(C, b), cone_slack(C, b))
         weights = weights + x * (unit / norm)
         flags |= 0 if converged else NO_CONVERGENCE
-        known = known and stands_out(1.0, float(x.sum()))
-    return weights, flags, known
+        terms = float(x.sum() + (norm * u).sum() / unit)
+        most = (8 * NOISE) ** 0.5 * terms
+        if careful and bool((x > 0).any()):
+            most = min(most, NOISE * terms * _spread(C, x).sum)
+        moved += unit * most if bool((x > 0).any()) or not careful else 0.0
+    return weights, flags, moved

@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtlkernels.reference.noise import NOISE, RIDGE, TOLERANCE
 from mtlkernels.reference.weights import (
     ILL_CONDITIONED,
     NO_CONVERGENCE,
     NO_SOLUTION,
     check_numbers,
     finish,
-    stands_out,
     task_status,
     unusable,
-    with_ridge,
 )
 
 ROUNDS = 300
-NOTHING = 1e-12
+NOTHING = 4 * NOISE
+UNSOLVABLE_RIDGE = 1e-6
 FLOOR = 1e-290
 
 
@@ -53,13 +53,25 @@ def _solve(K: Tensor, alpha: float, p: Tensor, max_norm: float) -> tuple[Tensor,
     n = n / largest
     log_q = p.log() + (1 - alpha) * n.log()
     y, solved, flags = *_newton(C, log_q, alpha, stop_at_no_direction=True), 0
-    if not solved or not stands_out(float((y @ C @ y).clamp_min(0).sqrt()), float(y.sum())):
+    if not solved or not _moved_by_noise(C, log_q, alpha, y) <= TOLERANCE:
         flags = NO_SOLUTION if solved is None else ILL_CONDITIONED
-        y, solved = _newton(with_ridge(C), log_q, alpha, stop_at_no_direction=False)
+        ridge = UNSOLVABLE_RIDGE if solved is None else RIDGE
+        y, solved = _newton(C + ridge * torch.eye(len(C)), log_q, alpha, stop_at_no_direction=False)
     flags |= 0 if solved else NO_CONVERGENCE
     length = float((y @ C @ y).clamp_min(0).sqrt()) * largest ** ((1 - alpha) / (1 + alpha))
     factor = largest ** (-2 * alpha / (1 + alpha))
     return y / n * (factor * (max_norm / length if length > max_norm else 1.0)), flags
+
+
+def _moved_by_noise(C: Tensor, log_q: Tensor, alpha: float, y: Tensor) -> float:
+    """How far noise of K moves the direction, relative (csrc/solvers/fair.h)."""
+    ratio = float(y.sum() / (y @ C @ y).clamp_min(0).sqrt())
+    curvature = ((log_q - y.log()) / alpha).clamp(-650, 600).exp() / (alpha * y)
+    L, failed = torch.linalg.cholesky_ex(C + torch.diag(curvature))
+    if bool(failed):
+        return float("inf")
+    roots = torch.cholesky_inverse(L).diagonal().clamp_min(0).sqrt()
+    return NOISE * (ratio * float(roots.sum()) + 0.5 * ratio * ratio)
 
 
 def _newton(
@@ -71,13 +83,13 @@ def _newton(
         return ((log_q - y.log()) / alpha).clamp(-650, 600).exp()
 
     y = (log_q / (1 + alpha)).exp()
-    best = (y @ value(y)) / (y @ C @ y).clamp_min(NOTHING * (y @ y))
+    best = (y @ value(y)) / (y @ C @ y).clamp_min(NOTHING * float(y.sum() ** 2))
     y = y * best ** (alpha / (1 + alpha))
     u = value(y)
     for round_ in range(ROUNDS):
         Cy, wanted = C @ y, value(y)
         gap = (Cy - wanted).abs()
-        if stop_at_no_direction and y @ Cy <= NOTHING * (y @ y):
+        if stop_at_no_direction and y @ Cy <= NOTHING * y.sum() ** 2:
             return y, None
         closed = (gap <= 1e-13 * wanted) | (gap <= 2e-15 * (C.abs() @ y + wanted))
         if bool((closed | ((y <= FLOOR) & (Cy > wanted))).all()):

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from mtlkernels.reference.draws import splitmix64, stream
+from mtlkernels.reference.noise import NOISE, TOLERANCE
 from mtlkernels.reference.weights import (
+    ILL_CONDITIONED,
     INVALID_LOSS,
     NON_FINITE,
     ZERO_GRADIENT,
@@ -34,13 +36,15 @@ def gradvac(
     square = torch.where(takes_part, gram.diagonal(), 0.0)
     rows = torch.arange(T, device=gram.device)
     C = torch.eye(T, dtype=gram.dtype, device=gram.device)
-    following = phi.clone()
+    following, moved = phi.clone(), torch.zeros_like(square)
     for visit in range(T - 1):
         j = order[:, visit]
         dots = C @ gram
         length = (C * dots).sum(dim=1)
         size = C.abs() @ square.sqrt()
-        paired = finite & takes_part & takes_part[j] & (length > 1e-14 * size * size)
+        paired = finite & takes_part & takes_part[j] & (length > 4 * NOISE * size * size)
+        lost = finite & takes_part & takes_part[j] & ~paired & (phi[rows, j] != 0)
+        moved += torch.where(lost, 2 * NOISE**0.5 * size, 0.0)
         ratio = torch.where(paired, length / square[j], 1.0).sqrt()
         scale = torch.where(paired, ratio * square[j], 1.0)
         cosine = (dots[rows, j] / scale).clamp(-1, 1)
@@ -50,9 +54,17 @@ def gradvac(
         target_sine = ((1 - target) * (1 + target)).sqrt()
         step = ratio * (target * sine / torch.where(below, target_sine, 1.0) - cosine)
         C[rows, j] += torch.where(below, step, 0.0)
-        moved = (1 - beta) * phi[rows, j] + beta * cosine
-        following[rows, j] = torch.where(below if corrected else paired, moved, phi[rows, j])
-    return *finish((C * takes_part[:, None]).sum(dim=0), status), following
+        height, least = length.clamp_min(0).sqrt() * sine, (2 * NOISE) ** 0.5 * size
+        change = torch.where(height > least, NOISE * size * size / height, least)
+        added = (moved + target.abs() * change) / target_sine + NOISE * size
+        moved = torch.where(below & (target != 0), added, moved)
+        followed = (1 - beta) * phi[rows, j] + beta * cosine
+        following[rows, j] = torch.where(below if corrected else paired, followed, phi[rows, j])
+    weights, moved = (C * takes_part[:, None]).sum(dim=0), (moved * takes_part).sum()
+    reached = (weights @ gram @ weights).clamp_min(0).sqrt()
+    doubtful = takes_part & finite & (moved > 0) & ~(moved <= TOLERANCE * reached)
+    status = torch.where(doubtful, ILL_CONDITIONED, status)
+    return *finish(weights, status), following
 
 
 def gradnorm(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import overload
-
 import torch
 from torch import Tensor
 
 from mtlkernels.reference.draws import splitmix64, stream
+from mtlkernels.reference.noise import NOISE, RIDGE, TOLERANCE
 
 # Flags of a task's status; report.Status names them for people.
 NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_CONVERGENCE, NO_SOLUTION = 1, 2, 4, 8, 16
 INVALID_LOSS, ILL_CONDITIONED, INVALID_GRAM = 32, 64, 128
 
-NOISE = 1e-6  # relative rounding of a K whose products are float32, with a margin
+ASYMMETRY = 1e-6  # a share by which K_ij and K_ji may differ: a K given by hand may be rounded
 
 
 def check_gram(gram: Tensor) -> None:
@@ -34,7 +33,7 @@ def task_status(gram: Tensor) -> Tensor:
     known = square.isfinite()
     bad = ~known | (~gram.isfinite() & known[None, :]).any(dim=1)
     length, size = square.sqrt(), gram.abs()
-    limit = NOISE * (length[:, None] * length + size + size.T)
+    limit = ASYMMETRY * (length[:, None] * length + size + size.T)
     uneven = (gram - gram.T).abs() > limit  # False where it is NaN
     negative = known & (square < 0)
     if gram.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -63,18 +62,9 @@ def unusable(status: Tensor) -> Tensor:
     return ((status & (NON_FINITE | INVALID_GRAM)) > 0).any()
 
 
-@overload
-def stands_out(length: float, terms: float) -> bool: ...
-@overload
-def stands_out(length: Tensor, terms: Tensor) -> Tensor: ...
-def stands_out(length: float | Tensor, terms: float | Tensor) -> bool | Tensor:
-    """Whether a vector of this length, a sum of terms of these lengths, exceeds K's rounding."""
-    return NOISE * terms * terms <= length * length  # also False where it is NaN
-
-
 def with_ridge(K: Tensor) -> Tensor:
-    """K with its diagonal times 1 + NOISE."""
-    return K + NOISE * torch.diag(K.diagonal())
+    """K with its diagonal times 1 + RIDGE."""
+    return K + RIDGE * torch.diag(K.diagonal())
 
 
 def check_numbers(numbers: Tensor | None, gram: Tensor, name: str) -> Tensor:
@@ -165,6 +155,7 @@ def avgnorm(gram: Tensor, scale: int, constant: float) -> tuple[Tensor, Tensor]:
         6: lambda: torch.full_like(norm[0], constant),
     }[scale]()
     if scale == 0:
-        flagged = takes_part & ~unusable(status) & ~stands_out(length, norm.sum())
+        known = 0.5 * NOISE * norm.sum() ** 2 <= TOLERANCE * length**2  # noise of the sum's square
+        flagged = takes_part & ~unusable(status) & ~known
         status = torch.where(flagged, ILL_CONDITIONED, status)
     return finish(length / norm, status)

@@ -12,7 +12,7 @@ import triton.language as tl
 NON_FINITE: tl.constexpr = tl.constexpr(1)
 ZERO_GRADIENT: tl.constexpr = tl.constexpr(2)
 INVALID_GRAM: tl.constexpr = tl.constexpr(128)
-NOISE: tl.constexpr = tl.constexpr(1e-6)
+ASYMMETRY: tl.constexpr = tl.constexpr(1e-6)  # K_ij and K_ji may differ by this share
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def screen(K, tasks, SIZE: tl.constexpr):
     odd = (is_finite(tile) == 0) & known[None, :]
     bad = bad | (tl.max(odd.to(tl.int32), axis=1) > 0)
     length = tl.sqrt(square)
-    limit = NOISE * (length[:, None] * length[None, :] + tl.abs(tile) + tl.abs(back))
+    limit = ASYMMETRY * (length[:, None] * length[None, :] + tl.abs(tile) + tl.abs(back))
     uneven = tl.max((tl.abs(tile - back) > limit).to(tl.int32), axis=1) > 0
     flags = tl.where(square == 0, ZERO_GRADIENT, 0)
     flags = tl.where(uneven | (square < 0), INVALID_GRAM, flags)
