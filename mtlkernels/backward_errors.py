@@ -18,6 +18,9 @@ _WAYS = (
     "torch.autograd.graph.save_on_cpu, which allow several passes"
 )
 
+# What looking up a saved activation that is gone raises, but for torch's own RuntimeError.
+_LOST = (LookupError, AssertionError, AttributeError, TypeError, ValueError)
+
 
 class CannotBatchError(RuntimeError):
     """Something in a model has no backward for a batch of gradients."""
@@ -57,7 +60,7 @@ def explained(batched: bool = False, again: bool = False) -> Iterator[None]:
                 "selective checkpointing or offloading hands each activation out once, and a "
                 f"backward pass for each loss takes it several times. {_WAYS}"
             ) from error
-        if again and not isinstance(error, RuntimeError):  # a hook's or a Function's own
+        if again and isinstance(error, _LOST):  # what was saved is gone; others are a person's own
             raise OnePassError(
                 f"a backward pass raised {type(error).__name__} where an earlier one passed: "
                 "hooks that hand each activation out once, as offloading libraries have, allow "
