@@ -12,7 +12,7 @@ from mtlkernels import MTLOptimizer, UPGrad
 from mtlkernels.collect import starts
 from mtlkernels.cut import reached_by
 from mtlkernels.distributed import collectives, segments
-from mtlkernels.distributed.arguments import present_losses
+from mtlkernels.distributed.arguments import losses_of_rank
 from mtlkernels.distributed.segments import Exchange, Segment, lay_out
 from mtlkernels.distributed.verdict import nearest_gram
 from mtlkernels.layout import group_gradients
@@ -141,18 +141,21 @@ def test_nearest_gram_matrix(shape: tuple[int, ...]) -> None:
 
 def test_a_loss_that_is_none() -> None:
     weight = torch.ones(2, dtype=torch.float64, requires_grad=True)
-    tasks, (first, second) = present_losses({"a": None, "b": weight.sum()}, [weight])
-    assert tasks == ("a", "b")
+    given = losses_of_rank({"a": None, "b": weight.sum()}, [weight])
+    first, second = given.values
+    assert given.tasks == ("a", "b")
+    assert given.present == (1,)
     assert second.item() == 2
     assert first.item() == 0
     assert first.requires_grad
     assert first.dtype == torch.float64
-    tasks, values = present_losses((None, None), [weight])
-    assert [value.item() for value in values] == [0, 0]
+    given = losses_of_rank((None, None), [weight])
+    assert [value.item() for value in given.values] == [0, 0]
+    assert given.present == ()
     with pytest.raises(ValueError, match="no losses"):
-        present_losses([], [weight])
+        losses_of_rank([], [weight])
     with pytest.raises(TypeError, match="not a tensor"):
-        present_losses([weight.sum(), 3.0], [weight])
+        losses_of_rank([weight.sum(), 3.0], [weight])
 
 
 def test_options_of_several_ranks_without_any() -> None:
