@@ -202,7 +202,7 @@ def _by_value(addresses: list[int], device: torch.device) -> Tensor:
             batch = addresses[first : first + BATCH]
             # All are beyond 2^31, so their type is int64 whatever they are: one compiled kernel.
             filled = batch + [ABSENT.value] * (BATCH - len(batch))
-            write_addresses[(1,)](table, first, len(addresses), *filled)
+            write_addresses[(1,)](table, first, len(addresses), *filled, enable_fp_fusion=True)
     return table
 
 

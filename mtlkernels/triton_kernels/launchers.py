@@ -57,7 +57,11 @@ def gram(grads: Sequence[Tensor], num_tasks: int) -> Tensor:
             enable_fp_fusion=FUSED,
         )
         finish_kernel[(num_tasks, num_tasks)](
-            partial, K, segments, num_tasks, GROUP=GROUP if grouped else 0, LANES=512, num_warps=4
+            *(partial, K, segments, num_tasks),
+            GROUP=GROUP if grouped else 0,
+            LANES=512,
+            num_warps=4,
+            enable_fp_fusion=FUSED,
         )
     return K
 
