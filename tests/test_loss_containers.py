@@ -12,7 +12,9 @@ from contract import Net, batches
 from torch import Tensor
 
 import mtlkernels
-from mtlkernels import SI, GradVac, MTLOptimizer, PCGrad
+from mtlkernels import SI, GradVac, MTLOptimizer, PCGrad, backprop
+from mtlkernels.distributed.by_name import ByName
+from mtlkernels.options import Options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -150,3 +152,18 @@ def test_an_optimizer_that_does_not_hold_all_says_so_for_every_container() -> No
         optimizer = MTLOptimizer(torch.optim.SGD([model.trunk.weight], lr=0.1), PCGrad())
         with pytest.warns(UserWarning, match="reach 3 parameters that are in none"):
             optimizer.backward(losses)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@every_container
+def test_over_ranks_a_container_has_names_too(container: Any, accumulate: bool) -> None:
+    """In one process: the part of a step over ranks that follows the names."""
+    model = Net()
+    losses, params = container(**dict(zip(NAMES, model(X), strict=True))), list(model.parameters())
+    engine, method = ByName(backprop), GradVac()
+    if accumulate:
+        rows = engine.collect_step(losses, params, method, Options())
+        assert rows.named
+        assert rows.tasks == NAMES
+    else:
+        assert engine.step(losses, params, method, Options()).tasks == NAMES

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mtlkernels.arguments import Losses
+from mtlkernels.arguments import Losses, entries
 from mtlkernels.backprop import Engine
 from mtlkernels.distributed.collectives import OfRanks
 from mtlkernels.families import AnyMethod, RowWeighting, Weighting, task_step
@@ -42,6 +42,7 @@ class ByName(OfRanks):
         check: SelfCheck | None = None,
     ) -> Report:
         """`mtlkernels.backward` over the ranks."""
+        losses = entries(losses)
         if not isinstance(losses, Mapping) or not losses:
             return self.engine.step(
                 losses, params, method, options, features, scaler, retain_graph, check
@@ -71,7 +72,7 @@ class ByName(OfRanks):
         rows = self.engine.collect_step(
             losses, params, method, options, scaler, retain_graph, check
         )
-        return replace(rows, named=isinstance(losses, Mapping))
+        return replace(rows, named=isinstance(entries(losses), Mapping))
 
     def combine_rows(
         self,
