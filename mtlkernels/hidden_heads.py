@@ -41,7 +41,7 @@ class HiddenHeads:
             return
         device = next((grad.device for grad in row if grad is not None), None)
         nothing = torch.zeros((), dtype=torch.bool, device=device)
-        flags = [nothing if g is None else g.ne(0).any().to(device) for g in row]
+        flags = [nothing if g is None else _has_entries(g).to(device) for g in row]
         self._noted.append((torch.stack(flags), [grad is not None for grad in row]))
 
     def look(self, tasks: Sequence[str], params: Sequence[Tensor]) -> dict[int, str]:
@@ -94,6 +94,13 @@ class HiddenHeads:
                     found[p] = tasks[own[0]]
         self.done = bool(found) or not open_ or self._steps >= _LAST
         return found
+
+
+def _has_entries(grad: Tensor) -> Tensor:
+    """Whether a gradient has an entry other than zero; a boolean scalar on its device."""
+    if grad.layout is torch.sparse_coo:
+        grad = grad._values()
+    return grad.ne(0).any()
 
 
 def _is(a: Tensor, b: Tensor) -> bool:

@@ -116,16 +116,19 @@ def test_avgnorm_median_of_an_odd_number_is_the_middle_one() -> None:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize(("rest", "drowns"), [(0.1, False), (1e-4, True), (1e-5, True), (0, True)])
+@pytest.mark.parametrize(
+    ("rest", "rtol"), [(0.1, 1e-12), (1e-4, 1e-7), (1e-5, 1e-5), (1e-7, None), (0, None)]
+)
 def test_avgnorm_says_where_the_sum_drowns_in_rounding(
-    scale: str, rest: float, drowns: bool
+    scale: str, rest: float, rtol: float | None
 ) -> None:
+    """K has the exactness of float64, so a sum drowns where a millionth of its terms is left."""
     g, h = torch.randn(2, 3000, generator=torch.Generator().manual_seed(0))
     grads = [[g], [-g + rest * h], [torch.zeros(3000)]]
     method = AvgNorm(scale)
     _, report = mtlkernels.aggregate(grads, method)
     K = mtlkernels.ops.gram([row[0] for row in grads], 3)
-    flag = Status.ILL_CONDITIONED if drowns and scale == "sum" else 0
+    flag = Status.ILL_CONDITIONED if rtol is None and scale == "sum" else 0
     plain, status = mtlkernels.reference.avgnorm(K, int(NormScale[scale.upper()]), 1.0)
     expected = [flag, flag, Status.ZERO_GRADIENT]
     assert method.status.tolist() == status.tolist() == expected
@@ -135,8 +138,8 @@ def test_avgnorm_says_where_the_sum_drowns_in_rounding(
         expected_weights = unit / K.diagonal().sqrt().clamp_min(1e-30)
         for weights in (report.weights, plain):
             # the sum cancels: its order of addition shows in what is left
-            rtol = 1e-4 if drowns else 1e-12
-            torch.testing.assert_close(weights, expected_weights, rtol=rtol, atol=0)
+            close = 1e-2 if rtol is None else rtol
+            torch.testing.assert_close(weights, expected_weights, rtol=close, atol=0)
 
 
 def test_avgnorm_names_only_what_is_not_finite() -> None:

@@ -277,7 +277,7 @@ def test_cagrad_compiles(arch: int, size: int) -> None:
     warps = launchers.solver_warps(size)
     built = build(cagrad_kernel, arch, warps, RESCALE=1, SUM=True, SIZE=size)
     # Two tiles of 64 x 64 and what is made of them are more than the registers of one program.
-    assert local_bytes(built) <= (64 if size < 64 else 1024)
+    assert local_bytes(built) <= (96 if size < 64 else 1024)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
