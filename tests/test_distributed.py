@@ -59,7 +59,7 @@ def starts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Of the modules that some selected test needs."""
     asked: dict[int, set[str]] = {1: set(), 2: set(), 4: set()}
     for item in request.session.items:
-        if isinstance(item, pytest.Function) and item.originalname == "test_scenario":
+        if isinstance(item, pytest.Function) and item.function is test_scenario:
             asked[item.callspec.params["world"]].add(item.callspec.params["name"].split(".")[0])
     asked[2] |= asked[4] & {"dist_checkpoints"}
     modules = {world: [m for m in MODULES if m in names] for world, names in asked.items()}
