@@ -28,7 +28,8 @@ def fairgrad(
 
     Returns:
         weights (T) float64 and status (T) int64. NO_SOLUTION where zero lies in the convex hull of
-        the gradients, ILL_CONDITIONED where K's rounding or the bound on work hides the solution:
-        the weights then solve the equations of K with its diagonal times 1 + 1e-6.
+        the gradients: the weights then solve the equations of K with its diagonal times 1 + 1e-6.
+        ILL_CONDITIONED where rounding noise of K may move the direction by more than 1e-4, or
+        Newton's method reaches its bound on work: then the diagonal is multiplied by 1 + 2.3e-13.
     """
     return _fairgrad(gram, alpha, importance, max_norm)
