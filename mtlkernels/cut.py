@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 _SEVERAL = -1  # the owner of a node that several tasks reach
@@ -233,9 +234,19 @@ def crossing(
 
 
 def dtypes_below(edges: Sequence[GradientEdge]) -> set[torch.dtype]:
-    """The dtypes of the gradients below, among them those that autocast computes in."""
+    """The dtypes of the gradients below, among them those that autocast computes in.
+
+    A node of a person's own, or of a compiled or scripted function, may compute in 16 bits inside.
+    """
     nodes = _reach([(edge.node, edge.output_nr) for edge in edges])
-    return {meta.dtype for node in nodes for meta in node._input_metadata}
+    dtypes = {meta.dtype for node in nodes for meta in node._input_metadata}
+    return dtypes | {torch.bfloat16, torch.float16} if any(map(_opaque, nodes)) else dtypes
+
+
+def _opaque(node: Node) -> bool:
+    """Whether a node stands for many operations that autograd does not show."""
+    name = node.name()
+    return isinstance(node, BackwardCFunction) or "CppNode" in name or "DifferentiableGraph" in name
 
 
 def _cut(

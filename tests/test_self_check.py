@@ -217,6 +217,48 @@ def test_16_bits_raise_no_false_alarm_but_a_true_one(dtype: torch.dtype, whole: 
                 optimizer.backward(losses, scaler=torch.tensor(8.0))
 
 
+class InBFloat16(torch.autograd.Function):
+    """A linear layer that looks like float32 from outside."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return (x.bfloat16() @ weight.bfloat16().t()).float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = (saved.bfloat16() for saved in ctx.saved_tensors)
+        grad = grads[0].bfloat16()
+        return (grad @ weight).float(), (grad.t() @ x).float()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by an import in it
+@pytest.mark.parametrize("compiled", [False, True])
+def test_16_bits_that_the_graph_hides_raise_no_false_alarm(compiled: bool) -> None:
+    torch.manual_seed(0)
+    weights = nn.ParameterList(torch.randn(32, 32) / 6 for _ in range(6))
+    model = nn.ModuleList([nn.Linear(8, 32), weights, nn.Linear(32, 3)])
+
+    def inside(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=compiled):
+            z = model[0](x)
+            for weight in weights:
+                z = z + (z @ weight.t() if compiled else InBFloat16.apply(z, weight)).relu()
+        return z.float()
+
+    run = torch.compile(inside, backend="aot_eager") if compiled else inside
+    for hook in (False, True):
+        with torch._functorch.config.patch(donated_buffer=False):
+            z = run(torch.randn(32, 8))
+        losses = [10**t * (model[2](z)[:, t] - t).square().mean() for t in range(3)]
+        if not hook:
+            wrapped(model).backward(losses)
+            continue
+        once(z)
+        with pytest.raises(SelfCheckError):
+            wrapped(model).backward(losses)
+
+
 def test_gradients_that_are_rounding_alone_raise_no_false_alarm() -> None:
     """Of a bias in front of a batch normalisation, and of opposite losses."""
     for seed in range(5):
