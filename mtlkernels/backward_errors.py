@@ -55,6 +55,12 @@ def explained(batched: bool = False, again: bool = False) -> Iterator[None]:
                 "losses from model.module under fabric.autocast(), and give "
                 "scaler=fabric.strategy.precision.scaler where it has one"
             ) from error
+        if "use_reentrant=True" in told:  # torch's own advice does not apply here
+            raise ValueError(
+                "torch.utils.checkpoint with use_reentrant=True allows no backward to chosen "
+                "parameters: set use_reentrant=False; in transformers that is "
+                'gradient_checkpointing_kwargs={"use_reentrant": False}'
+            ) from error
         if any(mark in told for mark in _ONE_PASS):
             raise OnePassError(
                 "selective checkpointing or offloading hands each activation out once, and a "

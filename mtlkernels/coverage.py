@@ -55,10 +55,11 @@ def warn_of_unheld(losses: object, params: Sequence[Tensor]) -> None:
     more = ", ..." if len(unheld) > 3 else ""
     warnings.warn(
         f"the losses reach {len(unheld)} parameters that are in none of the optimizer's groups "
-        f"({count} numbers, of shapes {shapes}{more}), and backward leaves their .grad alone. If a "
-        "second optimizer trains them on these losses, wrap neither, and call "
-        "mtlkernels.backward(losses, the parameters of both, method) once before both step()s: two "
-        "wrapped ones would each choose weights of their own. If they learn from other losses, as "
-        "a discriminator does, all is well: set requires_grad_(False) on them during this forward",
+        f"({count} numbers, of shapes {shapes}{more}), and backward leaves their .grad alone. If "
+        "this optimizer is to train them, add_param_group them. If they stay as they are, or learn "
+        "from other losses, as a discriminator does, all is well: requires_grad_(False) on them "
+        "during this forward saves time and this warning. If a second optimizer trains them on "
+        "these losses, wrap neither, and call mtlkernels.backward(losses, the parameters of both, "
+        "method) once before both step()s: two wrapped ones would each choose weights of their own",
         stacklevel=_LEVEL,
     )

@@ -122,13 +122,13 @@ class SelfCheck:
         told = [f"{name_of(p, params[p], names)} of {task!r}" for p, task in found.items()]
         more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
         warnings.warn(
-            f"{len(told)} parameters that pass for shared look like heads: "
+            f"{len(told)} of the parameters that several tasks reach look like heads: "
             f"{', '.join(told[:_NAMED])}{more}. In the first steps the gradient of that one task "
-            "alone was other than zero there, so the graph does not tell heads from shared "
-            "parameters: outputs that are joined and picked by a mask, torch.where, a product or "
-            "einsum do that, heads in one autograd Function, and scripted models. They are "
-            "balanced as shared ones. Name the shared parameters: MTLOptimizer(base, method, "
-            "shared=model.trunk.parameters())",
+            "alone was other than zero there. Outputs that are joined and picked by a mask, "
+            "torch.where, a product or einsum do that, heads in one autograd Function, and "
+            "scripted models. If they are heads, name the shared parameters, or they are balanced "
+            "as shared ones: MTLOptimizer(base, method, shared=model.trunk.parameters()). If "
+            "another loss is only zero there so far, as a hinge penalty may be, all is well",
             stacklevel=2,
         )
 

@@ -241,8 +241,9 @@ class Trial:
             "the gradients of the tasks do not add up to the gradient of the summed loss at "
             f"{self._told(self.differing)}: a part of the model that the tasks share does not give "
             "the same answer in several backward passes over one graph. Likely causes: a hook that "
-            "removes itself or that is not linear in the gradient, a kernel that overwrites what "
-            "it saved, or checkpointing that draws new random numbers. "
+            "removes itself; one that is not linear in the gradient, as clipping is (clip .grad "
+            "after backward instead); a kernel that overwrites what it saved; or checkpointing "
+            "that draws new random numbers. "
             f"{_WHAT_TO_DO}"
         )
 

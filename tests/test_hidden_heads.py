@@ -128,7 +128,9 @@ def test_heads_that_the_graph_hides_are_named_once(losses: Any, accumulate: int)
     told = run(losses, net, accumulate=accumulate)
     assert len(told) == 1
     count = 3 if losses is of_function else 6
-    assert told[0].startswith(f"{count} parameters that pass for shared look like heads: heads.0.w")
+    assert told[0].startswith(
+        f"{count} of the parameters that several tasks reach look like heads: heads.0.w"
+    )
     assert "heads.0.weight of '0'" in told[0]
     assert "heads.1.weight of '1'" in told[0]
     assert "trunk.0" not in told[0]
@@ -140,7 +142,9 @@ def test_heads_of_a_scripted_model_are_named() -> None:
     net = torch.jit.script(TwoHeads())
     told = run(lambda net, x, step: [out.mean() for out in net(x)], net)
     assert len(told) == 1
-    assert told[0].startswith("4 parameters that pass for shared look like heads: a.weight of '0'")
+    said = "4 of the parameters that several tasks reach look like heads: a.weight of '0'"
+    assert told[0].startswith(said)
+    assert told[0].endswith("as a hinge penalty may be, all is well")
 
 
 def test_named_parameters_and_check_false_say_nothing() -> None:

@@ -259,6 +259,23 @@ def test_16_bits_that_the_graph_hides_raise_no_false_alarm(compiled: bool) -> No
             wrapped(model).backward(losses)
 
 
+def test_a_hook_that_clips_is_an_error_that_says_where_to_clip() -> None:
+    net = Net()
+    for param in net.parameters():
+        param.register_hook(lambda grad: grad.clamp(-1e-3, 1e-3))
+    with pytest.raises(SelfCheckError, match=r"clip \.grad after backward instead"):
+        wrapped(net).backward(net(batch()))
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "famo"])
+@pytest.mark.parametrize("check", [False, True])
+def test_a_reentrant_checkpoint_is_an_error_that_says_what_to_set(method: str, check: bool) -> None:
+    net = Net(lambda z, layer: checkpoint(layer, z, use_reentrant=True))
+    with pytest.raises(ValueError, match=r"set use_reentrant=False; .*gradient_checkpointing_kw"):
+        wrapped(net, method, check=check).backward(net(batch()))
+    assert all(grad is None for grad in grads(net))
+
+
 def test_gradients_that_are_rounding_alone_raise_no_false_alarm() -> None:
     """Of a bias in front of a batch normalisation, and of opposite losses."""
     for seed in range(5):
