@@ -199,10 +199,10 @@ def refuse_hidden_reach(losses: Sequence[Tensor]) -> None:
         )
     if entries_of_one_join(losses):
         raise ValueError(
-            "the losses are entries of one tensor that torch.cat, torch.stack or slice assignment "
-            "put together: each reaches, with zeros, what all of them reach, so heads cannot be "
-            "told from what is shared. Give the losses as they were before, or name the shared "
-            "parameters with shared="
+            "the losses are, or are computed from, entries of one tensor that torch.cat, "
+            "torch.stack or slice assignment put together: each reaches, with zeros, what all of "
+            "them reach, so heads cannot be told from what is shared. Compute each loss from its "
+            "own entry before they are put together, or name the shared parameters with shared="
         )
 
 
