@@ -46,8 +46,8 @@ def explained(batched: bool = False, again: bool = False) -> Iterator[None]:
             raise RuntimeError(
                 "a compiled model gave the memory of its activations away: its backward was "
                 "compiled, in this process or by an earlier one that cached it, for one backward "
-                "a forward, and several losses take more. Set "
-                "torch._functorch.config.donated_buffer = False before the model first runs"
+                "a forward, and several losses take more. Do `from torch._functorch import config` "
+                "and set config.donated_buffer = False before the model first runs"
             ) from error
         if "`fabric.backward" in told:
             raise RuntimeError(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from contract import Net, batches
 from torch import Tensor, nn
+from torch._functorch import config
 from torch.optim import SGD, AdamW
 
 import mtlkernels
@@ -130,7 +131,7 @@ def test_losses_that_come_one_by_one_are_not_used_up() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by an import in it
 def test_a_compiled_model_s_parameters_are_seen() -> None:
     torch._dynamo.reset()
-    with torch._functorch.config.patch(donated_buffer=False):
+    with config.patch(donated_buffer=False):
         model = Net()
         compiled = torch.compile(model, backend="aot_eager")
         trunk, heads = parts(model)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from broken_layers import CHANGING, WRITING, Middle, Net, hooked_once
 from torch import Tensor, nn
+from torch._functorch import config
 from torch.utils.checkpoint import checkpoint
 
 import mtlkernels
@@ -248,7 +249,7 @@ def test_16_bits_that_the_graph_hides_raise_no_false_alarm(compiled: bool) -> No
 
     run = torch.compile(inside, backend="aot_eager") if compiled else inside
     for hook in (False, True):
-        with torch._functorch.config.patch(donated_buffer=False):
+        with config.patch(donated_buffer=False):
             z = run(torch.randn(32, 8))
         losses = [10**t * (model[2](z)[:, t] - t).square().mean() for t in range(3)]
         if not hook:
