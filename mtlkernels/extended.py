@@ -1,8 +1,8 @@
-"""A subclass of any optimizer's class, how an object becomes one of it, and which should not.
+"""Makes a subclass of an optimizer's class with added methods, and gives it to an object.
 
-The subclass has one base, and methods are copied into it instead of inherited: so it has the
-memory layout and the metaclass of its base, whatever bases that has (ABC, Generic) and in which
-order, and no class of ours comes between a base's methods and those that they call with super().
+The subclass has one base, and the added methods are copied into it, not inherited. So it has the
+memory layout and the metaclass of its base, whatever bases that has (ABC, Generic), and no class of
+this package comes between the base's methods and those that they call with super().
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _classes: dict[type[Optimizer], type[Optimizer]] = {}
 
 
 def extended(base: type[Optimizer], methods: ABCMeta) -> type[Optimizer]:
-    """The subclass of an optimizer's class that has another class's methods too.
+    """Returns the subclass of an optimizer's class that also has another class's methods.
 
     Args:
-        base: the class. The subclass knows it as `_mtl_base`.
-        methods: whose functions and properties the subclass gets. For isinstance and issubclass it
-            is a base of the subclass.
+        base: the optimizer's class, which is `_mtl_base` of the subclass.
+        methods: the class whose functions and properties are copied. For isinstance and issubclass
+            it is a base of the subclass.
 
     Raises:
         TypeError: the class cannot have subclasses.
@@ -46,10 +46,10 @@ def extended(base: type[Optimizer], methods: ABCMeta) -> type[Optimizer]:
 
 
 def give_class(optimizer: Optimizer, cls: type[Optimizer]) -> None:
-    """Makes this the object's class, whatever the object's own __setattr__ does.
+    """Sets the object's class, without calling its __setattr__.
 
     Raises:
-        TypeError: Python cannot give the object another class.
+        TypeError: Python cannot change the object's class.
     """
     try:
         object.__setattr__(optimizer, "__class__", cls)
@@ -57,28 +57,28 @@ def give_class(optimizer: Optimizer, cls: type[Optimizer]) -> None:
         raise _cannot_wrap(type(optimizer), error) from error
 
 
-# What the step of an optimizer calls that takes second derivatives from .grad.
+# Functions that the step of an optimizer with second derivatives of .grad calls.
 _SECOND_ORDER = {"compute_hutchinson_hessian", "set_hessian", "get_trace"}
 
 
 def refuse_base(base: Optimizer, added: Sequence[str]) -> None:
-    """Raises where an optimizer would not step on a balanced .grad, or would miss its own code.
+    """Raises an error if an optimizer does not work with a balanced .grad or with added names.
 
     Args:
         base: the optimizer.
         added: the public names that wrapping adds.
 
     Raises:
-        NotImplementedError: it does not step on .grad, or differentiates it.
-        ValueError: it has an attribute of its own of an added name.
+        NotImplementedError: its step does not use .grad, or differentiates it.
+        ValueError: it already has an attribute of an added name.
     """
     name = type(base).__name__
     code = getattr(inspect.unwrap(type(base).step), "__code__", None)
     called = getattr(code, "co_names", ())
     if called == ("NotImplementedError",):
         raise NotImplementedError(
-            f"{name} has no step of its own: it updates parameters while their backward runs, so "
-            "that there is no .grad to balance. Use an optimizer that steps on .grad"
+            f"{name} implements no step: it updates parameters during the backward pass, so there "
+            "is no .grad to balance. Use an optimizer whose step reads .grad"
         )
     if _SECOND_ORDER & set(called):
         raise NotImplementedError(
@@ -90,7 +90,7 @@ def refuse_base(base: Optimizer, added: Sequence[str]) -> None:
     hidden = [n for n in added if hasattr(base, n) and not hasattr(Optimizer, n)]
     if hidden:
         raise ValueError(
-            f"{name} has an attribute {hidden[0]!r} of its own, which wrapping would hide from it: "
+            f"{name} already has an attribute {hidden[0]!r}, which wrapping would hide: "
             "leave it as it is, and call mtlkernels.backward(losses, params, method) before its "
             "step()"
         )

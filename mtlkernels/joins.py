@@ -1,6 +1,6 @@
-"""Losses that were put into one tensor, traced back to what they were before.
+"""Traces losses that were joined into one tensor back to the separate losses.
 
-Through the tensor an entry would reach every parameter that any of the losses reaches, with zeros.
+Through the joined tensor each entry would reach the parameters of all losses, with zero gradients.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# What may stand between losses in one tensor and a loss without mixing entries: x + a, x * a, ...
+# Operations after a join that do not mix entries: x + a, x * a, ...
 _ENTRYWISE = {
     *("Mul", "Div", "Add", "Sub", "Neg", "ToCopy", "Alias", "Clone"),
     *("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze"),
 }
 _JOINS = {"Stack", "Cat", "CopySlices"}
 _VARIANT = re.compile(r"Backward(AutogradNestedTensor)?\d*(_copy)?$")
-_WRITTEN = "mtlkernels: written"  # where a node's metadata says what it writes
+_WRITTEN = "mtlkernels: written"  # the key in a node's metadata for the entries that it writes
 
 Place = tuple[Node, int]
 
 
 def root(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor]:
-    """Where the backward of a loss starts, and with which cotangent.
+    """Where the backward pass of a loss starts, and with which cotangent.
 
     An entry of `torch.stack(losses)`, of a `torch.cat` or `torch.hstack` of losses, or of a vector
-    that losses were written to, `z[i] = loss`, is traced back to the loss it was. That may be such
-    an entry again, and each may be scaled and shifted.
+    that losses were written to, `z[i] = loss`, is traced back to the original loss. That may again
+    be such an entry, and each may be scaled and shifted.
 
     Raises:
         ValueError: the loss is an entry without a graph.
@@ -62,16 +62,16 @@ def root(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor]:
 
 
 def kind_of(node: Node) -> str:
-    """What a node undoes, as autograd calls it: Select for SelectBackward0 and its variants."""
+    """The operation of a node: Select for SelectBackward0 and its variants."""
     return _VARIANT.sub("", node.name().rpartition("::")[2])
 
 
 def _behind(place: Place, index: int) -> tuple[Node | None, int, int, int | None] | None:
-    """What an entry of an output was before.
+    """Where an entry of an output comes from.
 
     Returns:
-        The node and output it is an entry of, at which position, and, where that is an input of a
-        join, at which position of the join its own entries begin. None where it is not known.
+        The node and the output that it was an entry of, its position there, and, for an input of a
+        join, the position in the join at which that input begins. None if it is not known.
     """
     node, output = place
     kind, inputs = kind_of(node), node.next_functions
@@ -105,12 +105,12 @@ def _behind(place: Place, index: int) -> tuple[Node | None, int, int, int | None
 
 
 def _signed(saved: int) -> int:
-    """A number that autograd has saved; it shows negative ones as if they had no sign."""
+    """A number saved by autograd, which returns negative ones as unsigned."""
     return saved - 2**64 if saved >= 2**63 else saved
 
 
 def _part(node: Node, index: int) -> tuple[Node | None, int, int, int | None] | None:
-    """`_behind` a concatenation of vectors; the length of one without a graph is not known."""
+    """`_behind` for a concatenation of vectors; those without a graph have unknown length."""
     begin = 0
     for source, number in node.next_functions:
         if source is None:
@@ -131,7 +131,7 @@ def _part(node: Node, index: int) -> tuple[Node | None, int, int, int | None] | 
 
 
 def _write(node: Node, index: int) -> tuple[Node | None, int, int, int | None] | None:
-    """`_behind` a write in place to a part of a vector."""
+    """`_behind` for an in-place write to a part of a vector."""
     region = _written(node)
     if region is None:
         return None
@@ -145,9 +145,9 @@ def _write(node: Node, index: int) -> tuple[Node | None, int, int, int | None] |
 
 
 def _written(node: Node) -> tuple[int, int] | None:
-    """Which entries z[...] = x has written, as begin and size; None if it is no such write.
+    """The entries that z[...] = x wrote, as begin and size; None if it is not such a write.
 
-    autograd shows it in the operations alone that the backward of the write runs.
+    Only the operations that the backward pass of the write runs show it.
     """
     known = cast("dict[str, tuple[int, int] | None]", node.metadata)
     if _WRITTEN not in known:
@@ -170,7 +170,7 @@ def _watched_write(node: Node) -> tuple[int, int] | None:
     at = names.index("as_strided")
     _, size, stride, offset = recorded.operations[at][1][:4]
     over = node.next_functions[0][0] is not None  # other entries have a graph
-    # Its own last operation copies to what goes there; the backward of that may follow.
+    # Its last operation is a copy; operations of the written value's backward may follow.
     end = names.index("copy_", at) if over and "copy_" in names[at:] else len(names)
     own = set(names[at + 1 : end])
     clears = own & {"zeros", "zeros_like", "new_zeros"}
@@ -182,7 +182,7 @@ def _watched_write(node: Node) -> tuple[int, int] | None:
 
 
 class _Recorded(TorchDispatchMode):
-    """Notes the operations that run."""
+    """Records the operations that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,6 +196,6 @@ class _Recorded(TorchDispatchMode):
 
 
 def _numel(place: Place) -> int:
-    """How many numbers an output has; 0 where it is a nested tensor."""
+    """How many numbers an output has; 0 for a nested tensor."""
     meta = place[0]._input_metadata[place[1]]
     return 0 if meta.is_nested_tensor else math.prod(meta.shape)

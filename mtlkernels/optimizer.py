@@ -19,7 +19,7 @@ from torch import Tensor
 from mtlkernels import backprop, method_state
 from mtlkernels.arguments import Losses, Runs
 from mtlkernels.backprop import Engine
-from mtlkernels.coverage import warn_of_learnt, warn_of_unheld
+from mtlkernels.coverage import warn_of_learned, warn_of_missing
 from mtlkernels.extended import extended, give_class, refuse_base
 from mtlkernels.layout import UnfitGradientError
 from mtlkernels.methods import GramMethod, LossMethod, Reused, RowMethod, get_method
@@ -50,10 +50,10 @@ class _Balancing:
     def warn(self, losses: Losses | Runs, params: Sequence[Tensor]) -> None:
         """Warns once where an optimizer does not hold what it would have to train."""
         if not self.warned_of_learnt:
-            self.warned_of_learnt = warn_of_learnt(self.method, params)
+            self.warned_of_learnt = warn_of_learned(self.method, params)
         if not (self.looked_for_unheld or torch.compiler.is_compiling()):  # no graph to look at
             self.looked_for_unheld = True
-            warn_of_unheld(losses, params)
+            warn_of_missing(losses, params)
 
 
 class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):

@@ -1,7 +1,7 @@
-"""Which parts of several losses' graphs overlap, and so must outlive a backward.
+"""Finds which losses' graphs overlap, and so must be retained after a backward pass.
 
-A backward without `retain_graph` frees what its nodes have saved. Losses of separate batches have
-graphs of their own, which go as the loop over the tasks goes.
+A backward pass without `retain_graph` frees the tensors that its nodes have saved. Losses of
+separate batches have separate graphs, each of which the loop over the tasks can free.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _LEAF = "torch::autograd::AccumulateGrad"
 
 
 def needed_later(starts: Sequence[Tensor | GradientEdge]) -> list[bool]:
-    """Whether a later backward may go through some of what a loss's backward goes through.
+    """Whether a later backward pass may run through nodes of each loss's graph.
 
     The graphs are walked side by side, level by level, until all of them have met: with a common
-    trunk little more than the heads is looked at. Leaves save nothing, so they do not count.
+    trunk this visits little more than the heads. Leaves save nothing, so they do not count.
 
     Args:
-        starts: where the losses' backwards start, in their order; see `joins.root`.
+        starts: where the losses' backward passes start, in order; see `joins.root`.
     """
     last = len(starts) - 1
     if torch.compiler.is_compiling():  # no graph to look at

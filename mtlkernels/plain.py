@@ -1,4 +1,4 @@
-"""Plain training: what a step does that one task of several is left in."""
+"""Plain training, for a step in which only one of several tasks is present."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Plain:
 
 
 class _PlainWeighting(_Plain):
-    """The direction is the gradient; K says its status."""
+    """The direction is the gradient; the status comes from K."""
 
     status = torch.empty(0, dtype=torch.int64)
 
@@ -43,5 +43,5 @@ class _PlainLoss(_Plain):
 
 
 def plain(method: AnyMethod) -> AnyMethod:
-    """What takes the place of a method where one task is left; its state is not touched."""
+    """The replacement of a method in a step with one task; the method's state does not change."""
     return _PlainLoss() if weighs_losses(method) else _PlainWeighting()

@@ -1,4 +1,4 @@
-"""The self-check of steps that store no task gradients: two passes have to give the same."""
+"""The self-check of steps that store no task gradients: two passes must give equal gradients."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ def try_twice(
     members: Sequence[int],
     trial: Trial,
 ) -> None:
-    """Two passes from the cut have to give the same, and to write no .grad.
+    """Runs two passes from the cut, which must give equal gradients and write no .grad.
 
     Args:
-        cut: where the graph is cut; it stays.
+        cut: where the graph is cut; its graph is retained.
         cotangents: T lists of the gradients at its edges.
         params: P parameters.
-        members: those, by position, to which the step runs several passes; with none all is well.
-        trial: compares.
+        members: the positions of those that the step reaches in several passes; the check passes if
+            there are none.
+        trial: compares the two passes.
 
     Raises:
-        SelfCheckError: they do not.
+        SelfCheckError: the gradients differ, or a pass wrote a .grad.
     """
     trial.compared = not members
     if not members:
@@ -41,9 +42,9 @@ def try_twice(
     rows: list[Row] = []
     with trial.watched():
         for again in (False, True):
-            found = gradients_below(cut, seeds, given, retain_graph=True, again=again)
+            grads = gradients_below(cut, seeds, given, retain_graph=True, again=again)
             row: Row = [None] * len(params)
-            for p, grad in zip(members, found, strict=True):
+            for p, grad in zip(members, grads, strict=True):
                 row[p] = None if grad is None else grad.clone()
             rows.append(row)
     trial.refer_to(rows[0], cut.edges)

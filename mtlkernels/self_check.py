@@ -1,4 +1,4 @@
-"""Which steps are checked: the first one, and those that reach what no checked step has reached."""
+"""Decides which steps are checked: the first, and each in which a task reaches new parameters."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mtlkernels.hidden_heads import HiddenHeads
 from mtlkernels.trial import Trial, name_of
 
 _NAMED = 4  # how many parameters a warning names
-_TRIES = 8  # steps in which what is new is waited for: a GradScaler skips its first ones, say
+_TRIES = 8  # steps to try until a check has finite numbers: a GradScaler skips its first steps
 
 
 class SelfCheck:
-    """Remembers what has been checked; a copy, or what is loaded, checks anew.
+    """Remembers what has been checked; a copied or loaded object starts without memory.
 
-    A task is covered at a parameter once a checked step in which it reached the parameter passed.
+    A pair of task and parameter is covered once a step in which the task reaches it has passed.
 
     Args:
-        groups: an optimizer's, for the names of its parameters where it knows them.
-        module: the model, for the same.
+        groups: the optimizer's parameter groups, for parameter names where they have them.
+        module: the model, for parameter names.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class SelfCheck:
         params: Sequence[Tensor],
         local: Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]] = lambda row: row,
     ) -> Trial | None:
-        """This step's check, None where there is nothing new to check; `local`: see `Trial`."""
+        """The check of this step, or None if nothing is new; for `local` see `Trial`."""
         for task in tasks:
             if task not in self._covered:
                 self._covered[task], self._left = set(), _TRIES
@@ -62,14 +62,14 @@ class SelfCheck:
         counts: Sequence[int],
         trial: Trial | None = None,
     ) -> None:
-        """Notes what a step reached, from its task gradients; in little time if nothing is new.
+        """Records which parameters a step reached, from its task gradients; fast if nothing is new.
 
         Args:
             tasks: T names.
             params: P parameters.
             rows: T lists of P gradients.
             counts: P numbers, how many tasks reach each parameter.
-            trial: what checked the step.
+            trial: the check of the step, if it had one.
         """
         now = (tasks, counts)
         if trial is not None or now != self._last:
@@ -84,17 +84,17 @@ class SelfCheck:
         reach: Sequence[Collection[int]],
         trial: Trial | None = None,
     ) -> None:
-        """Notes what a step reached.
+        """Records which parameters a step reached.
 
         Args:
             tasks: T names.
             params: P parameters.
             reach: T collections of the parameters, by position, that a task reaches.
-            trial: what checked the step.
+            trial: the check of the step, if it had one.
         """
         passed = trial is not None and trial.compared
-        for task, own in zip(tasks, reach, strict=True):
-            ids = {id(params[p]) for p in own}
+        for task, positions in zip(tasks, reach, strict=True):
+            ids = {id(params[p]) for p in positions}
             covered = self._covered.setdefault(task, set())
             wanted = self._wanted.setdefault(task, set())
             if passed:
@@ -107,23 +107,23 @@ class SelfCheck:
             self._left = 0
 
     def look_for_heads(self, tasks: Sequence[str], params: Sequence[Tensor]) -> None:
-        """Warns, once, of parameters that pass for shared but look like one task's own.
+        """Warns, once, of parameters that are treated as shared but look like heads.
 
-        `heads.note` has been called with the gradients of each task.
+        Call `heads.note` with the gradients of each task first.
 
         Args:
             tasks: T names.
             params: P parameters.
         """
-        found = self.heads.look(tasks, params)
-        if not found:
+        suspects = self.heads.look(tasks, params)
+        if not suspects:
             return
         names = self._names()
-        told = [f"{name_of(p, params[p], names)} of {task!r}" for p, task in found.items()]
-        more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
+        listed = [f"{name_of(p, params[p], names)} of {task!r}" for p, task in suspects.items()]
+        more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
         warnings.warn(
-            f"{len(told)} of the parameters that several tasks reach look like heads: "
-            f"{', '.join(told[:_NAMED])}{more}. In the first steps the gradient of that one task "
+            f"{len(listed)} of the parameters that several tasks reach look like heads: "
+            f"{', '.join(listed[:_NAMED])}{more}. In the first steps the gradient of that one task "
             "alone was other than zero there. Outputs that are joined and picked by a mask, "
             "torch.where, a product or einsum do that, heads in one autograd Function, and "
             "scripted models. If they are heads, name the shared parameters, or they are balanced "

@@ -1,13 +1,13 @@
-"""One checked step: T backward passes over a graph against one backward of the summed loss.
+"""Checks one step: T backward passes over a graph against one backward pass of the summed loss.
 
-Only what several tasks share is run several times and can go wrong by it. So the reference starts
-where the tasks meet, at the cut below their heads, with the sum of what the T passes hand over
-there: it is the ordinary backward of the summed loss from there on. It goes through
-`torch.autograd.grad`, so that it runs no post-accumulate-grad hooks and writes no .grad. What a
-pass adds to .grad by itself is noticed, and undone, because each .grad is None meanwhile.
+Only the part of the graph that several tasks share runs several times and can give wrong gradients.
+So the reference starts at the cut below the heads, where the tasks meet, from the sum of the
+gradients that the T passes deliver there; from there on it is the ordinary backward pass of the
+summed loss. It uses `torch.autograd.grad`, which runs no post-accumulate-grad hooks and writes no
+.grad. All .grad are None meanwhile, so that a .grad that a pass writes is noticed and removed.
 
-Gradients may differ in length by orders of magnitude, and a hook that removes itself touches those
-of the first task alone. So task t = 0, 1, ... counts with a_t = max_s |g_s| / ((t + 1) |g_t|).
+Gradients may differ in norm by orders of magnitude, and a hook that removes itself changes only the
+first task's. So task t = 0, 1, ... gets the weight a_t = max_s |g_s| / ((t + 1) |g_t|).
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from mtlkernels.cut import crossing, cut_at_heads, dtypes_below
 
 _NAMED = 4  # how many parameters a message names
 _WHAT_TO_DO = (
-    "Nothing was written. Give features=, what the shared layers returned, so that one backward "
-    "pass runs through them, or train with sum(losses).backward(); check=False leaves this check "
-    "out"
+    "Nothing was written. Give features=, the output of the shared layers, so that one backward "
+    "pass runs through them, or train with sum(losses).backward(); check=False turns this check "
+    "off"
 )
 
 
 class SelfCheckError(RuntimeError):
-    """The task gradients are not what autograd gives for the summed loss."""
+    """The task gradients do not add up to the gradient of the summed loss."""
 
 
 class Trial:
-    """Watches the backward passes of one step and compares what they give.
+    """Watches the backward passes of one step and compares their gradients.
 
     Args:
         params: P parameters.
-        names: id of a parameter -> its name, where that is known.
-        local: of P gradients, this rank's part.
+        names: id of a parameter -> its name, if known.
+        local: maps P gradients to this rank's part of them.
 
     Attributes:
         compared: whether there were finite numbers to compare.
-        retains: whether the passes have to keep the graph: not where tasks share leaves alone, as
-            those of separate batches do.
-        written: parameters, by position, whose .grad a pass wrote to by itself.
+        retains: whether the passes have to keep the graph: not if tasks share only leaves, as with
+            separate batches.
+        written: parameters, by position, whose .grad a pass wrote.
         differing: parameters, by position, whose task gradients do not add up; worst first.
     """
 
@@ -76,38 +76,38 @@ class Trial:
     def over(
         self, losses: Sequence[Tensor], scale: Tensor | None = None, retain_graph: bool = False
     ) -> Iterator[None]:
-        """T backward passes from the losses happen in here; they keep the graph where it `retains`.
+        """A context for T backward passes from the losses; they keep the graph if it `retains`.
 
-        `weigh` is to be called with each pass's gradients before the end.
+        Call `weigh` with the gradients of each pass inside it.
 
         Raises:
             SelfCheckError: a pass wrote to .grad and then failed.
         """
-        begun = starts(losses, scale)
-        cut = cut_at_heads(begun.edges, self.params)
+        start = starts(losses, scale)
+        cut = cut_at_heads(start.edges, self.params)
         self._start(cut.below, cut.edges)
         self.retains = any(edge.node.next_functions for edge in cut.edges)
-        with self.watched(), crossing(cut, begun.edges, begun.seeds) as crossed:
+        with self.watched(), crossing(cut, start.edges, start.seeds) as crossed:
             yield
             seeds: Row = [None] * len(cut.edges)
-            for factor, own in zip(self._factors, crossed, strict=True):
-                for e, cotangent in own.items():
-                    seed, have = cotangent * factor.to(cotangent.device), seeds[e]
-                    seeds[e] = seed if have is None else have + seed
-                own.clear()
+            for factor, cotangents in zip(self._factors, crossed, strict=True):
+                for e, cotangent in cotangents.items():
+                    seed, total = cotangent * factor.to(cotangent.device), seeds[e]
+                    seeds[e] = seed if total is None else total + seed
+                cotangents.clear()
             row: Row = [None] * len(self.params)
             members = [self.params[p] for p in cut.below]
             try:
-                found = gradients_below(cut, seeds, members, retain_graph, again=True)
-            except OnePassError:  # after one batched pass, so that nothing ran twice: no check
+                grads = gradients_below(cut, seeds, members, retain_graph, again=True)
+            except OnePassError:  # there was one batched pass, so nothing ran twice: no check
                 return
-            for p, grad in zip(cut.below, found, strict=True):
+            for p, grad in zip(cut.below, grads, strict=True):
                 row[p] = grad
             self._reference = self.local(row)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Notes what is written to .grad in here, and undoes it."""
+        """A context that records which .grad are written in it, and restores them."""
         before = [param.grad for param in self.params]
         failed = None
         for param in self.params:
@@ -126,11 +126,11 @@ class Trial:
                 raise SelfCheckError(self.message()) from failed
 
     def refer_to(self, row: Sequence[Tensor | None], edges: Sequence[GradientEdge]) -> None:
-        """The gradients of the plain sum, in place of `over` and `weigh`.
+        """Sets the gradients of the summed loss, in place of `over` and `weigh`.
 
         Args:
             row: P gradients.
-            edges: where the backward started that gave them.
+            edges: where the backward pass that computed them started.
         """
         self._start(range(len(self.params)), edges)
         self._reference = self.local(row)
@@ -139,11 +139,11 @@ class Trial:
         self._compared = compared
         dtypes, device = dtypes_below(edges), self.params[0].device
         self._eps = max((_eps(dtype, device) for dtype in dtypes), default=0.0)
-        self._most = 2.0**8 if torch.float16 in dtypes else 2.0**20  # what is tiny may be inexact
+        self._most = 2.0**8 if torch.float16 in dtypes else 2.0**20  # tiny gradients may be inexact
 
     @torch.no_grad()
     def weigh(self, *rows: Sequence[Tensor | None]) -> None:
-        """The next tasks' P gradients: finds the factors with which they count."""
+        """Computes the weights a_t of the next tasks from their P gradients."""
         device = self.params[0].device
         for row in map(self.local, rows):
             lengths = [_length(grad) for p in self._compared if (grad := row[p]) is not None]
@@ -158,7 +158,7 @@ class Trial:
 
     @torch.no_grad()
     def add(self, *rows: Sequence[Tensor | None]) -> None:
-        """The next tasks' P gradients, as the step will use them."""
+        """Adds the next tasks' P gradients, as the step will use them."""
         for row in map(self.local, rows):
             factor = self._factors[self._added] if self._factors else None
             self._added += 1
@@ -175,7 +175,7 @@ class Trial:
         """Compares, with one read from the device.
 
         Raises:
-            SelfCheckError: a pass wrote to .grad, or the gradients do not add up.
+            SelfCheckError: a pass wrote a .grad, or the gradients do not add up.
         """
         self.compare()
         if self.bad:
@@ -209,45 +209,45 @@ class Trial:
     def _judge_lengths(
         self, positions: Sequence[int], apart: Sequence[float], sizes: Sequence[float]
     ) -> None:
-        """Decides by |sum_t g_t - g| against sum_t |g_t|.
+        """Compares |sum_t g_t - g| with sum_t |g_t|.
 
-        Rounding is relative to the terms that a gradient is a sum of, and these may cancel: the
-        gradient of a bias in front of a batch normalisation is rounding and nothing else. So what
-        differs must also count beside the gradients of all parameters together.
+        Rounding errors are relative to the terms of a gradient, and these may cancel: the gradient
+        of a bias before a batch normalisation is pure rounding. So a difference must also be
+        large beside the gradients of all parameters together.
         """
         total = math.hypot(*apart, *sizes)
-        if not 0 < total < float("inf"):  # also where the sum alone overflows, in float16 say
+        if not 0 < total < float("inf"):  # also if only the sum overflows, in float16 for example
             return
         self.compared = True
         tolerance = 2 * self._eps**0.5  # benchmarks of deep models show at most 3 eps
-        found = [
+        failing = [
             (away, p)
             for p, away, size in zip(positions, apart, sizes, strict=True)
             if not away <= tolerance * size
         ]
-        if not sum(away * away for away, _ in found) ** 0.5 <= 0.03 * tolerance * total:
-            self.differing = [p for _, p in sorted(found, reverse=True)]
+        if not sum(away * away for away, _ in failing) ** 0.5 <= 0.03 * tolerance * total:
+            self.differing = [p for _, p in sorted(failing, reverse=True)]
 
     def message(self) -> str:
         """What is wrong, the likely causes, and what to do."""
         if self.written:
             return (
-                f"a backward pass wrote to the .grad of {self._told(self.written)} by itself, so "
-                "torch.autograd.grad does not see these gradients. A torch.autograd.Function that "
-                "runs a backward inside does that: reversible layers and some kinds of "
+                f"a backward pass wrote the .grad of {self._listed(self.written)} itself, so "
+                "torch.autograd.grad does not return these gradients. A torch.autograd.Function "
+                "that runs a backward inside does that: reversible layers and some kinds of "
                 f"checkpointing. {_WHAT_TO_DO}"
             )
         return (
             "the gradients of the tasks do not add up to the gradient of the summed loss at "
-            f"{self._told(self.differing)}: a part of the model that the tasks share does not give "
-            "the same answer in several backward passes over one graph. Likely causes: a hook that "
-            "removes itself; one that is not linear in the gradient, as clipping is (clip .grad "
-            "after backward instead); a kernel that overwrites what it saved; or checkpointing "
-            "that draws new random numbers. "
+            f"{self._listed(self.differing)}: a part of the model that the tasks share does not "
+            "give the same answer in several backward passes over one graph. Likely causes: a hook "
+            "that removes itself; one that is not linear in the gradient, as clipping is (clip "
+            ".grad after backward instead); a kernel that overwrites what it saved; or "
+            "checkpointing that draws new random numbers. "
             f"{_WHAT_TO_DO}"
         )
 
-    def _told(self, positions: Sequence[int]) -> str:
+    def _listed(self, positions: Sequence[int]) -> str:
         count, of = len(positions), len(self.params)
         named = ", ".join(name_of(p, self.params[p], self.names) for p in positions[:_NAMED])
         more = f" and {count - _NAMED} more" if count > _NAMED else ""

@@ -157,7 +157,9 @@ def test_another_list_of_parameters_is_refused() -> None:
     mtlkernels.backward(model(X, "01"), list(model.parameters()), method)
     rows = by_parameter(method)[0].clone()
     reached = [*model.layers[1].parameters(), *model.heads.parameters()]
-    with pytest.raises(ValueError, match=r"parameter 0 of the list is another one.*reset\(\)"):
+    with pytest.raises(
+        ValueError, match=r"parameter 0 of the list is not that of earlier steps.*reset\(\)"
+    ):
         mtlkernels.backward(model(X, "01"), reached, method)
     assert torch.equal(by_parameter(method)[0], rows)
     method.reset()

@@ -313,7 +313,7 @@ class SecondOrder(SGD):
 
 @pytest.mark.parametrize(
     ("cls", "told"),
-    [(InBackward, "has no step of its own"), (SecondOrder, "create_graph=True")],
+    [(InBackward, "implements no step"), (SecondOrder, "create_graph=True")],
 )
 def test_what_does_not_step_on_a_balanced_gradient_is_refused(
     cls: type[Optimizer], told: str

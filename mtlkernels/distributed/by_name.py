@@ -1,4 +1,4 @@
-"""A method's own order of tasks, in steps over the stages of a pipeline, which all have them."""
+"""Puts the tasks of a step over several ranks into the method's order."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mtlkernels.self_check import SelfCheck
 
 
 class ByName(OfRanks):
-    """Hands the tasks to another engine in the method's order, and its report back in theirs.
+    """Passes tasks to another engine in the method's order; its report has the order of the losses.
 
-    A mapping that lacks a name that the method knows is a step without that task, if it lacks it on
-    all ranks. A loss that is None stays: another rank may have data for its task.
+    If a name that the method knows is missing from the mapping on all ranks, its task takes no part
+    in the step. A loss that is None stays in the step: another rank may have data for its task.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -68,7 +68,7 @@ class ByName(OfRanks):
         retain_graph: bool = False,
         check: SelfCheck | None = None,
     ) -> Rows:
-        """One micro-batch, its tasks as they are given."""
+        """One micro-batch, its tasks in the order of the losses."""
         rows = self.engine.collect_step(
             losses, params, method, options, scaler, retain_graph, check
         )
@@ -81,7 +81,7 @@ class ByName(OfRanks):
         options: Options,
         check: SelfCheck | None = None,
     ) -> Report:
-        """All micro-batches, in the method's order."""
+        """Combines all micro-batches, their tasks in the method's order."""
         with task_step(method, rows.tasks if rows.named else len(rows.tasks)) as step_of:
             ordered = rows.of_tasks(step_of.order)
             report = self.engine.combine_rows(ordered, method, options, check)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlkernels.methods.numbers import Numbers, numbers_of
-from mtlkernels.methods.task_step import TaskStep, plan_of, put_in_order, tell
+from mtlkernels.methods.task_step import TaskStep, plan_of, put_in_order, set_names
 from mtlkernels.methods.tasks import KeepsTasks, Kind, members
 
 # Flags of a task's status; mtlkernels.Status names them for people.
@@ -18,13 +18,13 @@ NON_FINITE, INVALID_LOSS = 1, 32
 
 
 class Method(KeepsTasks, ABC):
-    """What the families share. Buffers are a method's state, so `state_dict` and `.to` cover it.
+    """Base of all families. Buffers are a method's state, so `state_dict` and `.to` include it.
 
     Attributes:
-        family: "Gram", "loss" or "row", what it looks at.
-        paper: where it comes from, "arXiv 2001.06782" for example; "" for a method of one's own.
+        family: "Gram", "loss" or "row", the input that it uses.
+        paper: its source, "arXiv 2001.06782" for example; "" without one.
         cost: of a step, for T losses.
-        keeps: what it carries from step to step.
+        keeps: its state from step to step.
         status: (T) int64 flags of `mtlkernels.Status` for the last call; empty before the first.
     """
 
@@ -40,37 +40,37 @@ class Method(KeepsTasks, ABC):
         self.status = torch.empty(0, dtype=torch.int64)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Past nn.Module for the status: its way costs more than the solve of a small problem."""
+        """Sets the status without nn.Module, which would take longer than a small solve."""
         if name == "status":
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Moves, but a state in float64 stays so: `half()` of a model must not round it."""
+        """Moves the state, but float64 stays float64: `half()` of a model must not round it."""
 
         def moved(tensor: Tensor) -> Tensor:
-            found = fn(tensor)
+            result = fn(tensor)
             if tensor.dtype != torch.float64 or isinstance(tensor, nn.Parameter):
-                return found
-            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+                return result
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
 
         return super()._apply(moved, recurse)
 
     def for_tasks(
         self, names: Sequence[str] | int, present: Sequence[int] | None = None
     ) -> TaskStep:
-        """A step of some tasks, in the method's own order: see `TaskStep`.
+        """A step with some tasks, in the method's order: see `TaskStep`.
 
         Args:
             names: T names; or T, where the tasks have positions only.
             present: positions of those that take part; by default all.
 
         Raises:
-            ValueError: given numbers, or the state, are of other tasks.
+            ValueError: given numbers, or the state, belong to other tasks.
         """
         if torch.compiler.is_compiling() and self._order_changes >= 0:  # which guards on it
-            return TaskStep(self, self._plan_while_tracing(names, present), told=True)
+            return TaskStep(self, self._plan_while_tracing(names, present), named=True)
         return TaskStep(self, plan_of(self, names, present))
 
     def _plan_while_tracing(
@@ -83,7 +83,7 @@ class Method(KeepsTasks, ABC):
         plan = plan_of(self, names, present)
         parts = members(self)
         put_in_order(parts, plan.names)
-        tell(parts, plan.names)
+        set_names(parts, plan.names)
         return tuple(plan)
 
     _plan_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -249,13 +249,13 @@ class LossMethod(Method):
                 setattr(self, name, fresh)
             elif have != num_tasks:
                 raise ValueError(
-                    f"this {type(self).__name__} keeps the state of {have} tasks and got "
+                    f"this {type(self).__name__} has the state of {have} tasks and got "
                     f"{num_tasks} losses: use a fresh one"
                 )
 
 
 class RowStep(NamedTuple):
-    """What a row method answers.
+    """The result of a row method.
 
     Attributes:
         directions: a flat direction for each gradient list, as `ops.combine` lays it out.
@@ -273,7 +273,7 @@ class RowStep(NamedTuple):
 
 
 class RowMethod(Method):
-    """A rule that looks at the gradients themselves: by element, or with a state as long as they.
+    """A rule for the gradients themselves: by element, or with a state of their size.
 
     A method of one's own only has to define `forward`; where it leaves `status` alone, the report
     says what its Gram matrix says, or without one what the losses say.

@@ -1,4 +1,4 @@
-"""Numbers and names of tasks: as a person gives them, as they are saved, some of them."""
+"""Numbers and names of tasks: reading, selecting, and saving them as tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Numbers = Sequence[float] | Mapping[str, float] | Tensor
 
 
 def numbers_of(numbers: Any) -> tuple[Tensor, tuple[str, ...]]:
-    """Given numbers, (T) or a scalar float64, and the tasks' names where they came by name."""
+    """The given numbers, (T) or scalar, float64, and the task names if given as a mapping."""
     names: tuple[str, ...] = ()
     if isinstance(numbers, Mapping):
         names, numbers = tuple(map(str, numbers)), list(numbers.values())
@@ -21,19 +21,19 @@ def numbers_of(numbers: Any) -> tuple[Tensor, tuple[str, ...]]:
 
 
 def pick(tensor: Tensor, positions: Sequence[int], dim: int = 0) -> Tensor:
-    """Entries at some positions; built from views, so that no index goes to the device."""
-    found = tensor.unbind(dim)
-    return torch.stack([found[p] for p in positions], dim)
+    """The entries at some positions; uses views, so that no index is copied to the device."""
+    entries = tensor.unbind(dim)
+    return torch.stack([entries[p] for p in positions], dim)
 
 
 def encoded(names: Sequence[Any], device: torch.device) -> Tensor:
-    """Names, or other plain data, as bytes, which every way of saving tensors takes."""
+    """Names, or other JSON data, as a tensor of bytes, which can be saved like any tensor."""
     text = json.dumps(names).encode() if names else b""
     return torch.tensor(list(text), dtype=torch.uint8, device=device)
 
 
 def decoded(saved: Tensor | None) -> tuple[Any, ...]:
-    """What `encoded` made bytes of; () for none."""
+    """The inverse of `encoded`; () if there is nothing."""
     if saved is None or saved.numel() == 0:
         return ()
     return tuple(json.loads(bytes(saved.tolist())))

@@ -1,4 +1,4 @@
-"""State as long as the gradients: a row a task, in the layout of a flat direction."""
+"""State of the gradients' size: one row for each task, in the layout of a flat direction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROWS = "rows_"
 _ASIDE = "rows_of_"  # and the position of a parameter
 _LAYOUT = "row_parameters"
 
-# Of a gradient list, the parameters in it: their positions in a person's list, and their sizes.
+# For each gradient list: the positions of its parameters in the user's list, and their sizes.
 Layout = list[list[tuple[int, int]]]
 
 
@@ -26,9 +26,9 @@ class KeepsRows(RowMethod):
 
     The rows, float32 or for float64 gradients float64, are the buffers `rows_0`, `rows_1`, ... on
     their gradients' devices: zeros at the first call. They go through `state_dict`, and so do the
-    positions of their parameters in the list that the step was given. Where a step reaches others
-    than the one before, each parameter keeps its own rows (`rows_of_<position>` while it is not
-    reached), and one that is new starts with zeros; such a step copies the rows.
+    positions of their parameters in the list that the step was given. If a step reaches other
+    parameters than the one before, each parameter keeps its rows (`rows_of_<position>` while it is
+    not reached), and a new one starts with zeros; such a step copies the rows.
     """
 
     growing = (_ROWS,)
@@ -46,14 +46,14 @@ class KeepsRows(RowMethod):
     def for_parameters(
         self, places: list[list[int]], params: Mapping[int, Tensor] | None = None
     ) -> None:
-        """Says which parameters the next step's gradients are of.
+        """Sets which parameters the next step's gradients belong to.
 
         Args:
-            places: for each gradient list, positions of its parameters.
-            params: the parameters by position, to see that they are those of earlier steps.
+            places: for each gradient list, the positions of its parameters.
+            params: the parameters by position, to check that they are those of earlier steps.
 
         Raises:
-            ValueError: there are others at those positions.
+            ValueError: other parameters have those positions now.
         """
         self._places = places
         if params is None or torch.compiler.is_compiling():
@@ -63,9 +63,9 @@ class KeepsRows(RowMethod):
             known = None if owner is None else owner()
             if known is not None and known is not params[place]:
                 raise ValueError(
-                    f"parameter {place} of the list is another one than in earlier steps, whose "
-                    f"averages this {type(self).__name__} has: give all parameters, in the same "
-                    "order, in each step, or reset() the method"
+                    f"parameter {place} of the list is not that of earlier steps, whose averages "
+                    f"this {type(self).__name__} has: give all parameters in the same order in "
+                    "each step, or reset() the method"
                 )
             if known is None:
                 self._owners[place] = weakref.ref(params[place])
@@ -76,7 +76,7 @@ class KeepsRows(RowMethod):
         num_tasks: int,
         update: Callable[[Sequence[Tensor], Tensor], Tensor],
     ) -> list[Tensor]:
-        """`update` of each gradient list and the present tasks' rows of it, which it may change."""
+        """Calls `update` for each list with the present tasks' rows, which it may change."""
         answers, seats = [], self._present
         for grads, whole in zip(lists, self._rows(lists, num_tasks), strict=True):
             if seats is None:
@@ -89,10 +89,10 @@ class KeepsRows(RowMethod):
         return answers
 
     def _rows(self, lists: Sequence[Sequence[Tensor]], num_tasks: int) -> list[Tensor]:
-        """All tasks' rows of each list, made now where there are none.
+        """The rows of all tasks for each list, created if there are none.
 
         Raises:
-            ValueError: they belong to other gradients.
+            ValueError: the rows belong to other gradients.
         """
         tasks = num_tasks if self._present is None else self._num_tasks
         sizes = [_sizes(grads, num_tasks) for grads in lists]
@@ -138,19 +138,19 @@ class KeepsRows(RowMethod):
     def _others(
         self, tasks: int, lengths: Sequence[int], dtypes: Sequence[torch.dtype], why: str = ""
     ) -> ValueError:
-        """What to raise where the rows are of other gradients."""
-        have = [getattr(self, name) for name in self._row_names()]
+        """The error for rows that belong to other gradients."""
+        stored = [getattr(self, name) for name in self._row_names()]
         return ValueError(
-            f"the state of {type(self).__name__} is for {_told(have)}, not "
+            f"the state of {type(self).__name__} is for {_described(stored)}, not "
             f"{' and '.join(f'{tasks} x {n}' for n in lengths)} in {_names(dtypes)}{why}: use a "
             "new method for another set of tasks or parameters"
         )
 
     def _lay_out(self, layout: Layout, lists: Sequence[Sequence[Tensor]]) -> None:
-        """Puts the parameters' rows where another layout has them, and the others' aside.
+        """Moves the rows into another layout, and sets aside those of parameters not in it.
 
         Raises:
-            ValueError: a parameter has another size or dtype than its rows; nothing has changed.
+            ValueError: a parameter's size or dtype is not that of its rows; nothing has changed.
         """
         assert self._layout is not None
         pieces: dict[int, Tensor] = {
@@ -194,11 +194,11 @@ class KeepsRows(RowMethod):
         rate: Tensor,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Moves the rows, row <- row + rate (scale g - row), and gives their Gram matrix.
+        """Updates the rows, row <- row + rate (scale g - row), and returns their Gram matrix.
 
-        A row whose scale is NaN stays as it is, and its row and column of the matrix are NaN.
+        A row whose scale is NaN is unchanged, and its row and column of the matrix are NaN.
 
-        out: (T) whose rows stay and are zero in the matrix; their scale is NaN.
+        out: (T) tasks whose rows are unchanged, with zeros in the matrix; their scale is NaN.
         """
 
         def update(grads: Sequence[Tensor], rows: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class KeepsRows(RowMethod):
         self._layout, self._places, self._owners = None, None, {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_owners": {}}  # of another model, where the method is copied
+        return {**self.__dict__, "_owners": {}}  # a copy may serve another model
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -273,7 +273,7 @@ class PositiveLosses(NamedTuple):
 
 
 def positive_losses(losses: Tensor | None, model: Tensor, name: str) -> PositiveLosses:
-    """The losses in the dtype of `model`, and which of them cannot be divided by."""
+    """The losses in the dtype of `model`, and which of them are not positive."""
     if losses is None:
         raise ValueError(f"{name} needs the tasks' losses")
     losses = losses.detach().to(model)
@@ -284,16 +284,16 @@ def positive_losses(losses: Tensor | None, model: Tensor, name: str) -> Positive
 
 
 def _sizes(grads: Sequence[Tensor], num_tasks: int) -> list[int]:
-    """The numbers that each parameter of a gradient list has."""
+    """How many numbers each parameter of a gradient list has."""
     params = len(grads) // num_tasks
     return [
         grads[p].numel() or max(grad.numel() for grad in grads[p::params]) for p in range(params)
     ]
 
 
-def _told(kept: Sequence[Tensor]) -> str:
-    sizes = " and ".join(f"{len(rows)} x {rows.shape[1]}" for rows in kept)
-    return f"{sizes} numbers in {_names([rows.dtype for rows in kept])}"
+def _described(rows_of_lists: Sequence[Tensor]) -> str:
+    sizes = " and ".join(f"{len(rows)} x {rows.shape[1]}" for rows in rows_of_lists)
+    return f"{sizes} numbers in {_names([rows.dtype for rows in rows_of_lists])}"
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:

@@ -1,4 +1,4 @@
-"""A step of some of a method's tasks, in the method's own order of them."""
+"""A step with some of a method's tasks, in the method's order."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Plan(NamedTuple):
     """How a step's tasks are seated.
 
     Attributes:
-        names: all that the method knows then, in its own order; () for positions only.
-        tasks: how many there are.
-        seats: positions among them of the present tasks, ascending.
-        order: positions of these among the step's tasks.
+        names: all names that the method knows in this step, in its order; () if there are none.
+        tasks: how many tasks the method knows.
+        seats: the present tasks' positions in the method's order, ascending.
+        order: the same tasks' positions in the step's order.
     """
 
     names: tuple[str, ...]
@@ -30,47 +30,47 @@ class Plan(NamedTuple):
 
 
 class TaskStep:
-    """A context in which a method's state is that of the tasks that are present.
+    """A context in which a method's state is that of the present tasks.
 
         with method.for_tasks(("seg", "depth", "normal"), [0, 2]) as step:
             weights = method(gram)  # of the tasks at `step.order`, in that order
 
-    Names that the method has not met before are its new tasks, behind those it has. The state of
-    absent tasks stays as it is. Where the body raises, so does the state of all, but for what is as
-    long as the gradients: a method with such a state looks after it itself.
+    New names become new tasks after those that the method knows. The state of absent tasks does not
+    change. If the body raises, no task's state changes, except state of the gradients' size, which
+    the method handles itself.
 
     Attributes:
         order: positions, among the step's tasks, of those that are present.
-        alone: whether it is one of several: the step is then plain training, and the method is not
-            asked.
+        alone: whether one task of several is present: the step is then plain training, without the
+            method.
 
     Args:
-        method: whose state it is.
-        plan: how the tasks are seated, see `plan_of`.
-        told: whether the method knows their names already.
+        method: the method.
+        plan: the tasks' positions, see `plan_of`.
+        named: whether the method knows their names already.
     """
 
-    def __init__(self, method: KeepsTasks, plan: tuple[Any, ...], told: bool = False) -> None:
+    def __init__(self, method: KeepsTasks, plan: tuple[Any, ...], named: bool = False) -> None:
         self.parts = members(method)
-        self.told = told
+        self.named = named
         self.names, self.tasks, self.seats, self.order = Plan(*plan)
         self.alone = len(self.order) == 1 and self.tasks > 1 and method.alone_is_plain
-        self.kept: list[tuple[KeepsTasks, str, Tensor, Tensor | None]] = []
+        self.saved: list[tuple[KeepsTasks, str, Tensor, Tensor | None]] = []
 
     def __enter__(self) -> TaskStep:
-        if not self.told:
+        if not self.named:
             put_in_order(self.parts, self.names)
         if not self.alone and not self._whole():
             self._take()
         return self
 
     def _placed(self) -> list[int]:
-        """The seats of the present tasks as the step has them; none of a task alone."""
+        """The seats of the present tasks in the step's order; none if one task is alone."""
         pairs = sorted(zip(self.order, self.seats, strict=True))
         return [] if self.alone else [seat for _, seat in pairs]
 
     def _whole(self) -> bool:
-        """Whether the state can stay where it is: all tasks are present, and all have theirs."""
+        """Whether the state can be used as it is: all tasks are present and have their entries."""
         if len(self.seats) < self.tasks:
             return False
         if not self.names:
@@ -82,21 +82,21 @@ class TaskStep:
         )
 
     def _take(self) -> None:
-        """Puts the present tasks' state in the place of the whole."""
+        """Replaces the state by that of the present tasks."""
         for part in self.parts:
             part._present, part._missed_by_absent = list(self.seats), None
             part._num_tasks = self.tasks
             for name in part._vectors():
-                self.kept.append((part, name, getattr(part, name), None))
+                self.saved.append((part, name, getattr(part, name), None))
                 setattr(part, name, part._select(name, self.seats))
             for name in part._lazy:
                 before = getattr(part, name)
                 if len(before) == 0:
-                    self.kept.append((part, name, before, None))
+                    self.saved.append((part, name, before, None))
                     continue
                 setattr(part, name, part._grown(name, self.tasks))
                 whole = getattr(part, name)
-                self.kept.append((part, name, before, whole))
+                self.saved.append((part, name, before, whole))
                 setattr(part, name, _share(part, name, whole, self.seats))
 
     def __exit__(
@@ -105,9 +105,9 @@ class TaskStep:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        taken = bool(self.kept) or any(part._present is not None for part in self.parts)
+        taken = bool(self.saved) or any(part._present is not None for part in self.parts)
         if kind is not None:
-            for part, name, before, _ in self.kept:
+            for part, name, before, _ in self.saved:
                 setattr(part, name, before)
         elif taken:
             self._put_back()
@@ -115,12 +115,12 @@ class TaskStep:
             part._present = None
             if kind is None:
                 part._last = self._placed()
-        if kind is None and not self.told:
-            tell(self.parts, self.names)
+        if kind is None and not self.named:
+            set_names(self.parts, self.names)
 
     def _put_back(self) -> None:
-        """Writes the present tasks' state into the whole."""
-        for part, name, before, whole in self.kept:
+        """Writes the present tasks' state back into the state of all tasks."""
+        for part, name, before, whole in self.saved:
             if name in part._given:
                 setattr(part, name, before)
                 continue
@@ -138,15 +138,15 @@ class TaskStep:
 def plan_of(
     method: KeepsTasks, names: Sequence[str] | int, present: Sequence[int] | None = None
 ) -> Plan:
-    """How a step's tasks are seated; changes nothing.
+    """The positions of a step's tasks; changes nothing.
 
     Args:
-        method: whose state it is.
-        names: T names; or T, where the tasks have positions only.
-        present: positions of those that take part; by default all.
+        method: the method.
+        names: T names; or T, if the tasks have positions only.
+        present: positions of the tasks that take part; by default all.
 
     Raises:
-        ValueError: given numbers, or the state, are of other tasks.
+        ValueError: given numbers, or the state, belong to other tasks.
     """
     parts = members(method)
     count = names if isinstance(names, int) else len(names)
@@ -163,15 +163,15 @@ def plan_of(
 
 
 def put_in_order(parts: Sequence[KeepsTasks], names: tuple[str, ...]) -> None:
-    """Makes the order of names that of all parts of a method."""
+    """Puts the state of all parts of a method into the order of the names."""
     for part in parts:
         known = names[: len(part.task_names)]
         if known and part.task_names != known:
             part._put_in_order(known)
 
 
-def tell(parts: Sequence[KeepsTasks], names: tuple[str, ...]) -> None:
-    """Makes names those of a method's tasks."""
+def set_names(parts: Sequence[KeepsTasks], names: tuple[str, ...]) -> None:
+    """Sets the names of a method's tasks."""
     for part in parts:
         if names:
             part.task_names, part._met = names, True
@@ -186,7 +186,7 @@ def _by_position(parts: Sequence[KeepsTasks], count: int, present: int) -> tuple
         if part._given_names:
             raise ValueError(
                 f"this {type(part).__name__} has numbers by name, for "
-                f"{', '.join(part._given_names)}, and the losses have none: give a mapping"
+                f"{', '.join(part._given_names)}, but the losses have no names: give a mapping"
             )
         _check_count(part, count, present)
     names = _known_names(parts)
@@ -204,8 +204,8 @@ def _by_name(parts: Sequence[KeepsTasks], names: tuple[str, ...], present: int) 
             )
         if part.task_names and set(part.task_names) != set(known):
             raise ValueError(
-                f"parts of this method know other tasks, {', '.join(part.task_names)} and "
-                f"{', '.join(known)}: use new ones"
+                f"parts of this method have state of different tasks, {', '.join(part.task_names)} "
+                f"and {', '.join(known)}: use new methods"
             )
     new = tuple(name for name in names if name not in known)
     if not known:
@@ -223,7 +223,7 @@ def _by_name(parts: Sequence[KeepsTasks], names: tuple[str, ...], present: int) 
 
 def _check_count(part: KeepsTasks, count: int, present: int) -> None:
     have = part._known_tasks()
-    if present < count and have not in (0, count):  # else the method's own sentence
+    if present < count and have not in (0, count):  # otherwise the method raises its error
         raise ValueError(
             f"this {type(part).__name__} is for {have} tasks and got {count} losses, of which some "
             "are None: give all tasks, None for each that has no data"
@@ -231,7 +231,7 @@ def _check_count(part: KeepsTasks, count: int, present: int) -> None:
 
 
 def _share(part: KeepsTasks, name: str, whole: Tensor, seats: Sequence[int]) -> Tensor:
-    """The present tasks' state; shares of a sum are those of their own sum."""
+    """The present tasks' state; shares are rescaled to the sum over the present tasks."""
     own = part._select(name, seats)
     kind, _ = part._lazy[name]
     if kind not in ("simplex", "count"):
@@ -241,7 +241,7 @@ def _share(part: KeepsTasks, name: str, whole: Tensor, seats: Sequence[int]) -> 
 
 
 def _fresh(part: KeepsTasks, name: str, now: Tensor, num_tasks: int) -> Tensor:
-    """The state of tasks of which the first step has just had some."""
+    """The state of all tasks after a first step that had some of them."""
     if len(now) == 0:
         return now
     kind, fill = part._lazy[name]
@@ -255,7 +255,7 @@ def _fresh(part: KeepsTasks, name: str, now: Tensor, num_tasks: int) -> Tensor:
 def _merged(
     part: KeepsTasks, name: str, whole: Tensor, now: Tensor, seats: Sequence[int]
 ) -> Tensor:
-    """The whole with new values of the present tasks; shares keep the sum they had together."""
+    """The state of all tasks with new values of the present ones; the sum of shares stays."""
     kind, _ = part._lazy.get(name, ("own", 0.0))
     if kind in ("simplex", "count"):
         now = now * (pick(whole, seats).sum() / now.sum())

@@ -1,7 +1,7 @@
-"""What a method remembers of its tasks: state, given numbers and the names they belong to.
+"""A method's state and given numbers for each task, and the names that they belong to.
 
-A method keeps one order of its tasks, that of the names it has met. A step's tasks are put into
-that order (`TaskStep`), so state, given numbers and random draws follow the names.
+A method has one order of its tasks, in which their names first appeared. `TaskStep` puts a step's
+tasks into that order, so state, given numbers and random draws belong to the names.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from mtlkernels.methods.numbers import decoded, encoded, pick
 
 NAMES = "task_names"  # the entry of a state dict
-NEWER = (NAMES, "missed", "row_parameters")  # entries that states of earlier versions lack
+NEWER = (
+    NAMES,
+    "missed",
+    "row_parameters",
+)  # entries that state dicts of earlier versions do not have
 
-# What a number of the state is beside the others of its vector:
-# "own": of its task alone; a new task starts with the buffer's `fill`.
-# "simplex", "count": a share of a sum, which is 1 or the number of tasks. The present tasks of a
-#     step divide their part of the sum among themselves; a new task starts with the mean share.
+# How an entry of the state depends on the others of its vector:
+# "own": not at all; a new task starts with the buffer's `fill`.
+# "simplex", "count": it is a share of a sum, which is 1 or the number of tasks. The present tasks
+#     of a step divide their part of the sum among themselves; a new task starts with the mean.
 # "logits": the logarithm of a share of 1.
 Kind = Literal["own", "simplex", "count", "logits"]
 
@@ -30,74 +34,75 @@ class KeepsTasks(nn.Module):
 
     Attributes:
         task_names: the tasks' names in the order of the state; () while only positions are known.
-        alone_is_plain: whether a step of one task of several is plain training, without the method.
-        growing: beginnings of the names of buffers that come into being with the first call; each
-            has an entry a task.
+        alone_is_plain: whether a step with one task of several is plain training, without the
+            method.
+        growing: prefixes of the names of buffers that the first call creates; each has one entry
+            for each task.
     """
 
     growing: ClassVar[tuple[str, ...]] = ()
     alone_is_plain: ClassVar[bool] = True
-    _learned: ClassVar[tuple[str, ...]] = ()  # parameters with one entry a task
+    _learned: ClassVar[tuple[str, ...]] = ()  # parameters with one entry for each task
 
     def __init__(self) -> None:
         super().__init__()
-        self._num_tasks = 0  # of all tasks, in such a step
-        # In a step that lacks tasks: what it adds to their `missed`.
+        self._num_tasks = 0  # of all tasks, in a step with absent tasks
+        # What a step with absent tasks adds to their `missed`.
         self._missed_by_absent: Tensor | None = None
         self._initial: dict[str, Tensor | None] = {}
         self._lazy: dict[str, tuple[Kind, float]] = {}
-        self._given: list[str] = []  # buffers of numbers that a person gave
-        self._given_names: tuple[str, ...] = ()  # where they came with names
-        self._order_changes = 0  # how often names were set or dropped other than by a step
+        self._given: list[str] = []  # buffers of numbers that the user gave
+        self._given_names: tuple[str, ...] = ()  # if they were given by name
+        self._order_changes = 0  # how often anything but a step changed the names
         self._met = False  # whether a step has had these names
-        self._last: list[int] | None = None  # positions of the last step's tasks, as it had them
-        self._present: list[int] | None = None  # positions, in a step that lacks some tasks
+        self._last: list[int] | None = None  # positions of the last step's tasks, in its order
+        self._present: list[int] | None = None  # positions of the present tasks, if some are absent
         self.task_names: tuple[str, ...] = ()
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """As in nn.Module; `reset` goes back to the first value."""
+        """As in nn.Module; `reset` restores the first value."""
         super().register_buffer(name, tensor, persistent)
-        if not self._grows(name) and name not in self._initial:  # assignments come by here too
+        if not self._grows(name) and name not in self._initial:  # assignments call this too
             self._initial[name] = None if tensor is None else tensor.detach().clone()
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As in nn.Module; `reset` goes back to the first value."""
+        """As in nn.Module; `reset` restores the first value."""
         super().register_parameter(name, param)
         if name not in self._initial:
             self._initial[name] = None if param is None else param.detach().clone()
 
     def register_lazy(self, name: str, kind: Kind = "own", fill: float = 0.0) -> None:
-        """A float64 buffer, in each dimension one entry a task, empty until it is first filled."""
+        """Adds a float64 buffer, in each dimension one entry per task, empty until first filled."""
         self._lazy[name] = (kind, fill)
         self.start_with(name, torch.empty(0, dtype=torch.float64))
 
     def start_with(self, name: str, tensor: Tensor) -> None:
-        """A buffer that starts with another value than an earlier `register_...` gave it."""
+        """Gives a buffer another first value than an earlier `register_...` did."""
         self._initial.pop(name, None)
         self.register_buffer(name, tensor)
 
     def register_given(
         self, name: str, numbers: Tensor, names: tuple[str, ...] = (), persistent: bool = False
     ) -> None:
-        """A buffer of one given number a task, or one for all; by default no part of the state.
+        """Adds a buffer of given numbers, one per task or one for all; by default not saved.
 
-        names: their tasks', where they were given by name, see `numbers_of`.
+        names: the tasks' names, if the numbers were given by name, see `numbers_of`.
         """
         self._given.append(name)
         self.register_buffer(name, self.in_given_order(name, numbers, names), persistent)
 
     def in_given_order(self, name: str, numbers: Tensor, names: tuple[str, ...]) -> Tensor:
-        """Numbers by name in the order of those that were given before, which they set if first."""
+        """Puts numbers given by name into the order of earlier ones; the first set the order."""
         if names:
             numbers = self.in_own_order(name, numbers, names)
             self._given_names = self.task_names
         return numbers
 
     def in_own_order(self, name: str, numbers: Tensor, names: tuple[str, ...]) -> Tensor:
-        """Numbers by name in the order of the state, which they set where it has no names.
+        """Puts numbers given by name into the order of the state, or sets it if it has no names.
 
         Raises:
-            ValueError: they name other tasks.
+            ValueError: the names are not those of the state.
         """
         if not names:
             return numbers
@@ -106,17 +111,17 @@ class KeepsTasks(nn.Module):
             self._order_changes += 1
         if set(names) != set(self.task_names):
             raise ValueError(
-                f"{name} names {', '.join(names)}, and the tasks of this {type(self).__name__} are "
+                f"{name} names {', '.join(names)}, but the tasks of this {type(self).__name__} are "
                 f"{', '.join(self.task_names)}: name these"
             )
         return pick(numbers, [names.index(task) for task in self.task_names])
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Makes the method what it was when it was made: without state, without names it has met.
+        """Restores the method's first state, without the tasks' names.
 
-        What it learns (`parameters()`) gets its first values again, in place; what an optimizer
-        remembers of it stays.
+        Learned parameters (`parameters()`) get their first values again, in place; an optimizer's
+        state for them does not change.
         """
         for part in members(self):
             part._reset()
@@ -138,21 +143,21 @@ class KeepsTasks(nn.Module):
         return bool(self.growing) and name.startswith(self.growing)
 
     def _task_buffers(self) -> list[str]:
-        """Names of the state's buffers that have an entry a task now."""
+        """Names of the state's buffers that have one entry per task now."""
         long = [name for name in self._buffers if self._grows(name)]
         return [name for name in (*self._lazy, *long) if len(getattr(self, name))]
 
     def _vectors(self) -> list[str]:
-        """Names of the given numbers that are one a task."""
+        """Names of the given numbers with one entry per task."""
         return [name for name in self._given if getattr(self, name).dim() == 1]
 
     def _fixed_tasks(self) -> int:
-        """How many tasks given and learned numbers are for; 0 for any number."""
+        """For how many tasks there are given or learned numbers; 0 if for any number."""
         names = (*self._vectors(), *self._learned)
         return max([0, *(len(getattr(self, name)) for name in names)])
 
     def _known_tasks(self) -> int:
-        """How many tasks the state is of; 0 where there is none yet."""
+        """How many tasks the state has; 0 if there is none yet."""
         state = [len(getattr(self, name)) for name in self._task_buffers()]
         return max([self._fixed_tasks(), *state])
 
@@ -164,7 +169,7 @@ class KeepsTasks(nn.Module):
         return found
 
     def _put_in_order(self, names: tuple[str, ...]) -> None:
-        """State and numbers in another order of the module's own names."""
+        """Puts state and numbers into another order of the same names."""
         order = [self.task_names.index(name) for name in names]
         for name in self._vectors():
             setattr(self, name, self._select(name, order))
@@ -174,24 +179,24 @@ class KeepsTasks(nn.Module):
         self.task_names = names
 
     def _fill_of(self, name: str) -> float | Tensor:
-        """What a new task's entry of a buffer starts with, where it is no share of a sum."""
+        """The first value of a new task's entry of a buffer, if it is not a share of a sum."""
         return self._lazy[name][1] if name in self._lazy else 0.0
 
     def _grown(self, name: str, num_tasks: int) -> Tensor:
-        """A buffer with entries for new tasks behind those it has."""
-        have: Tensor = getattr(self, name)
+        """A buffer with entries for new tasks after those that it has."""
+        now: Tensor = getattr(self, name)
         kind = self._lazy.get(name, ("own", 0.0))[0]
-        old = len(have)
+        old = len(now)
         if old == num_tasks:
-            return have
+            return now
         if kind == "logits":
-            fill_with = have.logsumexp(dim=0) - torch.tensor(float(old)).log()
+            fill_with = now.logsumexp(dim=0) - torch.tensor(float(old)).log()
         else:
-            start = self._fill_of(name) if kind == "own" else have.mean()
-            fill_with = torch.as_tensor(start, dtype=have.dtype, device=have.device)
-        shape = [num_tasks, *have.shape[1:]] if self._grows(name) else [num_tasks] * have.dim()
-        full = fill_with.to(have).expand(shape).clone()
-        full[tuple(slice(0, n) for n in have.shape)] = have
+            start = self._fill_of(name) if kind == "own" else now.mean()
+            fill_with = torch.as_tensor(start, dtype=now.dtype, device=now.device)
+        shape = [num_tasks, *now.shape[1:]] if self._grows(name) else [num_tasks] * now.dim()
+        full = fill_with.to(now).expand(shape).clone()
+        full[tuple(slice(0, n) for n in now.shape)] = now
         if kind == "simplex":
             return full / full.sum()
         return full.log_softmax(dim=0) if kind == "logits" else full
@@ -201,23 +206,23 @@ class KeepsTasks(nn.Module):
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         own = [*self._buffers.items(), *self._parameters.items()]
-        kept = [x for name, x in own if x is not None and (name in self._lazy or x.numel())]
-        if kept:  # else the method does not depend on the tasks' order
-            destination[prefix + NAMES] = encoded(self.task_names, kept[0].device)
+        saved = [x for name, x in own if x is not None and (name in self._lazy or x.numel())]
+        if saved:  # otherwise the method does not depend on the tasks' order
+            destination[prefix + NAMES] = encoded(self.task_names, saved[0].device)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As in nn.Module. A state that was saved without names is one of positions.
+        """As in nn.Module. A state that was saved without names has positions only.
 
         Raises:
-            ValueError: numbers of this method belong to other tasks; nothing has been loaded.
+            ValueError: given numbers of this method belong to other tasks; nothing was loaded.
         """
         self.check_state(state_dict)
         return super().load_state_dict(state_dict, strict, assign)
 
     def check_state(self, state_dict: Mapping[str, Any]) -> None:
-        """Raises ValueError where a saved state is of other tasks than numbers of this method."""
+        """Raises ValueError if a saved state has other tasks than this method's given numbers."""
         for name, part in self.named_modules():
             if isinstance(part, KeepsTasks):
                 prefix = f"{name}." if name else ""
@@ -265,7 +270,9 @@ class KeepsTasks(nn.Module):
             if name in NEWER and prefix + name not in own and sizes:
                 own[prefix + name] = torch.zeros(sizes[0], dtype=torch.float64)
             saved, have = own.get(prefix + name), getattr(self, name)
-            if isinstance(saved, Tensor) and saved.dim() == 0:  # one count for all, as it once was
+            if (
+                isinstance(saved, Tensor) and saved.dim() == 0
+            ):  # one count for all tasks, as earlier versions saved
                 own[prefix + name] = saved = saved.double().expand(max([0, *sizes])).clone()
             if isinstance(saved, Tensor) and saved.shape != have.shape:
                 setattr(self, name, have.new_empty(saved.shape))
@@ -275,5 +282,5 @@ class KeepsTasks(nn.Module):
 
 
 def members(method: nn.Module) -> list[KeepsTasks]:
-    """A method and those inside it."""
+    """A method and the methods inside it."""
     return [part for part in method.modules() if isinstance(part, KeepsTasks)]

@@ -1,8 +1,8 @@
 """The active-set walk over x >= 0 and its problems, in plain torch (csrc/solvers/active_set.h).
 
 A minimiser maps a support and its Cholesky factor to the best point of the support's span, or to a
-direction along which the objective falls for ever. A slack maps x to the value of each optimality
-condition and to the size of the terms it is the difference of.
+direction along which the objective is unbounded below. A slack maps x to the value of each
+optimality condition and to the size of the terms whose difference it is.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def _descend(
 
 
 def _cholesky(A: Tensor) -> Tensor:
-    """The lower factor; a pivot that rounding has eaten is 4e-15 of its diagonal.
+    """The lower factor; a pivot lost to rounding is set to 4e-15 of its diagonal.
 
-    Below such a pivot stands rounding too: it is kept within what is left of each row, or it would
-    grow without bound from one floored pivot to the next.
+    The entries below such a pivot are rounding errors too. They are limited to what is left of
+    each row's diagonal; otherwise they would grow without bound from pivot to pivot.
     """
     L = A.tril()
     for j in range(len(A)):
