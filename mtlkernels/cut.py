@@ -245,8 +245,10 @@ def dtypes_below(edges: Sequence[GradientEdge]) -> set[torch.dtype]:
 
 def _opaque(node: Node) -> bool:
     """Whether a node stands for many operations that autograd does not show."""
-    name = node.name()
-    return isinstance(node, BackwardCFunction) or "CppNode" in name or "DifferentiableGraph" in name
+    if isinstance(node, BackwardCFunction):
+        module = getattr(type(node), "_forward_cls", type(node)).__module__
+        return not module.startswith("torch.distributed.")  # these move gradients as they are
+    return "CppNode" in node.name() or "DifferentiableGraph" in node.name()
 
 
 def _cut(
