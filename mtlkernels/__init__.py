@@ -1,10 +1,10 @@
 """Multi-task gradient methods at the speed of memory."""
 
 from mtlkernels import ops
-from mtlkernels.aggregation import aggregate
-from mtlkernels.backends import backends, build_info
-from mtlkernels.backprop import backward
-from mtlkernels.compiled import compile_step
+from mtlkernels.dispatch import backends, build_info
+from mtlkernels.engine.compile import compile_step
+from mtlkernels.engine.local import backward
+from mtlkernels.functional import aggregate
 from mtlkernels.methods import (
     CRMOGM,
     DBMTL,
@@ -62,12 +62,12 @@ from mtlkernels.methods import (
     Whole,
     get_method,
 )
-from mtlkernels.monitor import Monitor
-from mtlkernels.noise import NoiseMeter
+from mtlkernels.methods.wrappers.named_parts import named_parts
+from mtlkernels.monitoring.monitor import Monitor
+from mtlkernels.monitoring.noise import NoiseMeter
+from mtlkernels.monitoring.sinks import JSONL
 from mtlkernels.optimizer import MTLOptimizer
-from mtlkernels.parts import named_parts
 from mtlkernels.report import Report, Status
-from mtlkernels.sinks import JSONL
 from mtlkernels.splitter import Splitter
 from mtlkernels.version import __version__ as __version__
 

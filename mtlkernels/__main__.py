@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=commands, help="what to do")
     command = parser.parse_args(arguments[:1]).command
     if command == "report":
-        from mtlkernels.diagnosis import main as report
+        from mtlkernels.monitoring.command import main as report
 
         return report(arguments[1:])
     {"info": info, "methods": methods}[command]()

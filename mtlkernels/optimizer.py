@@ -16,18 +16,19 @@ from typing import Any, ClassVar, Literal, cast, overload
 import torch
 from torch import Tensor
 
-from mtlkernels import backprop, method_state
-from mtlkernels.arguments import Losses, Runs
-from mtlkernels.backprop import Engine
-from mtlkernels.coverage import warn_of_learned, warn_of_missing
+from mtlkernels import optimizer_state as method_state
+from mtlkernels.aggregation.layout import UnfitGradientError
+from mtlkernels.autograd.scale import Scaler
+from mtlkernels.autograd.self_check import SelfCheck
+from mtlkernels.autograd.task_gradients import Rows
+from mtlkernels.engine import local as backprop
+from mtlkernels.engine.coverage import warn_of_learned, warn_of_missing
+from mtlkernels.engine.local import Engine
+from mtlkernels.engine.options import Options
+from mtlkernels.engine.parameters import Losses, Runs
 from mtlkernels.extended import extended, give_class, refuse_base
-from mtlkernels.layout import UnfitGradientError
 from mtlkernels.methods import GramMethod, LossMethod, Reused, RowMethod, get_method
-from mtlkernels.options import Options
 from mtlkernels.report import Report
-from mtlkernels.rows import Rows
-from mtlkernels.scaling import Scaler
-from mtlkernels.self_check import SelfCheck
 
 
 @dataclass

@@ -8,8 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mtlkernels.arguments import several_ranks
-from mtlkernels.families import (
+from mtlkernels.aggregation.families import (
     Weighting,
     check_method,
     keeps_weights,
@@ -17,10 +16,11 @@ from mtlkernels.families import (
     task_step,
     weighs_losses,
 )
-from mtlkernels.plain import plain
+from mtlkernels.autograd.scale import Scaler, scale_of
+from mtlkernels.engine.parameters import several_ranks
+from mtlkernels.engine.plain import plain
+from mtlkernels.engine.weighted_step import balance_features, combine_features
 from mtlkernels.report import Report, Status
-from mtlkernels.scaling import Scaler, scale_of
-from mtlkernels.weighted import balance_features, combine_features
 
 
 class Splitter(nn.Module):

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 
 import mtlkernels
-from mtlkernels import backprop
+from mtlkernels.engine import local as backprop
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))

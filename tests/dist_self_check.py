@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.traffic import Traffic
 from mtlkernels import GradDrop, MTLOptimizer
-from mtlkernels.trial import SelfCheckError
+from mtlkernels.autograd.trial import SelfCheckError
 
 WORLDS = (2,)
 

@@ -14,8 +14,8 @@ from torch_versions import compiles_steps
 
 import mtlkernels
 from mtlkernels import CAGrad, GradDrop, MTLOptimizer, PCGrad, compile_step
-from mtlkernels.arguments import named_losses
-from mtlkernels.joins import root
+from mtlkernels.autograd.joins import root
+from mtlkernels.engine.parameters import named_losses
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), compiles_steps]
 inductor = pytest.mark.skipif(not has_cpp_compiler(), reason="inductor finds no C++ compiler")
@@ -123,7 +123,7 @@ def test_losses_are_not_compared_by_id_while_tracing(monkeypatch) -> None:
         raise AssertionError("id() of a loss")
 
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr("mtlkernels.arguments.id", untraceable, raising=False)
+    monkeypatch.setattr("mtlkernels.engine.parameters.id", untraceable, raising=False)
     losses = Model()(batches([6])[0])
     assert named_losses(losses) == (tuple(losses), list(losses.values()))
 

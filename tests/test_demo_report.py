@@ -13,8 +13,8 @@ from examples.demo.cli import main as demo_main
 from examples.demo.problem import Task
 from examples.demo.training import train
 from mtlkernels.__main__ import main
-from mtlkernels.diagnosis import diagnose
-from mtlkernels.records import column, mean, read
+from mtlkernels.monitoring.records import column, mean, read
+from mtlkernels.monitoring.words import diagnose
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

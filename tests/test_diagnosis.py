@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtlkernels import SI, AvgNorm, Monitor, Report, backward, ops
 from mtlkernels.__main__ import main
-from mtlkernels.diagnosis import diagnose
+from mtlkernels.monitoring.words import diagnose
 
 STEPS = 12
 

@@ -9,20 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtlkernels import (
-    JSONL,
-    SI,
-    GradDrop,
-    Monitor,
-    MTLOptimizer,
-    Report,
-    Sum,
-    backward,
-    figures,
-    ops,
-    records,
-)
-from mtlkernels.diagnosis import diagnose
+from mtlkernels import JSONL, SI, GradDrop, Monitor, MTLOptimizer, Report, Sum, backward, ops
+from mtlkernels.monitoring import figures, records
+from mtlkernels.monitoring.words import diagnose
 
 CONFLICT = torch.tensor([[1.0, 0.0], [-1.0, 1.0]]).double()
 NONE = torch.tensor([[2.0, 0.0], [2.0, 2.0]]).double()

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from mtlkernels import MTLOptimizer, UPGrad
-from mtlkernels.collect import starts
-from mtlkernels.cut import reached_by
-from mtlkernels.distributed import collectives, segments
-from mtlkernels.distributed.arguments import losses_of_rank
-from mtlkernels.distributed.segments import Exchange, Segment, lay_out
+from mtlkernels.aggregation.layout import group_gradients
+from mtlkernels.autograd.backwards import starts
+from mtlkernels.autograd.cut import reached_by
+from mtlkernels.distributed import buckets as segments
+from mtlkernels.distributed import collectives
+from mtlkernels.distributed.buckets import Exchange, Segment, lay_out
+from mtlkernels.distributed.checks import losses_of_rank
 from mtlkernels.distributed.verdict import nearest_gram
-from mtlkernels.layout import group_gradients
 
 
 def test_reach_is_what_autograd_finds() -> None:

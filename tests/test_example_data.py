@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from mtlkernels.packages import MissingPackageError
+from mtlkernels.extras import MissingPackageError
 from studies.imbalance.data.augment import Resize
 from studies.imbalance.data.celeba import CelebA
 from studies.imbalance.data.cityscapes import Cityscapes

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtlkernels import Monitor, Report, figures, records
+from mtlkernels import Monitor, Report
+from mtlkernels.monitoring import figures, records
 
 pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from frameworks import FRAMEWORKS
 from torch import Tensor, nn
 
 from mtlkernels import MTLOptimizer, Sum
-from mtlkernels.trial import SelfCheckError
+from mtlkernels.autograd.trial import SelfCheckError
 
 pytestmark = FRAMEWORKS
 

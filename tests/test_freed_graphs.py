@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import mtlkernels
 from mtlkernels import GradDrop, MTLOptimizer, PCGrad, Sum
-from mtlkernels.overlap import needed_later
+from mtlkernels.autograd.overlap import needed_later
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

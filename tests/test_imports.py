@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,91 +19,38 @@ CSRC = Path(__file__).parent.parent / "csrc"
 
 ANYTHING = None
 
-# A module of ours -> those of ours that it may import, by the first name below the package. All may
-# import torch and the standard library. A new module needs a line.
+# A room, or a module beside the rooms -> the others that it may import. All may import torch and
+# the standard library. A new room needs a line.
 PYTHON: dict[str, set[str] | None] = {
     "__init__": ANYTHING,
     "__main__": ANYTHING,
-    "reference": {"reference"},
-    "ops": {"ops", "reference"},
     "version": set(),
+    "extras": set(),
+    "reference": set(),
+    "triton_kernels": set(),
+    "ops": {"reference"},
     "cuda_library": {"version"},
-    "backends": {"cuda_library", "ops", "reference", "version", "_C", "triton_kernels"},
-    "triton_kernels": {"triton_kernels"},
-    "layout": {"ops"},
-    "methods": {"ops", "methods"},
+    "dispatch": {"_C", "cuda_library", "ops", "reference", "triton_kernels", "version"},
     "report": set(),
-    "joins": set(),
-    "graph": {"joins"},
-    "cut": set(),
-    "backward_errors": set(),
-    "overlap": set(),
-    "collect": {"backward_errors", "cut", "joins", "overlap"},
-    "trial": {"backward_errors", "collect", "cut"},
-    "hidden_heads": set(),
-    "repeated": {"collect", "cut", "trial"},
-    "self_check": {"hidden_heads", "trial"},
-    "rows": {"collect", "cut", "trial"},
-    "families": set(),
-    "balancing": {"families", "layout", "ops", "report"},
-    "combining": {"balancing", "layout", "ops"},
-    "aggregation": {"balancing", "combining", "families", "layout", "report"},
-    "arguments": {"graph"},
-    "options": {"arguments", "families"},
-    "scaling": set(),
-    "compiled": {"arguments", "families", "options", "scaling"},
-    "by_rows": {
-        *("arguments", "balancing", "combining", "families", "layout", "options", "report"),
-        "rows",
-    },
-    "by_losses": {"collect", "combining", "families", "layout", "report"},
-    "weighted": {
-        *("arguments", "balancing", "collect", "combining", "cut", "families", "layout", "ops"),
-        *("options", "report"),
-        *("repeated", "self_check"),
-    },
-    "backprop": {
-        *("arguments", "by_losses", "by_rows", "collect", "compiled", "families", "layout"),
-        *("options", "plain", "report", "rows", "scaling", "self_check", "weighted"),
-    },
-    "plain": {"families"},
-    "splitter": {"arguments", "families", "plain", "report", "scaling", "weighted"},
-    "distributed": {
-        *("arguments", "backprop", "backward_errors", "balancing", "by_losses", "by_rows"),
-        *("collect", "combining"),
-        *("compiled", "cut", "distributed", "families", "layout", "ops", "options", "overlap"),
-        *("plain", "report", "rows", "scaling", "self_check", "trial", "weighted"),
-    },
-    "monitor": {"report", "sinks"},
-    "sinks": set(),
-    "records": {"sinks"},
-    "packages": set(),
-    "figures": {"packages", "records"},
-    "diagnosis": {"diagnosis", "figures", "packages", "records"},
-    "noise": {"balancing", "layout"},
-    "parts": set(),
-    "method_state": {"methods"},
+    "methods": {"ops"},
+    "autograd": set(),
+    "aggregation": {"ops", "report"},
+    "engine": {"aggregation", "autograd", "ops", "report"},
+    "distributed": {"aggregation", "autograd", "engine", "ops", "report"},
+    "functional": {"aggregation", "report"},
+    "splitter": {"aggregation", "autograd", "engine", "report"},
+    "monitoring": {"aggregation", "extras", "report"},
     "extended": set(),
-    "coverage": {"arguments", "graph"},
+    "optimizer_state": {"methods"},
     "optimizer": {
-        *(
-            "arguments",
-            "backprop",
-            "coverage",
-            "distributed",
-            "extended",
-            "layout",
-            "method_state",
-            "methods",
-            "options",
-        ),
-        *("report", "rows", "scaling", "self_check"),
+        *("aggregation", "autograd", "distributed", "engine", "extended", "methods"),
+        *("optimizer_state", "report"),
     },
 }
 THIRD_PARTY = {"torch"}
 TRITON_TOO = {"torch", "triton"}  # what triton_kernels may import
 PLOT_TOO = {"torch", "matplotlib"}  # what figures may, once one is asked for
-OF_ITS_OWN = {"triton_kernels": TRITON_TOO, "figures": PLOT_TOO}
+OF_ITS_OWN = {"triton_kernels": TRITON_TOO, "monitoring/figures": PLOT_TOO}
 
 STANDARD = r"<[a-z_]+>"  # no slash and no suffix: only the standard library's own headers
 # Files -> what an #include of theirs may be.
@@ -166,10 +114,27 @@ def test_python_imports(path: Path) -> None:
     for name in imported(path):
         package, _, below = name.partition(".")
         if package == "mtlkernels":
-            assert below.split(".")[0] in allowed, f"{room(path)} imports {name}"
+            assert below.split(".")[0] in allowed | {room(path)}, f"{room(path)} imports {name}"
         else:
-            known = OF_ITS_OWN.get(room(path), THIRD_PARTY)
+            within = path.relative_to(PACKAGE).with_suffix("").as_posix()
+            known = OF_ITS_OWN.get(within, OF_ITS_OWN.get(room(path), THIRD_PARTY))
             assert package in sys.stdlib_module_names | known, f"{room(path)} imports {name}"
+
+
+def dotted(path: Path) -> str:
+    name = ".".join(("mtlkernels", *path.relative_to(PACKAGE).with_suffix("").parts))
+    return name.removesuffix(".__init__")
+
+
+def test_no_module_imports_itself_over_others() -> None:
+    names = {dotted(path) for path in module_files()} - {"mtlkernels", "mtlkernels.__main__"}
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for path in module_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and dotted(path) in names:
+                below = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[dotted(path)] |= below & names or {str(node.module)} & names
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def test_the_package_itself_needs_torch_alone() -> None:
@@ -214,8 +179,7 @@ def refuse(*_, **__): raise AssertionError("a process was started while importin
 subprocess.Popen = os.system = refuse
 before = set(sys.modules)
 import mtlkernels
-print("\\n".join({name.split(".")[0] + "." + name.partition(".")[2].split(".")[0]
-                  for name in set(sys.modules) - before}))
+print("\\n".join(".".join(name.split(".")[:3]) for name in set(sys.modules) - before))
 """
 
 
@@ -234,5 +198,5 @@ def test_importing_loads_nothing_else_and_compiles_nothing() -> None:
     assert "mtlkernels" in packages
     heavy = {"triton", "numpy", "scipy", "matplotlib", "skimage", "mlxtend", "tqdm", "sklearn"}
     assert not packages & heavy
-    assert not loaded & {"mtlkernels.diagnosis", "mtlkernels.figures"}
+    assert "mtlkernels.monitoring.figures" not in loaded
     assert not {name for name in loaded if re.match(r"torch\.(_inductor|_dynamo)", name)}

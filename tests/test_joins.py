@@ -15,10 +15,10 @@ from trunks import MODELS, Model
 
 import mtlkernels
 from mtlkernels import Sum
-from mtlkernels.collect import starts
-from mtlkernels.cut import reached_by
-from mtlkernels.graph import entries_of_one_join
-from mtlkernels.joins import root
+from mtlkernels.autograd.backwards import starts
+from mtlkernels.autograd.cut import reached_by
+from mtlkernels.autograd.graph import entries_of_one_join
+from mtlkernels.autograd.joins import root
 
 TASKS, BATCH = 3, 6
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import mtlkernels
 from mtlkernels import Mean, Sum, aggregate, ops
-from mtlkernels.layout import group_gradients
+from mtlkernels.aggregation.layout import group_gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 

@@ -12,9 +12,10 @@ from contract import Net, batches
 from torch import Tensor
 
 import mtlkernels
-from mtlkernels import SI, GradVac, MTLOptimizer, PCGrad, backprop
+from mtlkernels import SI, GradVac, MTLOptimizer, PCGrad
 from mtlkernels.distributed.by_name import ByName
-from mtlkernels.options import Options
+from mtlkernels.engine import local as backprop
+from mtlkernels.engine.options import Options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

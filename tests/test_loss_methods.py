@@ -28,7 +28,7 @@ from mtlkernels import (
     Status,
 )
 from mtlkernels.methods import METHODS
-from mtlkernels.methods.go4align import group_means
+from mtlkernels.methods.loss.go4align import group_means
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

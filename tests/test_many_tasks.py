@@ -9,7 +9,7 @@ import torch
 from gram_methods import GRAM_METHODS, VARIANTS
 from torch import Tensor
 
-from mtlkernels.ops.library import MAX_NATIVE_TASKS
+from mtlkernels.ops.registry import MAX_NATIVE_TASKS
 
 T = MAX_NATIVE_TASKS + 1
 # NGDiff takes two tasks, PerPart several Gram matrices, PIVRG a number for each task of its own.

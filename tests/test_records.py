@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtlkernels import JSONL, Monitor, Report, records
-from mtlkernels.sinks import MATRICES, SCALARS, VECTORS
+from mtlkernels import JSONL, Monitor, Report
+from mtlkernels.monitoring import records
+from mtlkernels.monitoring.sinks import MATRICES, SCALARS, VECTORS
 
 
 def written(path, G: Tensor, every: int = 2, tasks: str = "abc", parts: tuple = ()) -> None:

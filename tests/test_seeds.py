@@ -10,7 +10,7 @@ from broken_layers import CHANGING, WRITING, Net
 from torch import Tensor
 
 from mtlkernels import FixedWeights, GradNorm, MTLOptimizer, Sum
-from mtlkernels.trial import SelfCheckError
+from mtlkernels.autograd.trial import SelfCheckError
 
 
 class Reversal(torch.autograd.Function):

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mtlkernels
 from mtlkernels import DWA, SI, GradNorm, GradVac, MTLOptimizer, PCGrad
-from mtlkernels.trial import SelfCheckError
+from mtlkernels.autograd.trial import SelfCheckError
 
 BROKEN = {**WRITING, **CHANGING}
 

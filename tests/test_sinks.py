@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from mtlkernels import JSONL, Monitor, Report, records
-from mtlkernels.diagnosis import diagnose
+from mtlkernels import JSONL, Monitor, Report
+from mtlkernels.monitoring import records
+from mtlkernels.monitoring.words import diagnose
 
 TASKS = ("täsk", "b")
 

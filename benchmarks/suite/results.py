@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mtlkernels.backends import backends, build_info
+from mtlkernels.dispatch import backends, build_info
 
 PEERS = ("torchjd", "conflictfree", "pytorch_optimizer")
 

@@ -19,7 +19,7 @@ from examples.demo.names import gram_method
 from examples.demo.problem import Batch, Problem, Task
 from examples.demo.timing import time_parts
 from mtlkernels import ops
-from mtlkernels.layout import group_gradients
+from mtlkernels.aggregation.layout import group_gradients
 
 STAGES = ("canonical lists", "gram", "weights", "combine", "whole")
 PARTS = ("forward", "backward", "balancing", "update")

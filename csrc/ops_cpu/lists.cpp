@@ -1,5 +1,5 @@
 // Registration of the CPU kernels over gradient lists: unpack tensors, check, call. Schemas are defined in
-// mtlkernels/ops/lists.py.
+// mtlkernels/ops/gradient_lists.py.
 #include <vector>
 
 #include "../cpu/combine.h"

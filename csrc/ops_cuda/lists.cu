@@ -1,5 +1,5 @@
 // Registration of the CUDA kernels over gradient lists, and of those of states as long as the gradients, which have a Gram
-// matrix too: unpack tensors, check, call. Schemas are defined in mtlkernels/ops/lists.py and rows.py.
+// matrix too: unpack tensors, check, call. Schemas are defined in mtlkernels/ops/gradient_lists.py and rows.py.
 #include "../cuda/combine.cuh"
 #include "../cuda/gram.cuh"
 #include "../cuda/state.cuh"

@@ -18,7 +18,7 @@ from examples.demo.record import log_path, write_run, write_single
 from examples.demo.stereo import stereo_problem
 from examples.demo.table import NOTES, format_table
 from examples.demo.training import Run, train, train_single
-from mtlkernels.packages import MissingPackageError, require
+from mtlkernels.extras import MissingPackageError, require
 
 DATASETS: dict[str, Callable[[torch.device], Problem]] = {
     "stereo": stereo_problem,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from examples.demo.problem import Problem
 from examples.demo.training import Run
-from mtlkernels.packages import require
+from mtlkernels.extras import require
 
 ROWS = ("gradient norm", "weight", "cosine")
 STYLES = ("-", "--", ":")

@@ -15,7 +15,7 @@ from torch.nn import functional
 from examples.demo import metrics
 from examples.demo.models import MultiTask, digit_head, lenet_encoder
 from examples.demo.problem import Batch, Problem, Task
-from mtlkernels.packages import require
+from mtlkernels.extras import require
 
 CANVAS = 36
 DIGIT = 28

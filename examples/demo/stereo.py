@@ -19,7 +19,7 @@ from torch import Tensor
 from examples.demo import geometry, metrics
 from examples.demo.models import DenseEncoder, MultiTask, dense_head
 from examples.demo.problem import Batch, Problem, Task
-from mtlkernels.packages import require
+from mtlkernels.extras import require
 
 MOTORCYCLE = geometry.Camera(
     focal=994.978, baseline=0.193001, centre_x=311.193, centre_y=254.877, shift=31.086

@@ -12,10 +12,10 @@ import torch
 
 from examples.demo.models import MultiTask
 from examples.demo.problem import Problem
-from mtlkernels.by_rows import combine_rows
+from mtlkernels.autograd.task_gradients import Rows, collect_rows
+from mtlkernels.engine.gradient_step import combine_rows
+from mtlkernels.engine.options import Options
 from mtlkernels.methods import GramMethod
-from mtlkernels.options import Options
-from mtlkernels.rows import Rows, collect_rows
 
 WARMUP = 2
 REPEATS = 10

@@ -14,7 +14,7 @@ from examples.demo.models import MultiTask
 from examples.demo.names import gram_method
 from examples.demo.problem import Batch, Problem, Task
 from examples.demo.timing import Split, time_split
-from mtlkernels.packages import require
+from mtlkernels.extras import require
 
 START_SEED = 0
 BATCH_SEED = 1

@@ -10,15 +10,15 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mtlkernels.backprop import Engine
-from mtlkernels.distributed.arguments import refuse_for_shards
+from mtlkernels.aggregation.families import keeps_weights, takes_rows, weighs_losses
 from mtlkernels.distributed.by_name import ByName
+from mtlkernels.distributed.checks import refuse_for_shards
+from mtlkernels.distributed.pipeline import Stages, refuse_for_stages
 from mtlkernels.distributed.replicas import Replicas
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.shards import Shards
-from mtlkernels.distributed.stages import Stages, refuse_for_stages
-from mtlkernels.families import keeps_weights, takes_rows, weighs_losses
-from mtlkernels.options import Options
+from mtlkernels.engine.local import Engine
+from mtlkernels.engine.options import Options
 
 __all__ = ["engine"]
 

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from mtlkernels.arguments import Losses, entries
-from mtlkernels.backprop import Engine
+from mtlkernels.aggregation.families import AnyMethod, RowWeighting, Weighting, task_step
+from mtlkernels.autograd.scale import Scaler
+from mtlkernels.autograd.self_check import SelfCheck
+from mtlkernels.autograd.task_gradients import Rows
 from mtlkernels.distributed.collectives import OfRanks
-from mtlkernels.families import AnyMethod, RowWeighting, Weighting, task_step
-from mtlkernels.options import Options
-from mtlkernels.plain import plain
+from mtlkernels.engine.local import Engine
+from mtlkernels.engine.options import Options
+from mtlkernels.engine.parameters import Losses, entries
+from mtlkernels.engine.plain import plain
 from mtlkernels.report import Report
-from mtlkernels.rows import Rows
-from mtlkernels.scaling import Scaler
-from mtlkernels.self_check import SelfCheck
 
 
 class ByName(OfRanks):

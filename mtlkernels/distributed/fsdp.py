@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from mtlkernels.backward_errors import explained
-from mtlkernels.collect import Row, Starts, starts, without_hooks
+from mtlkernels.autograd.backward_errors import explained
+from mtlkernels.autograd.backwards import Row, Starts, starts, without_hooks
+from mtlkernels.autograd.overlap import needed_later
+from mtlkernels.autograd.trial import Trial
 from mtlkernels.distributed.grad_rows import rows_of_grad
-from mtlkernels.distributed.placements import Held
-from mtlkernels.overlap import needed_later
-from mtlkernels.trial import Trial
+from mtlkernels.distributed.local_parameters import Held
 
 
 class FullyShard:

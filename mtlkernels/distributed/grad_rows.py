@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from mtlkernels.collect import Row
-from mtlkernels.distributed.placements import Held
+from mtlkernels.autograd.backwards import Row
+from mtlkernels.distributed.local_parameters import Held
 
 Answer = TypeVar("Answer")
 

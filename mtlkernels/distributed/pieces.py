@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtlkernels.balancing import HEADS_ALONE, Unasked, no_gram, section_grams
-from mtlkernels.by_rows import columns
-from mtlkernels.combining import add_weighted_sum
-from mtlkernels.distributed.placements import Held
+from mtlkernels.aggregation.direction import add_weighted_sum
+from mtlkernels.aggregation.families import Weighting
+from mtlkernels.aggregation.layout import Group, group_gradients
+from mtlkernels.aggregation.weighting import HEADS_ALONE, Unasked, no_gram, section_grams
+from mtlkernels.autograd.task_gradients import Rows
+from mtlkernels.distributed.local_parameters import Held
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.verdict import Totals
-from mtlkernels.families import Weighting
-from mtlkernels.layout import Group, group_gradients
-from mtlkernels.options import Options
+from mtlkernels.engine.gradient_step import columns
+from mtlkernels.engine.options import Options
 from mtlkernels.report import Report
-from mtlkernels.rows import Rows
 
 
 def combine_pieces(

@@ -14,19 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mtlkernels.arguments import Losses, refuse_reentrant_checkpoints
-from mtlkernels.balancing import HEADS_ALONE, Unasked, no_gram, section_grams
-from mtlkernels.by_rows import combine_rows, reach, sections_of
-from mtlkernels.collect import Row, rows_of_tasks
-from mtlkernels.distributed.agreement import judge_together, watched_by
-from mtlkernels.distributed.arguments import refuse_compiling
-from mtlkernels.distributed.meeting import Meeting, Step, look_for_heads
-from mtlkernels.distributed.one_backward import loss_step, weighted_step
-from mtlkernels.distributed.pieces import piece_gram, piece_groups
-from mtlkernels.distributed.placements import Held
-from mtlkernels.distributed.segments import Exchange, lay_out, mean_rows
-from mtlkernels.distributed.sender import Sender
-from mtlkernels.families import (
+from mtlkernels.aggregation.families import (
     AnyMethod,
     Weighting,
     keeps_weights,
@@ -34,13 +22,25 @@ from mtlkernels.families import (
     task_step,
     weighs_losses,
 )
-from mtlkernels.options import Options, check_keeps_rows
-from mtlkernels.plain import plain
+from mtlkernels.aggregation.weighting import HEADS_ALONE, Unasked, no_gram, section_grams
+from mtlkernels.autograd.backwards import Row, rows_of_tasks
+from mtlkernels.autograd.scale import Scaler
+from mtlkernels.autograd.self_check import SelfCheck
+from mtlkernels.autograd.task_gradients import Rows, collect_rows
+from mtlkernels.autograd.trial import Trial
+from mtlkernels.distributed.buckets import Exchange, lay_out, mean_rows
+from mtlkernels.distributed.checks import refuse_compiling
+from mtlkernels.distributed.consensus import judge_together, watched_by
+from mtlkernels.distributed.local_parameters import Held
+from mtlkernels.distributed.pieces import piece_gram, piece_groups
+from mtlkernels.distributed.replica_group import Meeting, Step, look_for_heads
+from mtlkernels.distributed.replicas_weighted import loss_step, weighted_step
+from mtlkernels.distributed.sender import Sender
+from mtlkernels.engine.gradient_step import combine_rows, reach, sections_of
+from mtlkernels.engine.options import Options, check_keeps_rows
+from mtlkernels.engine.parameters import Losses, refuse_reentrant_checkpoints
+from mtlkernels.engine.plain import plain
 from mtlkernels.report import Report, Status
-from mtlkernels.rows import Rows, collect_rows
-from mtlkernels.scaling import Scaler
-from mtlkernels.self_check import SelfCheck
-from mtlkernels.trial import Trial
 
 
 class Replicas(Meeting):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mtlkernels.collect import Row
-from mtlkernels.distributed.segments import Exchange
+from mtlkernels.autograd.backwards import Row
+from mtlkernels.distributed.buckets import Exchange
 
 
 class Sender:

@@ -14,26 +14,32 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from mtlkernels.arguments import Losses, refuse_reentrant_checkpoints
-from mtlkernels.by_losses import weigh_losses, write_row
-from mtlkernels.by_rows import reach, sections_of, split
-from mtlkernels.collect import stack, starts, task_gradients, weighted_gradient
-from mtlkernels.distributed.agreement import (
+from mtlkernels.aggregation.families import (
+    AnyMethod,
+    Weighting,
+    keeps_weights,
+    task_step,
+    weighs_losses,
+)
+from mtlkernels.autograd.backwards import stack, starts, task_gradients, weighted_gradient
+from mtlkernels.autograd.scale import Scaler, scale_of
+from mtlkernels.autograd.self_check import SelfCheck
+from mtlkernels.autograd.task_gradients import Rows
+from mtlkernels.distributed.consensus import (
     judge_together,
     watched_by,
 )
+from mtlkernels.distributed.local_parameters import Held
 from mtlkernels.distributed.pieces import combine_pieces
-from mtlkernels.distributed.placements import Held
-from mtlkernels.distributed.shard_meeting import Begun, ShardMeeting
+from mtlkernels.distributed.shard_group import Begun, ShardMeeting
 from mtlkernels.distributed.verdict import Totals
-from mtlkernels.families import AnyMethod, Weighting, keeps_weights, task_step, weighs_losses
-from mtlkernels.options import Options, check_keeps_rows
-from mtlkernels.plain import plain
+from mtlkernels.engine.gradient_step import reach, sections_of, split
+from mtlkernels.engine.loss_step import weigh_losses, write_row
+from mtlkernels.engine.options import Options, check_keeps_rows
+from mtlkernels.engine.parameters import Losses, refuse_reentrant_checkpoints
+from mtlkernels.engine.plain import plain
+from mtlkernels.engine.weighted_step import combine_features, feature_gram
 from mtlkernels.report import Report, Status
-from mtlkernels.rows import Rows
-from mtlkernels.scaling import Scaler, scale_of
-from mtlkernels.self_check import SelfCheck
-from mtlkernels.weighted import combine_features, feature_gram
 
 
 class Shards(ShardMeeting):

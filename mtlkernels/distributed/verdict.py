@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mtlkernels.balancing import Balanced, balance_gram
-from mtlkernels.distributed.agreement import check_weights
+from mtlkernels.aggregation.families import Weighting
+from mtlkernels.aggregation.weighting import Balanced, balance_gram
 from mtlkernels.distributed.collectives import Group, Hosts, add_up_together
+from mtlkernels.distributed.consensus import check_weights
 from mtlkernels.distributed.setting import Setting
-from mtlkernels.families import Weighting
 
 
 @dataclass

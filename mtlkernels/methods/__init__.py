@@ -4,42 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtlkernels.methods.aligned import AlignedMTL
-from mtlkernels.methods.avgnorm import AvgNorm
 from mtlkernels.methods.base import GramMethod, LossMethod, RowMethod, RowStep
-from mtlkernels.methods.baseline import IGB, STCH
-from mtlkernels.methods.cagrad import CAGrad
-from mtlkernels.methods.config import ConFIG
-from mtlkernels.methods.crmogm import CRMOGM
-from mtlkernels.methods.double_sampling import MoDo, SDMGrad
-from mtlkernels.methods.dwa import DWA
-from mtlkernels.methods.excess import ExcessMTL
-from mtlkernels.methods.fairgrad import FairGrad
-from mtlkernels.methods.famo import FAMO
-from mtlkernels.methods.fixed import FixedWeights, Mean, RandomWeights, Sum
-from mtlkernels.methods.go4align import GO4Align
-from mtlkernels.methods.graddrop import GradDrop
-from mtlkernels.methods.gradnorm import GradNorm
-from mtlkernels.methods.gradvac import GradVac
-from mtlkernels.methods.imgrad import IMGrad
-from mtlkernels.methods.imtlg import IMTLG
-from mtlkernels.methods.log_losses import GLS, SI
-from mtlkernels.methods.mgda import MGDA
-from mtlkernels.methods.moco import MoCo
-from mtlkernels.methods.nashmtl import NashMTL
-from mtlkernels.methods.norm_scaling import DBMTL, NTKMTL, SLW, NGDiff
-from mtlkernels.methods.parts import PerPart
-from mtlkernels.methods.pcgrad import PCGrad
-from mtlkernels.methods.pivrg import PIVRG
-from mtlkernels.methods.precondition import ClippedTasks, LogLosses, Normalized, Preferred
-from mtlkernels.methods.projections import DualProj, UPGrad
-from mtlkernels.methods.reused import Reused
-from mtlkernels.methods.rlw import RLW
-from mtlkernels.methods.slaw import SLAW
-from mtlkernels.methods.tracked import Tracked
-from mtlkernels.methods.trimmed_mean import TrimmedMean
-from mtlkernels.methods.uncertainty import IMTLL, UW, UWSO
-from mtlkernels.methods.whole import Whole
+from mtlkernels.methods.gram.aligned_mtl import AlignedMTL
+from mtlkernels.methods.gram.avgnorm import AvgNorm
+from mtlkernels.methods.gram.baselines import FixedWeights, Mean, RandomWeights, Sum
+from mtlkernels.methods.gram.cagrad import CAGrad
+from mtlkernels.methods.gram.config import ConFIG
+from mtlkernels.methods.gram.fairgrad import FairGrad
+from mtlkernels.methods.gram.gradnorm import GradNorm
+from mtlkernels.methods.gram.gradvac import GradVac
+from mtlkernels.methods.gram.imgrad import IMGrad
+from mtlkernels.methods.gram.imtlg import IMTLG
+from mtlkernels.methods.gram.mgda import MGDA
+from mtlkernels.methods.gram.nash_mtl import NashMTL
+from mtlkernels.methods.gram.norm_scaling import DBMTL, NTKMTL, SLW, NGDiff
+from mtlkernels.methods.gram.pcgrad import PCGrad
+from mtlkernels.methods.gram.pivrg import PIVRG
+from mtlkernels.methods.gram.sdmgrad import MoDo, SDMGrad
+from mtlkernels.methods.gram.upgrad import DualProj, UPGrad
+from mtlkernels.methods.loss.dwa import DWA
+from mtlkernels.methods.loss.famo import FAMO
+from mtlkernels.methods.loss.go4align import GO4Align
+from mtlkernels.methods.loss.rlw import RLW
+from mtlkernels.methods.loss.si import GLS, SI
+from mtlkernels.methods.loss.slaw import SLAW
+from mtlkernels.methods.loss.stch import IGB, STCH
+from mtlkernels.methods.loss.uw import IMTLL, UW, UWSO
+from mtlkernels.methods.row.excess_mtl import ExcessMTL
+from mtlkernels.methods.row.graddrop import GradDrop
+from mtlkernels.methods.row.moco import MoCo
+from mtlkernels.methods.row.tracked import Tracked
+from mtlkernels.methods.row.trimmed_mean import TrimmedMean
+from mtlkernels.methods.wrappers.crmogm import CRMOGM
+from mtlkernels.methods.wrappers.per_part import PerPart
+from mtlkernels.methods.wrappers.rescaled import ClippedTasks, LogLosses, Normalized, Preferred
+from mtlkernels.methods.wrappers.reused import Reused
+from mtlkernels.methods.wrappers.whole import Whole
 
 __all__ = [
     "CRMOGM",

@@ -12,14 +12,14 @@ tensors are read in place, others are copied first.
 
 from mtlkernels.ops.convex import IMGradForm, dualproj, imgrad, mgda, upgrad
 from mtlkernels.ops.fair import fairgrad
-from mtlkernels.ops.library import (
+from mtlkernels.ops.gradient_lists import combine, combine_out, cross_gram, flat_offsets, gram
+from mtlkernels.ops.registry import (
     FLOAT_DTYPES,
     LIBRARY,
     MAX_NATIVE_TASKS,
     SCHEMAS,
     check_gram,
 )
-from mtlkernels.ops.lists import combine, combine_out, cross_gram, flat_offsets, gram
 from mtlkernels.ops.rows import excess, graddrop, track_gram, trimmed_mean
 from mtlkernels.ops.solvers import (
     NormScale,

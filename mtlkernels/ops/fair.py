@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from mtlkernels.ops.library import define_solver
+from mtlkernels.ops.registry import define_solver
 
 _fairgrad = define_solver("fairgrad", ", float alpha, Tensor? importance, float max_norm")
 

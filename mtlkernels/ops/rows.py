@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mtlkernels import reference
-from mtlkernels.ops.library import LIBRARY, call, define
-from mtlkernels.ops.lists import as_list
+from mtlkernels.ops.gradient_lists import as_list
+from mtlkernels.ops.registry import LIBRARY, call, define
 
 _graddrop = define(
     "graddrop", "(Tensor[] grads, int num_tasks, Tensor seed, Tensor step, Tensor leak) -> Tensor"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import reference
-from mtlkernels.ops.library import define_sized, define_solver, fake
+from mtlkernels.ops.registry import define_sized, define_solver, fake
 
 _task_status = define_sized("task_status", "(Tensor gram) -> Tensor")
 _visiting_order = define_sized(

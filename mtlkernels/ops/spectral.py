@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from torch import Tensor
 
-from mtlkernels.ops.library import define_solver
+from mtlkernels.ops.registry import define_solver
 
 
 class EquiangularLength(IntEnum):

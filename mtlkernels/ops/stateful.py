@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import reference
-from mtlkernels.ops.library import LIBRARY, call, define, define_sized, fake, refuse_gradients
+from mtlkernels.ops.registry import LIBRARY, call, define, define_sized, fake, refuse_gradients
 
 onto_simplex = reference.onto_simplex  # a few torch ops on T numbers: differentiable, no kernel
 

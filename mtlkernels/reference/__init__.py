@@ -7,7 +7,7 @@ the kernels promise more than float32.
 from mtlkernels.reference.cagrad import cagrad
 from mtlkernels.reference.convex import dualproj, imgrad, mgda, upgrad
 from mtlkernels.reference.fair import fairgrad
-from mtlkernels.reference.lists import (
+from mtlkernels.reference.gradient_lists import (
     FLOAT_DTYPES,
     GRAM_NOISE,
     check_list,

@@ -8,7 +8,7 @@ order.
 
 from __future__ import annotations
 
-from mtlkernels.reference.lists import GRAM_NOISE
+from mtlkernels.reference.gradient_lists import GRAM_NOISE
 
 NOISE = GRAM_NOISE / 8
 CLEAR = 1 / 8

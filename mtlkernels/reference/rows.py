@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mtlkernels.reference.lists import GramSums, check_list, flat_offsets
+from mtlkernels.reference.gradient_lists import GramSums, check_list, flat_offsets
 
 _LOW = (1 << 32) - 1
 _PIECE = 1 << 20  # elements at once: the draws take ten int64 numbers each

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtlkernels.packages import MissingPackageError
+from mtlkernels.extras import MissingPackageError
 from studies.imbalance.config import ConfigError, read_config
 from studies.imbalance.data.common import DataFolderError
 from studies.imbalance.page import write_page

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mtlkernels.packages import require
+from mtlkernels.extras import require
 from studies.imbalance.answers import PAPERS_RULE, Points, points, scores, settings_of
 from studies.imbalance.config import FULL, Config
 from studies.imbalance.specs import methods_of

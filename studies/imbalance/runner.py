@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mtlkernels.packages import require
+from mtlkernels.extras import require
 from studies.imbalance.config import PRETRAINED, Config
 from studies.imbalance.problems import DATA
 from studies.imbalance.results import best_weights

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtlkernels import packages
+from mtlkernels import extras as packages
 
 IGNORE = -1
 """The class of a pixel without one."""

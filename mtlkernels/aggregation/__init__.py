@@ -1,0 +1,1 @@
+"""From task gradients to a direction: layout, Gram matrix, weighting, weighted sum."""

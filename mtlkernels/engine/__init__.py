@@ -1,0 +1,1 @@
+"""One step in one process, from losses to .grad, by each of its routes."""

@@ -1,0 +1,315 @@
+"""Losses -> .grad: by rows over all parameters, by one weighted backward, or by a loss method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from mtlkernels.aggregation.families import (
+    AnyMethod,
+    RowWeighting,
+    Weighting,
+    keeps_weights,
+    task_step,
+    weighs_losses,
+)
+from mtlkernels.aggregation.layout import numbered
+from mtlkernels.autograd.backwards import stack
+from mtlkernels.autograd.scale import Scaler, scale_of
+from mtlkernels.autograd.self_check import SelfCheck
+from mtlkernels.autograd.task_gradients import Rows, collect_rows
+from mtlkernels.engine import gradient_step as by_rows
+from mtlkernels.engine.compile import backwards_are_lost, refuse_without_graph, untraced
+from mtlkernels.engine.gradient_step import reach
+from mtlkernels.engine.loss_step import backward_once
+from mtlkernels.engine.options import Options, check_keeps_rows, check_step
+from mtlkernels.engine.parameters import (
+    Losses,
+    check_list,
+    given_losses,
+    refuse_reentrant_checkpoints,
+    refuse_several_ranks,
+)
+from mtlkernels.engine.plain import plain
+from mtlkernels.engine.weighted_step import backward_weighted
+from mtlkernels.report import Report
+
+
+class Engine(Protocol):
+    """Who takes a step: this file for one process, `mtlkernels.distributed` for several."""
+
+    def step(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        features: Tensor | Sequence[Tensor] | None = None,
+        scaler: Scaler | Tensor | None = None,
+        retain_graph: bool = False,
+        check: SelfCheck | None = None,
+    ) -> Report: ...
+
+    def collect_step(
+        self,
+        losses: Losses,
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        scaler: Scaler | Tensor | None = None,
+        retain_graph: bool = False,
+        check: SelfCheck | None = None,
+    ) -> Rows: ...
+
+    def combine_rows(
+        self,
+        rows: Rows,
+        method: Weighting | RowWeighting,
+        options: Options,
+        check: SelfCheck | None = None,
+    ) -> Report: ...
+
+
+def backward(
+    losses: Losses,
+    params: Sequence[Tensor],
+    method: AnyMethod,
+    *,
+    shared: Sequence[Tensor] | None = None,
+    weight_heads: bool = False,
+    parts: Sequence[Sequence[Tensor]] | None = None,
+    measure: Sequence[Tensor] | None = None,
+    features: Tensor | Sequence[Tensor] | None = None,
+    apply: Literal["combine", "backward"] = "combine",
+    collect: Literal["loop", "batched"] = "loop",
+    rows_dtype: torch.dtype | None = None,
+    scaler: Scaler | Tensor | None = None,
+    retain_graph: bool = False,
+    check: bool = False,
+) -> Report:
+    """Adds a method's update direction to the parameters' .grad, as `loss.backward()` adds its own.
+
+    Shared parameters, those that at least two losses reach, get the method's direction. The others,
+    the heads, get the plain sum of the gradients that reach them, which for one loss is its own. A
+    parameter that no loss reaches keeps its .grad, None included. Where the trunk is frozen or
+    detached and losses reach heads alone, the method is not asked: K is 0, the weights are 1, and
+    the report's `collected` says so. Like any use of
+    `torch.autograd.grad`, the backwards run a parameter's own tensor hooks once a task and run no
+    post-accumulate-grad hooks. The .grad of a dtype and device are views of one vector, but for
+    those that one weighted backward makes (see below).
+
+    Most of a step is the T backwards. `measure=`, `features=` and `apply="backward"` take one
+    backward of the weighted sum through what is shared, and get the weights from less; heads cost
+    no more than in one backward of the sum. Their report's Gram matrix is that of what was
+    measured. The weighted backward is an ordinary one: it adds to the .grad of what is shared as
+    `loss.backward()` does, without a copy, and runs post-accumulate-grad hooks there.
+
+    A loss method makes one loss of the T, and one backward of it is all: every parameter, the heads
+    too, gets sum_t w_t g_t with w_t = d scalar / d L_t, and the method's own parameters get their
+    gradients.
+
+    Args:
+        losses: T scalar losses: a mapping from names, a TensorDict, a dataclass or NamedTuple, a
+            sequence or a 1-D tensor. None for a task that has no data in this step, which then
+            takes no part; with one task left the step is plain training. A method's state follows
+            the names.
+        params: the parameters to write to, and no others; those that do not require grad are
+            passed over.
+        method: a Gram method, for example `PCGrad()`, a row method, for example `GradDrop()`, or a
+            loss method, for example `SI()`.
+        shared: the shared parameters, where they are not to be found out; frozen ones are passed
+            over.
+        weight_heads: multiply each head's gradients by the tasks' weights too, as
+            `(report.weights * losses).sum().backward()` would; for methods that have weights, and
+            not with parts, which have several. The weights belong to the gradients of the losses as
+            they were given: those of `LogLosses` and `Normalized` hold the factor 1 / L or
+            1 / ||g||. A row method's weights belong to its rows, so a head gets w / L of
+            `DBMTL(beta=0.9, log_losses=True)`, whose rows are gradients of log L. `NashMTL`
+            shortens the shared direction alone, as published. A loss method weighs heads always.
+        parts: lists of parameters, for example one a layer, that hold every shared parameter once.
+            Each part gets weights of its own, from its own Gram matrix; the method is then a
+            `PerPart(method, len(parts))`.
+        measure: parameters, for example of the last shared layer, whose gradients alone the method
+            weighs (as AvgNorm's and GradNorm's papers do). T backwards run to them and no further.
+        features: the tensor, or tensors, between trunk and heads; the method weighs the losses'
+            gradients there. T backwards run through the heads and no further.
+        apply: "combine" keeps T rows and combines them; "backward" forms the same Gram matrix in
+            one batched backward that keeps none, N numbers of memory in place of T N, and then
+            takes one more backward.
+        collect: "loop", a backward a loss; "batched", one backward of T gradients below the heads
+            (`is_grads_batched`), which saves time where starting operations takes more than
+            running them: many losses of a small model, a GPU; `python -m benchmarks.step` compares
+            the two.
+        rows_dtype: what the rows of float32 parameters are kept in, torch.bfloat16 or
+            torch.float16; sums over them are float32 and .grad too.
+        scaler: a GradScaler, or its scale as a scalar tensor. The losses come unscaled, .grad goes
+            out scaled, so that `scaler.unscale_`, clipping and `scaler.step` go on as ever. The
+            method sees neither.
+        retain_graph: keep the graph, for another backward through it.
+        check: compare the sum of the task gradients with one backward of the summed loss before
+            anything is written, see `MTLOptimizer`, which does so in its first step.
+
+    Returns:
+        The report of this step: Gram matrix (None for a loss method), weights, losses and status,
+        on the device; see `Report` for row methods.
+
+    Raises:
+        TypeError, ValueError: losses, params or shared are not what they have to be, or no
+            parameter is reached; parts do not hold each shared parameter once; or an option is
+            given that the method, or another option, has no use for. Nothing has been written then.
+        RuntimeError: a compiled model gave away memory that a second backward needs, the backward
+            cannot be batched, or the task gradients do not add up to those of the summed loss.
+        NotImplementedError: torch.distributed runs more than one rank, or a parameter is a DTensor:
+            `MTLOptimizer` with module= or process_group= takes these.
+    """
+    options = Options(
+        shared=shared,
+        weight_heads=weight_heads,
+        parts=parts,
+        measure=measure,
+        apply=apply,
+        collect=collect,
+        rows_dtype=rows_dtype,
+    )
+    checks = SelfCheck() if check else None
+    return step(losses, params, method, options, features, scaler, retain_graph, checks)
+
+
+@numbered
+def step(
+    losses: Losses,
+    params: Sequence[Tensor],
+    method: AnyMethod,
+    options: Options,
+    features: Tensor | Sequence[Tensor] | None = None,
+    scaler: Scaler | Tensor | None = None,
+    retain_graph: bool = False,
+    check: SelfCheck | None = None,
+) -> Report:
+    """`backward` with its options in one object."""
+    if backwards_are_lost():
+        return untraced(
+            step, losses, params, method, options, features, scaler, retain_graph, check
+        )
+    if torch.compiler.is_compiling():
+        refuse_without_graph(losses, method, options, features is not None, scaler)
+        check = None  # there is no graph to look at
+    refuse_several_ranks()
+    given = given_losses(losses)
+    at = [features] if isinstance(features, Tensor) else features
+    check_list(params, "params")
+    everything = list(params)
+    params = check_step(given.values, everything, method, options, at is not None)
+    scale = scale_of(scaler, given.values[0].device)
+    with task_step(method, given.names, given.present) as step_of:
+        order = step_of.order
+        tasks = tuple(given.tasks[t] for t in order)
+        values = [given.values[given.present.index(t)] for t in order]
+        if step_of.alone:
+            method, options, at = plain(method), options.of_plain_step(), None
+        if weighs_losses(method):
+            report = backward_once(tasks, values, params, method, scale, retain_graph)
+        else:
+            kept = method.kept_weights(tasks, scaler is not None) if keeps_weights(method) else None
+            if kept is not None or at is not None or options.weighted:
+                report = backward_weighted(
+                    *(tasks, values, params, method, options, at, kept, scale, retain_graph),
+                    check=check,
+                )
+            else:
+                rows = _rows(tasks, values, params, options, scale, retain_graph, check)
+                rows.places = _trainable_places(everything)
+                asked = cast("Weighting | RowWeighting", method)
+                look_for_heads(rows, options, check)
+                report = by_rows.combine_rows(rows, asked, options)
+            if keeps_weights(method):
+                method.count(tasks)
+    return report.of_tasks(given.tasks, order)
+
+
+@numbered
+def collect_step(
+    losses: Losses,
+    params: Sequence[Tensor],
+    method: AnyMethod,
+    options: Options,
+    scaler: Scaler | Tensor | None = None,
+    retain_graph: bool = False,
+    check: SelfCheck | None = None,
+) -> Rows:
+    """The gradients of one batch, to be added to others' and combined by `combine_rows`.
+
+    Raises:
+        ValueError: as `backward`; or the method or an option keeps no rows that could be added.
+    """
+    if backwards_are_lost():
+        return untraced(collect_step, losses, params, method, options, scaler, retain_graph, check)
+    if torch.compiler.is_compiling():
+        refuse_without_graph(losses, method, options, False, scaler)
+        check = None
+    refuse_several_ranks()
+    check_keeps_rows(method, options)
+    given = given_losses(losses)
+    check_list(params, "params")
+    everything = list(params)
+    params = check_step(given.values, everything, method, options, False)
+    scale = scale_of(scaler, given.values[0].device)
+    here = tuple(given.tasks[t] for t in given.present)
+    rows = _rows(here, given.values, params, options, scale, retain_graph, check)
+    rows.places = _trainable_places(everything)
+    return rows.with_absent(given.tasks, given.named)
+
+
+def _trainable_places(params: Sequence[Tensor]) -> list[int]:
+    """Positions of the parameters that require grad."""
+    return [p for p, param in enumerate(params) if param.requires_grad]
+
+
+def combine_rows(
+    rows: Rows,
+    method: Weighting | RowWeighting,
+    options: Options,
+    check: SelfCheck | None = None,
+) -> Report:
+    """The part of `backward` after the backwards, of the tasks that any micro-batch had."""
+    names = rows.tasks if rows.named else len(rows.tasks)
+    with task_step(method, names, rows.present_positions()) as step_of:
+        if step_of.alone:
+            options.check(method)
+            method, options = cast(Weighting, plain(method)), options.of_plain_step()
+        here = rows.of_tasks(step_of.order)
+        look_for_heads(here, options, check)
+        report = by_rows.combine_rows(here, method, options)
+    return report.of_tasks(rows.tasks, step_of.order)
+
+
+def look_for_heads(rows: Rows, options: Options, check: SelfCheck | None) -> None:
+    """Warns where parameters pass for shared but look like one task's own; see `SelfCheck`."""
+    if check is not None and options.shared is None:
+        for row in rows.grads:
+            check.heads.note(row)
+        check.look_for_heads(rows.tasks, rows.params)
+
+
+def _rows(
+    tasks: tuple[str, ...],
+    values: Sequence[Tensor],
+    params: Sequence[Tensor],
+    options: Options,
+    scale: Tensor | None,
+    retain_graph: bool,
+    check: SelfCheck | None,
+) -> Rows:
+    """T backwards over all parameters."""
+    trial = None if check is None else check.trial(tasks, params)
+    rows, collected = collect_rows(
+        values, params, options.collect, options.rows_dtype, scale, retain_graph, trial
+    )
+    counts = reach(rows)
+    refuse_reentrant_checkpoints(values, counts)
+    if check is not None:
+        check.saw_rows(tasks, params, rows, counts, trial)
+    return Rows(tasks, stack(values), params, rows, scale, collected)

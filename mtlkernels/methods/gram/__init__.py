@@ -1,0 +1,1 @@
+"""Methods that weigh the tasks by the Gram matrix of their gradients."""

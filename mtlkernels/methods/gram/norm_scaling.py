@@ -1,0 +1,106 @@
+"""The relatives of AvgNorm that other papers name: every task's gradient at one length."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtlkernels import ops
+from mtlkernels.methods.base import GramMethod, RowMethod
+from mtlkernels.methods.row.tracked import Tracked
+from mtlkernels.methods.wrappers.rescaled import LogLosses
+
+
+class _NormScaling(GramMethod):
+    _scale: ops.NormScale
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        weights, self.status = ops.avgnorm(gram, int(self._scale))
+        return weights
+
+
+class NTKMTL(_NormScaling):
+    """NTKMTL (NeurIPS 2025) with one sample a task: w_i = rms(n) / n_i, n_i = ||g_i||.
+
+    The paper's w_i = sqrt(mean_j lambda_j / lambda_i) has lambda_i, the largest eigenvalue of the
+    Gram matrix of n mini-batch chunks of task i; for n = 1 it is ||g_i||^2, and the rule is
+    `AvgNorm("rms")`. A zero gradient gets weight 0 and does not count. Degree 1.
+    """
+
+    paper = "NeurIPS 2025"
+
+    _scale = ops.NormScale.RMS
+
+
+class SLW(_NormScaling):
+    """Scaled loss weighting by exact norms, inside SLAW (arXiv 2109.08218).
+
+    w_i = T (1 / n_i) / sum_j 1 / n_j, n_i = ||g_i||: the harmonic mean of the norms over n_i; the
+    weights sum to T. A zero gradient gets weight 0 and does not count; the original clamps norms at
+    1e-5, which hands a zero gradient nearly all the weight. The original measures the norms on the
+    last shared layer. Degree 1.
+    """
+
+    paper = "arXiv 2109.08218"
+
+    _scale = ops.NormScale.HARMONIC
+
+
+class DBMTL(_NormScaling):
+    """DB-MTL (Lin et al., arXiv 2308.12029): w_i = max_j n_j / n_i, n_i = ||g_i||.
+
+    The paper's rule is on averages over the steps of the gradients of log L_i:
+    `DBMTL(beta=0.9, log_losses=True)`. With beta = 0 the method has no state and sees K alone. A
+    zero gradient gets weight 0 and does not count. Degree 1.
+
+    Args:
+        beta: 0, or the weight of the past in the averages; then what is made is the row method
+            `Tracked(DBMTL(), beta)`, whose docstring has the conventions. LibMTL's default is 0.9.
+        sigma: in step k, beta / k^sigma. LibMTL: 0.
+        log_losses: take the gradients of log L_i, as the paper and LibMTL do; made is
+            `LogLosses(DBMTL())` where beta = 0.
+    """
+
+    paper = "arXiv 2308.12029"
+
+    _scale = ops.NormScale.MAX
+
+    def __new__(  # type: ignore[misc]  # what is made depends on the arguments
+        cls, beta: float = 0.0, *, sigma: float = 0.0, log_losses: bool = False
+    ) -> GramMethod | RowMethod:
+        if beta != 0:
+            return Tracked(DBMTL(), beta, sigma=sigma, log_losses=log_losses)
+        return LogLosses(DBMTL()) if log_losses else super().__new__(cls)
+
+    def __init__(self, beta: float = 0.0, *, sigma: float = 0.0, log_losses: bool = False) -> None:
+        super().__init__()
+
+
+class NGDiff(GramMethod):
+    """Normalised gradient difference for unlearning (arXiv 2410.22086).
+
+    Two tasks, retain then forget: d = g_1 / ||g_1|| - g_2 / ||g_2||, so descent along d unlearns
+    the second. The first step's names are these two, in that order; a step that lacks one of them
+    raises ValueError. Identical gradients give 0; a zero gradient gets weight 0. Degree 0 in the
+    gradients: the length is the learning rate's business (the paper sets it automatically).
+    """
+
+    paper = "arXiv 2410.22086"
+    keeps = "its tasks' names"
+    alone_is_plain = False
+
+    sign: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer(
+            "sign", torch.tensor([1.0, -1.0], dtype=torch.float64), persistent=False
+        )
+
+    def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
+        if len(gram) != 2:
+            raise ValueError(f"NGDiff takes two tasks, retain and forget, not {len(gram)}")
+        if self.sign.device != gram.device:
+            self.to(gram.device)
+        weights, self.status = ops.avgnorm(gram, int(ops.NormScale.CONSTANT), 1.0)
+        return weights * self.sign

@@ -1,0 +1,1 @@
+"""Methods that weigh the losses themselves and take one backward pass."""

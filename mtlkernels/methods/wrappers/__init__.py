@@ -1,0 +1,1 @@
+"""Methods around another method: reused weights, weights by part, rescaled gradients."""

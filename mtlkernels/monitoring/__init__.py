@@ -1,0 +1,1 @@
+"""What a run records, and what its records say: monitor, sinks, figures, the report command."""
