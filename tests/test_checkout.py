@@ -83,7 +83,7 @@ def test_another_torch_has_an_environment_of_its_own(
     """Else `make test TORCH=...` would run on the torch of the last time, without a word."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("TORCH", "PYTHON", "MAKEFLAGS")}
     done = subprocess.run(
-        ["make", "-n", "-B", "test", *arguments],
+        ["make", "--no-print-directory", "-n", "-B", "test", *arguments],
         cwd=ROOT, env=inherited, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert f"-m venv {environment}\n" in done.stdout, done.stderr

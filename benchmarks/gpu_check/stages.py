@@ -1,4 +1,4 @@
-"""The stages, in the order of what a lease is worth: what is right first, then how fast it is."""
+"""The stages in their order: first whether the results are right, then how fast they are made."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The contract: schema, fake kernel, gradient and typed function of every op. Imports no backend.
 
-Backends attach themselves to `torch.ops.mtlkernels.*` by device (see backends.py). All ops read
+Backends attach themselves to `torch.ops.mtlkernels.*` by device (see dispatch.py). All ops read
 their inputs only and return new tensors, except `combine_out`, `track_gram` and `excess`; all are
 deterministic.
 
