@@ -118,7 +118,7 @@ def _decide() -> None:
             reasons["triton"] = "native kernels serve every op"
         elif (device, "triton") not in _kernels:
             _serve_triton(device, left)
-    lacking = native is None or (torch.version.cuda and "native" in _reasons["cuda"])
+    lacking = native is None or ("cuda" in _devices() and "native" in _reasons["cuda"])
     nowhere = all(backend != "triton" for _, backend in _kernels)
     if (forced == "triton" and nowhere) or (forced == "native" and lacking):
         told = "; ".join(f"{d}: {r[forced]}" for d, r in _reasons.items() if forced in r)

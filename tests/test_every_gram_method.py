@@ -223,3 +223,18 @@ def test_a_duplicate_does_not_turn_the_direction(name: str) -> None:
     d, e = direction(name, G), direction(name, G[[0, 1, 2, 3, 3]])
     tolerance = 0.1 if name == "FairGrad-20" else 1e-9
     assert (d / d.norm() - e / e.norm()).norm() <= tolerance
+
+
+# ---------------------------------------------------------------------------------- other dtypes
+
+
+@every_name
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gram_matrix_of_another_library_is_taken(name: str, dtype: torch.dtype) -> None:
+    """The weights are those of the given numbers, in float64."""
+    T = tasks_for(name, 3)
+    G = torch.randn(T, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    K = (G @ G.T).to(dtype)
+    got = weights_of(GRAM_METHODS[name](T), K)
+    assert got.dtype == torch.float64
+    assert torch.equal(got, weights_of(GRAM_METHODS[name](T), K.double()))

@@ -107,6 +107,23 @@ class GramMethod(Method):
     cost = "T backwards"
     own_head_weights: bool = False
 
+    def __call__(self, gram: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Runs `forward` with K in float64.
+
+        A method also takes the float32, bfloat16 or float16 K of another library. It cannot know
+        that such a K is only exact to 6e-8, 4e-3 or 5e-4 of |g_i| |g_j|: it solves for the given
+        numbers, and flags only what float64 cannot resolve. Where gradients nearly cancel or are
+        nearly parallel, use `ops.gram`.
+        """
+        if isinstance(gram, Tensor) and gram.dtype in (
+            torch.float32,
+            torch.bfloat16,
+            torch.float16,
+        ):
+            gram = gram.double()
+        weights: Tensor = super().__call__(gram, *args, **kwargs)
+        return weights
+
     @abstractmethod
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         """Weights for one step.
