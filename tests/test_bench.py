@@ -271,3 +271,11 @@ def test_committed_tables_come_from_the_committed_run(document, run):
     text = (ROOT / document).read_text()
     assert re.search(r"<!-- bench: \w+ -->", text)
     assert fill(text, load(RESULTS / run)) == text
+
+
+def test_the_command_reads_its_arguments(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--help"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    assert "usage: python -m benchmarks" in capsys.readouterr().out

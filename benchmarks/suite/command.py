@@ -28,7 +28,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks: 0 when done, 1 when a file or a package is missing."""
-    arguments = sys.argv[2:] if argv is None else list(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.clock == "cpu" and (options.threads != 1 or options.device.type != "cpu"):
