@@ -322,3 +322,19 @@ def test_reset_makes_a_method_what_it_was(name: str) -> None:
             list(range(tasks)),
         )
     assert_same(fresh, model)
+
+
+@pytest.mark.parametrize("wrong", [{"a": 1, "b": None}, {"a": 1, "b": "x"}, {1, 2}, [1, 2j]])
+def test_what_is_no_number_of_a_task_is_refused_with_advice(wrong: Any) -> None:
+    for make in (mtlkernels.FixedWeights, lambda p: mtlkernels.Preferred(CAGrad(), p)):
+        with pytest.raises(TypeError, match=r"give one real number a task, .* by name"):
+            make(wrong)
+
+
+def test_names_given_to_aggregate_are_advised() -> None:
+    rows = [[torch.ones(3)], [torch.ones(3)]]
+    method = mtlkernels.FixedWeights({"a": 1, "b": 10})
+    with pytest.raises(ValueError, match="names as tasks="):
+        mtlkernels.aggregate(rows, method)
+    report = mtlkernels.aggregate(rows, method, tasks=["b", "a"])[1]
+    assert report.weights.tolist() == [10, 1]

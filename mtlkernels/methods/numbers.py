@@ -13,10 +13,24 @@ Numbers = Sequence[float] | Mapping[str, float] | Tensor
 
 
 def numbers_of(numbers: Any) -> tuple[Tensor, tuple[str, ...]]:
-    """The given numbers, (T) or scalar, float64, and the task names if given as a mapping."""
+    """The given numbers, (T) or scalar, float64, and the task names if given as a mapping.
+
+    Raises:
+        TypeError: they are not real numbers.
+    """
+    given = numbers
     names: tuple[str, ...] = ()
     if isinstance(numbers, Mapping):
         names, numbers = tuple(map(str, numbers)), list(numbers.values())
+    try:
+        found = torch.as_tensor(numbers)
+    except (TypeError, RuntimeError, ValueError):  # None, text or lists of several lengths
+        found = None
+    if found is None or found.is_complex():
+        raise TypeError(
+            f"{given!r} are not numbers of tasks: give one real number a task, in a list or by "
+            'name, {"seg": 1, "depth": 10}'
+        )
     return torch.as_tensor(numbers, dtype=torch.float64).detach().clone(), names
 
 

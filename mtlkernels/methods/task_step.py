@@ -186,7 +186,8 @@ def _by_position(parts: Sequence[KeepsTasks], count: int, present: int) -> tuple
         if part._given_names:
             raise ValueError(
                 f"this {type(part).__name__} has numbers by name, for "
-                f"{', '.join(part._given_names)}, but the losses have no names: give a mapping"
+                f"{', '.join(part._given_names)}, but the losses have no names: give a mapping of "
+                "losses, or aggregate the names as tasks="
             )
         _check_count(part, count, present)
     names = _known_names(parts)
