@@ -300,10 +300,11 @@ def test_with_a_scaler() -> None:
 
 
 @compiles_steps
-def test_compiled() -> None:
+@pytest.mark.parametrize("make", [mtlkernels.GradVac, SLAW, DWA, mtlkernels.GO4Align])
+def test_compiled(make) -> None:
     torch._dynamo.reset()
-    model, optimizer = made(mtlkernels.GradVac())
-    twin, other = made(mtlkernels.GradVac())
+    model, optimizer = made(make())
+    twin, other = made(make())
 
     @mtlkernels.compile_step
     def step(x: Tensor, present: str) -> mtlkernels.Report:

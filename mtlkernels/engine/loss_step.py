@@ -59,7 +59,7 @@ class Told:
 def weigh_losses(method: LossWeighting, losses: Tensor) -> Told:
     """The gradient of a loss method's scalar in its losses, (T) float64, and in what it learns."""
     leaf = losses.double().detach().requires_grad_()
-    own = [param for param in method.parameters() if param.requires_grad]
+    own = [param for param in _learned(method) if param.requires_grad]
     with torch.enable_grad():
         scalar = method(leaf)
     if not isinstance(scalar, Tensor) or scalar.numel() != 1 or not scalar.requires_grad:
@@ -71,6 +71,20 @@ def weigh_losses(method: LossWeighting, losses: Tensor) -> Told:
         scalar, [leaf, *own], allow_unused=True, materialize_grads=True
     )
     return Told(weights, own, own_grads)
+
+
+def _learned(method: LossWeighting) -> list[nn.Parameter]:
+    """What a method learns, also where `method.parameters()` cannot be traced.
+
+    It cannot be once a traced step has replaced a buffer of the method.
+    """
+    if not isinstance(method, nn.Module):
+        return list(method.parameters())
+    found = [param for param in method._parameters.values() if param is not None]
+    for child in method._modules.values():
+        if child is not None:
+            found += [param for param in child.parameters() if all(param is not p for p in found)]
+    return found
 
 
 @torch.no_grad()

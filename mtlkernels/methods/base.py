@@ -249,11 +249,11 @@ class LossMethod(Method):
             buffer.copy_(torch.where(moves if buffer.dim() else moves.any(), new, buffer))
 
     def _fit(self, num_tasks: int, device: torch.device) -> None:
-        for name, param in self.named_parameters():
-            if param.device != device:
+        for name, param in self._parameters.items():
+            if param is not None and param.device != device:
                 raise ValueError(f"{name} is on {param.device}, the losses on {device}: use .to()")
-        for name, buffer in list(self.named_buffers(recurse=False)):
-            if buffer.device != device:
+        for name, buffer in list(self._buffers.items()):
+            if buffer is not None and buffer.device != device:
                 setattr(self, name, buffer.to(device))
         for name in self._given:
             given = getattr(self, name)
