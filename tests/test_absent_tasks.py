@@ -433,3 +433,25 @@ def test_learnt_numbers_of_absent_tasks_get_no_gradient() -> None:
 
 def test_row_methods_are_all_walked() -> None:
     assert {f"{name} on rows" for name in ROW_METHODS} <= set(MANY)
+
+
+@pytest.mark.parametrize("present", ["abc", "ac"])
+@pytest.mark.parametrize("name", LOSS_METHODS)
+def test_a_backward_that_raises_leaves_the_state(name: str, present: str) -> None:
+    model, optimizer = made(LOSS_METHODS[name](3))
+    if learned := list(optimizer.method.parameters()):
+        optimizer.add_param_group({"params": learned})
+    for _ in range(3):
+        optimizer.backward(model(X, "abc")[1])
+    before = {key: value.clone() for key, value in optimizer.method.state_dict().items()}
+    optimizer.zero_grad()
+    losses = model(X, present)[1]
+    sum(loss for loss in losses.values() if loss is not None).backward()  # frees the graph
+    optimizer.zero_grad()
+    with pytest.raises(RuntimeError):
+        optimizer.backward(losses)
+    after = optimizer.method.state_dict()
+    assert after.keys() == before.keys()
+    for key, value in before.items():
+        assert torch.equal(after[key], value), key
+    assert all(param.grad is None for param in model.parameters())

@@ -167,6 +167,7 @@ class LossMethod(Method):
 
     family = "loss"
     cost = "1 backward"
+    _changes_first = True
 
     @abstractmethod
     def forward(self, losses: Tensor) -> Tensor:

@@ -56,13 +56,33 @@ class TaskStep:
         self.names, self.tasks, self.seats, self.order = Plan(*plan)
         self.alone = len(self.order) == 1 and self.tasks > 1 and method.alone_is_plain
         self.saved: list[tuple[KeepsTasks, str, Tensor, Tensor | None]] = []
+        self.copies: list[tuple[KeepsTasks, str, Tensor, Tensor]] = []
 
     def __enter__(self) -> TaskStep:
         if not self.named:
             put_in_order(self.parts, self.names)
+        if not torch.compiler.is_compiling():
+            self._copy()
         if not self.alone and not self._whole():
             self._take()
         return self
+
+    def _copy(self) -> None:
+        """Copies the state of methods that change it before the backward pass, which may raise."""
+        for part in self.parts:
+            if part._changes_first:
+                for name, buffer in part._buffers.items():
+                    if buffer is not None:
+                        self.copies.append((part, name, buffer, buffer.clone()))
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        """Gives the method the state that it had before the step."""
+        for part, name, before, _ in self.saved:
+            setattr(part, name, before)
+        for part, name, before, copy in self.copies:
+            before.copy_(copy)
+            setattr(part, name, before)
 
     def _placed(self) -> list[int]:
         """The seats of the present tasks in the step's order; none if one task is alone."""
@@ -107,8 +127,7 @@ class TaskStep:
     ) -> None:
         taken = bool(self.saved) or any(part._present is not None for part in self.parts)
         if kind is not None:
-            for part, name, before, _ in self.saved:
-                setattr(part, name, before)
+            self._restore()
         elif taken:
             self._put_back()
         for part in self.parts:

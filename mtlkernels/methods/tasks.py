@@ -43,6 +43,7 @@ class KeepsTasks(nn.Module):
     growing: ClassVar[tuple[str, ...]] = ()
     alone_is_plain: ClassVar[bool] = True
     _learned: ClassVar[tuple[str, ...]] = ()  # parameters with one entry for each task
+    _changes_first: ClassVar[bool] = False  # whether its state changes before the backward pass
 
     def __init__(self) -> None:
         super().__init__()
