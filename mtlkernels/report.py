@@ -74,9 +74,9 @@ class Report:
     def of_tasks(
         self, tasks: tuple[str, ...], order: Sequence[int], absent: Status = Status.ABSENT
     ) -> Report:
-        """This report, of the tasks at some positions of `tasks`, as one of all of those.
+        """Extends the report from the tasks at some positions of `tasks` to all of them.
 
-        What it says of the others is 0, and their status `absent`.
+        The entries of the other tasks are 0, and their status is `absent`.
         """
         if list(order) == list(range(len(tasks))):
             return replace(self, tasks=tasks)

@@ -131,7 +131,7 @@ def test_cagrad_refuses_a_radius_that_is_none(c: float) -> None:
 
 
 class NotedTable:
-    """Stands in for a table on a device: remembers which streams were noted."""
+    """A substitute for a table on a device, which records the streams that use it."""
 
     def __init__(self) -> None:
         self.streams: list[object] = []

@@ -1,4 +1,4 @@
-"""Any optimizer can be wrapped, whatever its class looks like; what cannot be keeps no mark."""
+"""Optimizers of every kind of class can be wrapped; where wrapping fails, nothing changes."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mtlkernels.aggregation.families import keeps_weights, takes_rows, weighs_losses
-from mtlkernels.distributed.by_name import ByName
 from mtlkernels.distributed.checks import refuse_for_shards
 from mtlkernels.distributed.pipeline import Stages, refuse_for_stages
 from mtlkernels.distributed.replicas import Replicas
@@ -23,13 +22,7 @@ from mtlkernels.engine.options import Options
 __all__ = ["engine"]
 
 
-def engine(*args: Any, **setting: Any) -> Engine:
-    """Who takes steps over several ranks, in any order of the tasks; arguments as `_engine`'s."""
-    found = _engine(*args, **setting)
-    return ByName(found) if isinstance(found, Stages) else found
-
-
-def _engine(
+def engine(
     module: nn.Module | None,
     process_group: dist.ProcessGroup | None,
     stages: dist.ProcessGroup | None,

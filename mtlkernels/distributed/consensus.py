@@ -121,7 +121,7 @@ class Agreement:
 
 @contextmanager
 def announced(agreements: Sequence[Agreement]) -> Iterator[None]:
-    """What is raised in here is told to the ranks of all of them; see `Agreement.announced`."""
+    """Reports an error raised inside to the ranks of all agreements; see `Agreement.announced`."""
     try:
         yield
     except Exception as error:

@@ -18,7 +18,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mtlkernels.aggregation.families import AnyMethod, keeps_weights, takes_rows, weighs_losses
+from mtlkernels.aggregation.families import (
+    AnyMethod,
+    keeps_weights,
+    takes_rows,
+    task_step,
+    weighs_losses,
+)
 from mtlkernels.aggregation.layout import group_gradients
 from mtlkernels.aggregation.weighting import total_gram
 from mtlkernels.autograd.scale import Scaler, scale_of
@@ -34,7 +40,8 @@ from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.verdict import Totals
 from mtlkernels.engine.gradient_step import columns, reach, sections_of
 from mtlkernels.engine.options import Options, check_step
-from mtlkernels.engine.parameters import Losses, Run, no_shared, shared_among
+from mtlkernels.engine.parameters import Losses, Run, entries, no_shared, shared_among
+from mtlkernels.engine.plain import plain
 from mtlkernels.report import Report
 
 
@@ -68,8 +75,16 @@ class Stages(OfRanks):
                 "features= is for a graph from losses to features, and stages= takes runs: leave "
                 "one out"
             )
-        rows = self.collect_step(losses, params, method, options, scaler, retain_graph)
-        return self.combine_rows(rows, method, options)
+        with self.agreement.announced():
+            tasks, runs, names = _named(losses)
+        with task_step(method, names) as step_of:
+            order = step_of.order
+            if step_of.alone:
+                method, options = plain(method), options.of_plain_step()
+            now, ordered = tuple(tasks[t] for t in order), [runs[t] for t in order]
+            rows = self._rows(now, ordered, params, method, options, scaler, retain_graph)
+            report = self._combined(rows, method, options)
+        return report.of_tasks(tasks, order)
 
     def collect_step(
         self,
@@ -81,12 +96,35 @@ class Stages(OfRanks):
         retain_graph: bool = False,
         check: SelfCheck | None = None,
     ) -> Rows:
-        """T runs: what each leaves in this stage's .grad."""
+        """The task gradients of one micro-batch, in the order of the losses."""
+        with self.agreement.announced():
+            tasks, runs, names = _named(losses)
+        rows = self._rows(tasks, runs, params, method, options, scaler, retain_graph)
+        return replace(rows, named=names == tasks)
+
+    def combine_rows(
+        self, rows: Rows, method: Any, options: Options, check: SelfCheck | None = None
+    ) -> Report:
+        """From the task gradients of all micro-batches to weights and .grad."""
+        with task_step(method, rows.tasks if rows.named else len(rows.tasks)) as step_of:
+            report = self._combined(rows.of_tasks(step_of.order), method, options)
+        return report.of_tasks(rows.tasks, step_of.order)
+
+    def _rows(
+        self,
+        tasks: tuple[str, ...],
+        runs: Sequence[Run],
+        params: Sequence[Tensor],
+        method: AnyMethod,
+        options: Options,
+        scaler: Scaler | Tensor | None,
+        retain_graph: bool,
+    ) -> Rows:
+        """What each of T runs adds to this stage's .grad."""
         refuse_compiling()
         if retain_graph:
             raise ValueError("retain_graph= is for losses: with stages= the runs keep their graphs")
         with self.agreement.announced():
-            tasks, runs = named_runs(losses)
             kept = check_step([], params, method, options, False, sharded=True)
             held = Held(kept)
         # Before the first run: stages that run different tasks would wait for each other.
@@ -114,10 +152,8 @@ class Stages(OfRanks):
         return Rows(tasks, values, kept, rows, scale_of(scaler, device), collected)
 
     @torch.no_grad()
-    def combine_rows(
-        self, rows: Rows, method: Any, options: Options, check: SelfCheck | None = None
-    ) -> Report:
-        """T rows of this stage's parameters to weights and .grad."""
+    def _combined(self, rows: Rows, method: Any, options: Options) -> Report:
+        """From this stage's task gradients to weights and .grad."""
         options.check(method)
         held, params, parts = Held(rows.params), rows.params, options.parts
         reached = reach(rows.grads)
@@ -139,6 +175,13 @@ class Stages(OfRanks):
         return combine_pieces(
             rows, held, sections, heads, method, options, totals, self.setting, doubt, asked
         )
+
+
+def _named(given: Any) -> tuple[tuple[str, ...], list[Run], tuple[str, ...] | int]:
+    """The tasks, their functions, and what the method is to know: their names or their number."""
+    given = entries(given)
+    tasks, runs = named_runs(given)
+    return tasks, runs, tasks if isinstance(given, Mapping) else len(tasks)
 
 
 def named_runs(given: Any) -> tuple[tuple[str, ...], list[Run]]:
