@@ -143,9 +143,10 @@ def test_a_change_of_tasks_is_told_where_it_matters(name: str) -> None:
     [
         (torch.zeros(2, 3, dtype=torch.float64), "square"),
         (torch.zeros(3, dtype=torch.float64), "square"),
-        (torch.zeros(3, 3), "float64"),
+        (torch.zeros(3, 3, dtype=torch.int64), "float64"),
+        (torch.zeros(3, 3, dtype=torch.complex64), "float64"),
     ],
-    ids=["wide", "vector", "float32"],
+    ids=["wide", "vector", "integer", "complex"],
 )
 def test_a_gram_that_is_none_is_refused(name: str, gram: Tensor, word: str) -> None:
     with pytest.raises(RuntimeError, match=word):
