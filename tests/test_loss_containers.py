@@ -13,7 +13,6 @@ from torch import Tensor
 
 import mtlkernels
 from mtlkernels import SI, GradVac, MTLOptimizer, PCGrad
-from mtlkernels.distributed.by_name import ByName
 from mtlkernels.engine import local as backprop
 from mtlkernels.engine.options import Options
 
@@ -158,13 +157,13 @@ def test_an_optimizer_that_does_not_hold_all_says_so_for_every_container() -> No
 @pytest.mark.parametrize("accumulate", [False, True])
 @every_container
 def test_over_ranks_a_container_has_names_too(container: Any, accumulate: bool) -> None:
-    """In one process: the part of a step over ranks that follows the names."""
+    """The engine names tasks as the container does, in both kinds of step."""
     model = Net()
     losses, params = container(**dict(zip(NAMES, model(X), strict=True))), list(model.parameters())
-    engine, method = ByName(backprop), GradVac()
+    method = GradVac()
     if accumulate:
-        rows = engine.collect_step(losses, params, method, Options())
+        rows = backprop.collect_step(losses, params, method, Options())
         assert rows.named
         assert rows.tasks == NAMES
     else:
-        assert engine.step(losses, params, method, Options()).tasks == NAMES
+        assert backprop.step(losses, params, method, Options()).tasks == NAMES
