@@ -115,12 +115,9 @@ class GramMethod(Method):
         numbers, and flags only what float64 cannot resolve. Where gradients nearly cancel or are
         nearly parallel, use `ops.gram`.
         """
-        if isinstance(gram, Tensor) and gram.dtype in (
-            torch.float32,
-            torch.bfloat16,
-            torch.float16,
-        ):
-            gram = gram.double()
+        if not gram.is_floating_point():
+            raise RuntimeError(f"a Gram matrix is float64, this one is {gram.dtype}: use ops.gram")
+        gram = gram.double()
         weights: Tensor = super().__call__(gram, *args, **kwargs)
         return weights
 
