@@ -126,8 +126,8 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
     ]
     cpu = Extension(
         "mtlkernels._C",
-        sources=sources("*.cpp", "ops_cpu/*.cpp", "cpu/*.cpp"),
-        include_dirs=["csrc", pybind11.get_include(), *cpp_extension.include_paths()],
+        sources=sources("*.cpp", "torch/cpu_*.cpp", "cpu/*.cpp"),
+        include_dirs=[pybind11.get_include(), *cpp_extension.include_paths()],
         libraries=["c10", "torch_cpu"],
         define_macros=[*names, ("MTLKERNELS_TORCH_VERSION", f'"{torch.__version__}"')],
         extra_compile_args=["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"],
@@ -149,7 +149,7 @@ def extensions() -> tuple[list[Extension], dict[str, type]]:
         flags = " ".join(cpp_extension._get_cuda_arch_flags())
         cuda = Extension(
             "mtlkernels._C_cuda",
-            sources=sources("ops_cuda/*.cu", "ops_cuda/*.cpp"),
+            sources=sources("torch/*.cu", "torch/cuda_build.cpp"),
             include_dirs=cpp_extension.include_paths(),
             libraries=["c10", "torch_cpu"],
             define_macros=[*names, ("MTLKERNELS_CUDA_BUILD", f'"{code_for(flags)}"')],

@@ -1,5 +1,5 @@
 // mtlkernels._C: build facts, the planner and the solvers on plain arrays, for tests and people. No tensor passes here:
-// operators are registered with torch's dispatcher by ops_cpu/, which importing this module loads.
+// operators are registered with torch's dispatcher by torch/, which importing this module loads.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "gram_noise.h"
-#include "plan.h"
-#include "solvers/lanes.h"
+#include "common/gram_noise.h"
+#include "common/plan.h"
+#include "common/lanes.h"
 
 namespace py = pybind11;
 namespace mtl = mtlkernels;

@@ -12,7 +12,7 @@
 #include "solvers/avgnorm.h"
 #include "solvers/cagrad.h"
 #include "solvers/cone_projection.h"
-#include "solvers/draws.h"
+#include "common/draws.h"
 #include "solvers/gradnorm.h"
 #include "solvers/gradvac.h"
 #include "solvers/imgrad.h"

@@ -61,7 +61,7 @@ def find(folder: Path, suffixes: Sequence[str]) -> tuple[Path | None, str]:
     return None, f"this build has no CUDA library: build it with {HOW}"
 
 
-MARK = b"mtlkernels CUDA library "  # csrc/ops_cuda/build.cpp
+MARK = b"mtlkernels CUDA library "  # csrc/torch/cuda_build.cpp
 
 
 def facts(path: Path) -> tuple[str, str]:

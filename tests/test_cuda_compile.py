@@ -12,7 +12,7 @@ import torch
 from cuda_tools import ROOT, compiled, nvcc
 from torch.utils import cpp_extension
 
-SOURCES = sorted((ROOT / "csrc" / "ops_cuda").glob("*.cu"))
+SOURCES = sorted((ROOT / "csrc" / "torch").glob("*.cu"))
 FLAGS = [
     *("-O3", "-std=c++20", "-fmad=false", "--extended-lambda", "--expt-relaxed-constexpr"),
     *("-cubin", "-Xptxas", "-v", "-Werror", "all-warnings"),
@@ -48,7 +48,7 @@ def kernels(report: str) -> list[tuple[str, int, int]]:
 
 
 def test_list_kernels_keep_their_sums_in_registers() -> None:
-    _, report = cubin(ROOT / "csrc" / "ops_cuda" / "lists.cu")
+    _, report = cubin(ROOT / "csrc" / "torch" / "cuda_gradient_lists.cu")
     found = kernels(report)
     for what, count in (("gram_kernel", 4 * 8 * 2), ("combine_kernel", 6 * 4 * 2)):
         assert len([name for name, _, _ in found if what in name]) == count
@@ -60,7 +60,7 @@ def test_list_kernels_keep_their_sums_in_registers() -> None:
 
 
 def test_row_kernels_keep_their_rows_in_registers() -> None:
-    output, report = cubin(ROOT / "csrc" / "ops_cuda" / "rows.cu")
+    output, report = cubin(ROOT / "csrc" / "torch" / "cuda_elementwise.cu")
     found = kernels(report)
     for what in ("graddrop_kernel", "trimmed_kernel"):
         assert len([name for name, _, _ in found if what in name]) == 4 * 4 * 2
@@ -95,7 +95,7 @@ def cuobjdump() -> str:
 
 
 def test_list_kernels_load_sixteen_bytes_at_a_time() -> None:
-    output, _ = cubin(ROOT / "csrc" / "ops_cuda" / "lists.cu")
+    output, _ = cubin(ROOT / "csrc" / "torch" / "cuda_gradient_lists.cu")
     functions = machine_code(output)
     assert any("gram_kernel" in name for name in functions)
     for name, code in functions.items():

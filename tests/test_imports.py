@@ -55,22 +55,17 @@ OF_ITS_OWN = {"triton_kernels": TRITON_TOO, "monitoring/figures": PLOT_TOO}
 STANDARD = r"<[a-z_]+>"  # no slash and no suffix: only the standard library's own headers
 # Files -> what an #include of theirs may be.
 CPP: dict[str, str] = {
-    r"(plan|gram_noise)\.h": STANDARD,
-    r"philox\.h": rf'{STANDARD}|"solvers/lanes\.h"',
-    r"solvers/\w+\.h": rf'{STANDARD}|"(\.\./(plan|gram_noise)|\w+)\.h"',
+    r"common/\w+\.h": rf'{STANDARD}|"\w+\.h"',
+    r"linalg/\w+\.h": rf'{STANDARD}|"(\.\./common/)?\w+\.h"',
+    r"solvers/\w+\.h": rf'{STANDARD}|"(\.\./(common|linalg)/)?\w+\.h"',
     r"cpu/\w+\.(cpp|h|inl)": rf"{STANDARD}|<immintrin\.h>|<sys/mman\.h>"
-    r'|"(\.\./(plan|dtype|philox)\.h|\w+\.(h|inl))"',
-    r"ops_cpu/\w+\.(cpp|h)": rf"{STANDARD}|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
-    r'|"(solve|parallel)\.h"|"\.\./(plan|(cpu|ops|solvers)/\w+)\.h"',
-    r"dtype\.h": STANDARD,
-    r"ops/\w+\.h": rf"{STANDARD}|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
-    r'|"\w+\.h"|"\.\./(plan|dtype|solvers/\w+)\.h"',
-    r"cuda/\w+\.cuh": rf"{STANDARD}|<cuda_runtime\.h>|\"cuda_on_cpu\.h\""
-    r'|"\w+\.cuh"|"\.\./(plan|dtype|philox|solvers/\w+)\.h"',
-    r"ops_cuda/\w+\.(cpp|cuh?)": rf"{STANDARD}|<dlfcn\.h>"
+    r'|"(\.\./common/)?\w+\.(h|inl)"',
+    r"cuda/\w+\.cuh": rf'{STANDARD}|<cuda_runtime\.h>|"cuda_on_cpu\.h"'
+    r'|"\w+\.cuh"|"\.\./(common|linalg)/\w+\.h"',
+    r"torch/\w+\.(cpp|h|cuh?)": rf"{STANDARD}|<dlfcn\.h>"
     r"|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
-    r'|"\w+\.cuh"|"\.\./(cuda/\w+\.cuh|(plan|(ops|solvers)/\w+)\.h)"',
-    r"module\w*\.cpp": rf'{STANDARD}|<pybind11/\w+\.h>|"(plan|gram_noise|(cpu|solvers)/\w+)\.h"',
+    r'|"(\.\./(common|linalg|solvers|cpu|cuda)/)?\w+\.(h|cuh)"',
+    r"module\w*\.cpp": rf'{STANDARD}|<pybind11/\w+\.h>|"(common|cpu|solvers)/\w+\.h"',
 }
 
 

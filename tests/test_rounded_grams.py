@@ -199,7 +199,7 @@ def test_nearest_points_are_known_where_gradients_nearly_oppose() -> None:
 
 
 def test_the_noise_is_one_number_in_every_language() -> None:
-    source = Path(mtlkernels.__file__).parent.parent / "csrc" / "solvers" / "noise.h"
+    source = Path(mtlkernels.__file__).parent.parent / "csrc" / "linalg" / "noise.h"
     text = source.read_text()
     assert "constexpr double kNoise = kGramNoise / 8;" in text
     assert noise.NOISE == reference.GRAM_NOISE / 8

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "../plan.h"
+#include "../common/plan.h"
 #include "gram.h"
 #include "huge_pages.h"
 #include "kernels.h"

@@ -6,7 +6,7 @@
 #include <new>
 #include <vector>
 
-#include "../plan.h"
+#include "../common/plan.h"
 #include "combine.h"
 #include "gram.h"
 #include "huge_pages.h"

@@ -6,7 +6,7 @@
 #include <new>
 #include <vector>
 
-#include "../plan.h"
+#include "../common/plan.h"
 #include "kernels.h"
 
 namespace mtlkernels::cpu {

@@ -8,8 +8,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../philox.h"
-#include "../plan.h"
+#include "../common/philox.h"
+#include "../common/plan.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "../plan.h"
+#include "../common/plan.h"
 
 namespace mtlkernels::cpu {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../dtype.h"
+#include "../common/dtype.h"
 
 namespace mtlkernels::cpu {
 

@@ -8,7 +8,7 @@
 #include <new>
 #include <vector>
 
-#include "../plan.h"
+#include "../common/plan.h"
 #include "gram.h"
 #include "kernels.h"
 

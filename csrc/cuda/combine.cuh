@@ -8,7 +8,7 @@
 // Segments are walked from the last to the first: what the Gram matrix read last is read first, from the cache.
 #pragma once
 
-#include "../dtype.h"
+#include "../common/dtype.h"
 #include "columns.cuh"
 
 namespace mtlkernels::cuda {

@@ -1,5 +1,5 @@
 // GradDrop of T rows on the GPU: out[k] = sum_t f_t x_t[k], f_t = 1 where the sign of x_t[k] was drawn, else leak_t;
-// the rule is in csrc/cpu/graddrop.inl, its draws in csrc/philox.h.
+// the rule is in csrc/cpu/graddrop.inl, its draws in csrc/common/philox.h.
 //
 // Bytes: every element of the rows once, `out` written once. Beyond eight tasks a step's rows are read again for the
 // second sum, 512 bytes a row and warp, which the first-level cache has just been given. Sums in the accumulator's type
@@ -7,7 +7,7 @@
 // the sizes' sum or the answer is not finite in float32 is computed again in float64, the decision too.
 #pragma once
 
-#include "../philox.h"
+#include "../common/philox.h"
 #include "columns.cuh"
 
 namespace mtlkernels::cuda {

@@ -4,7 +4,7 @@
 // CPU; exp, log, pow and cos come from CUDA's library and may differ in the last places.
 #pragma once
 
-#include "../solvers/screen.h"
+#include "../linalg/screen.h"
 #include "device.cuh"
 
 namespace mtlkernels::cuda {

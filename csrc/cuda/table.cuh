@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../plan.h"
+#include "../common/plan.h"
 #include "numbers.cuh"
 
 namespace mtlkernels::cuda {

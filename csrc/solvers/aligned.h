@@ -7,7 +7,7 @@
 // itself, where it is the singular value sigma_m, by kNoise a_m^2 / (2 sigma_m). The direction is s |q| long.
 #pragma once
 
-#include "eigen.h"
+#include "../linalg/eigen.h"
 
 namespace mtlkernels {
 

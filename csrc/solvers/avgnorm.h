@@ -2,7 +2,7 @@
 // for every S taken from them, 0 for a constant.
 #pragma once
 
-#include "cosines.h"
+#include "../linalg/cosines.h"
 
 namespace mtlkernels {
 

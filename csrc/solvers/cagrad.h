@@ -6,9 +6,9 @@
 // answer is then the direction nearest to g0 that conflicts with no task (dual_cone.h), which the ball contains.
 #pragma once
 
-#include "cosines.h"
-#include "dual_cone.h"
-#include "simplex.h"
+#include "../linalg/cosines.h"
+#include "../linalg/dual_cone.h"
+#include "../linalg/simplex.h"
 
 namespace mtlkernels {
 

@@ -6,8 +6,8 @@
 // noise of K may move the answer, a ridge bounds it.
 #pragma once
 
-#include "cosines.h"
-#include "dual_cone.h"
+#include "../linalg/cosines.h"
+#include "../linalg/dual_cone.h"
 
 namespace mtlkernels {
 

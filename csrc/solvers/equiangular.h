@@ -10,7 +10,7 @@
 //     <x, e> by kNoise (|C^+ x| |r| + |x - C C^+ x| |y|).
 #pragma once
 
-#include "eigen.h"
+#include "../linalg/eigen.h"
 
 namespace mtlkernels {
 

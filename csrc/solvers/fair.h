@@ -9,8 +9,8 @@
 // too, and the status says kIllConditioned, where there is a solution by rounding only, or none within the bound on work.
 #pragma once
 
-#include "active_set.h"
-#include "cosines.h"
+#include "../linalg/active_set.h"
+#include "../linalg/cosines.h"
 
 namespace mtlkernels {
 

@@ -3,7 +3,7 @@
 // Dividing by m makes the step the same at every scale of the gradients.
 #pragma once
 
-#include "screen.h"
+#include "../linalg/screen.h"
 
 namespace mtlkernels {
 

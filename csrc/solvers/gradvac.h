@@ -7,7 +7,7 @@
 // The target then follows: phi_ij <- (1 - beta) phi_ij + beta p. Row i alone reads and writes phi's row i. O(T^3).
 #pragma once
 
-#include "screen.h"
+#include "../linalg/screen.h"
 
 namespace mtlkernels {
 

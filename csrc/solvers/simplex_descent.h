@@ -5,7 +5,7 @@
 // of the sqrt(max(A_ii, 0)): the same step at every scale of the gradients. Where s = 0 there is no unit and w stays.
 #pragma once
 
-#include "screen.h"
+#include "../linalg/screen.h"
 
 namespace mtlkernels {
 

@@ -1,4 +1,4 @@
-"""The active-set walk over x >= 0 and its problems, in plain torch (csrc/solvers/active_set.h).
+"""The active-set walk over x >= 0 and its problems, in plain torch (csrc/linalg/active_set.h).
 
 A minimiser maps a support and its Cholesky factor to the best point of the support's span, or to a
 direction along which the objective is unbounded below. A slack maps x to the value of each
@@ -75,7 +75,7 @@ def _cholesky(A: Tensor) -> Tensor:
 
 
 class Spread:
-    """How far noise of K moves an answer over a support (csrc/solvers/active_set.h)."""
+    """How far noise of K moves an answer over a support (csrc/linalg/active_set.h)."""
 
     def __init__(self, K: Tensor, support: Tensor) -> None:
         A = K[support][:, support]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def splitmix64(x: Tensor) -> Tensor:
-    """The generator's successor and mix of int64 counters, as csrc/solvers/draws.h."""
+    """The generator's successor and mix of int64 counters, as csrc/common/draws.h."""
 
     def shift(y: Tensor, bits: int) -> Tensor:  # logical: int64 would carry the sign along
         return (y >> bits) & ((1 << (64 - bits)) - 1)

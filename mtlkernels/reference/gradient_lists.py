@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 ALIGN = 16  # elements; every parameter's place in a flat direction starts at a multiple of it
-# |K_ij - <g_i, g_j>| <= GRAM_NOISE |g_i| |g_j| on every backend; csrc/gram_noise.h derives it.
+# |K_ij - <g_i, g_j>| <= GRAM_NOISE |g_i| |g_j| on every backend: see csrc/common/gram_noise.h.
 GRAM_NOISE = 2.0**-47
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

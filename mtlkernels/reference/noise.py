@@ -1,4 +1,4 @@
-"""The bound on K's rounding noise that all solvers use; csrc/solvers/noise.h derives it.
+"""The bound on K's rounding noise that all solvers use; csrc/linalg/noise.h derives it.
 
 |error of K_ij| <= NOISE n_i n_j. A gradient's part outside the span of others is nonzero if its
 square exceeds NOISE (n_i + sum_j |x_j| n_j)^2 and zero if it is below CLEAR times that; in between

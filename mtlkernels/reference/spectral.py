@@ -157,7 +157,7 @@ def factor(S: Tensor, scale: Tensor) -> tuple[Tensor, bool]:
     """F (rank, n) with F^T F = S, by Cholesky, and whether the rank is in doubt.
 
     Pivots are the largest of the cosines with scaled columns. Small ones are summed exactly, and
-    count where they exceed K's noise (csrc/solvers/noise.h).
+    count where they exceed K's noise (csrc/linalg/noise.h).
     """
     n, square = len(S), S.diagonal()
     rest = square.clone()

@@ -8,7 +8,7 @@ but the first from the L2 cache, because the triangles of one segment run side b
 Order: a block is at most 4096 elements of one parameter. A lane adds at most 32 products of a pair,
 lanes are added in a tree, the blocks of a segment in a compensated sum, segments in lanes and a
 tree. Blocks and segments follow from the sizes alone, so results are the same bits on every run.
-csrc/gram_noise.h bounds the error.
+csrc/common/gram_noise.h bounds the error.
 
 A lane loads PARTS neighbours of a row at once, 16 bytes, and takes them apart in its registers.
 """

@@ -10,7 +10,7 @@
 #include "../../csrc/solvers/aligned.h"
 #include "../../csrc/solvers/avgnorm.h"
 #include "../../csrc/solvers/cone_projection.h"
-#include "../../csrc/solvers/draws.h"
+#include "../../csrc/common/draws.h"
 #include "../../csrc/solvers/equiangular.h"
 #include "../../csrc/solvers/fair.h"
 #include "../../csrc/solvers/gradnorm.h"

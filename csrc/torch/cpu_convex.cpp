@@ -2,7 +2,7 @@
 #include "../solvers/cone_projection.h"
 #include "../solvers/imgrad.h"
 #include "../solvers/mgda.h"
-#include "solve.h"
+#include "host.h"
 
 namespace mtlkernels::ops_cpu {
 namespace {

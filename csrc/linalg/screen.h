@@ -1,7 +1,7 @@
 // What every solver asks of K first: which tasks can take part, and what is said of the others.
 #pragma once
 
-#include "lanes.h"
+#include "../common/lanes.h"
 #include "noise.h"
 
 namespace mtlkernels {

@@ -1,5 +1,5 @@
 // Registration of the solvers with a state, and of normal numbers, on CUDA: mtlkernels/ops/stateful.py.
-#include "../solvers/draws.h"
+#include "../common/draws.h"
 #include "../solvers/gradnorm.h"
 #include "../solvers/gradvac.h"
 #include "../solvers/simplex_descent.h"

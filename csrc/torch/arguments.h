@@ -12,7 +12,7 @@
 #include <stdexcept>
 #include <string_view>
 
-#include "../solvers/lanes.h"
+#include "../common/lanes.h"
 
 namespace mtlkernels::ops {
 

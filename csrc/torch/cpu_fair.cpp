@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "solve.h"
+#include "host.h"
 
 namespace mtlkernels::ops_cpu {
 namespace {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../cuda/table.cuh"
-#include "../ops/gradient_list.h"
+#include "gradient_list.h"
 #include "device.cuh"
 
 namespace mtlkernels::ops_cuda {

@@ -4,9 +4,9 @@
 
 #include "../cpu/combine.h"
 #include "../cpu/gram.h"
-#include "../ops/gradient_list.h"
+#include "gradient_list.h"
 #include "parallel.h"
-#include "solve.h"
+#include "host.h"
 
 namespace mtlkernels::ops_cpu {
 namespace {

@@ -4,10 +4,10 @@
 
 #include "../cpu/elementwise.h"
 #include "../cpu/track.h"
-#include "../ops/gradient_list.h"
-#include "../plan.h"
+#include "gradient_list.h"
+#include "../common/plan.h"
 #include "parallel.h"
-#include "solve.h"
+#include "host.h"
 
 namespace mtlkernels::ops_cpu {
 namespace {

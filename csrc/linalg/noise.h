@@ -11,7 +11,7 @@
 // than a unit); one between may be either, and is taken as dependence with kIllConditioned.
 #pragma once
 
-#include "../gram_noise.h"
+#include "../common/gram_noise.h"
 
 namespace mtlkernels {
 

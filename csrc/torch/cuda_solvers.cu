@@ -1,7 +1,7 @@
 // Registration of the solvers on CUDA: check, launch. Schemas are defined in mtlkernels/ops/solvers.py.
 #include "../solvers/avgnorm.h"
 #include "../solvers/cagrad.h"
-#include "../solvers/draws.h"
+#include "../common/draws.h"
 #include "../solvers/pcgrad.h"
 #include "solve.cuh"
 

@@ -5,7 +5,7 @@
 // are compensated. Cauchy and Schwarz bound the sum of the products' sizes by |g_i| |g_j|, so 64 * 2^-53 holds whatever the
 // signs; rounding errors of random sign leave about 2^-53. The last additions may be the caller's: each group of parameters,
 // rank or micro-batch whose matrices are added up costs one.
-// reference/lists.py has the same number; a test compares them.
+// reference/gradient_lists.py has the same number; a test compares them.
 #pragma once
 
 namespace mtlkernels {

@@ -1,7 +1,7 @@
 // Solves with a symmetric positive semi-definite sub-matrix of a small K, for the active-set solvers.
 #pragma once
 
-#include "lanes.h"
+#include "../common/lanes.h"
 
 namespace mtlkernels {
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "../cuda/device.cuh"
-#include "../ops/arguments.h"
+#include "arguments.h"
 
 namespace mtlkernels::ops_cuda {
 

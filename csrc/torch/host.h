@@ -4,8 +4,8 @@
 #include <tuple>
 #include <vector>
 
-#include "../ops/arguments.h"
-#include "../solvers/screen.h"
+#include "arguments.h"
+#include "../linalg/screen.h"
 
 namespace mtlkernels::ops_cpu {
 

@@ -1,9 +1,9 @@
 // Registration of the solvers with a state, and of normal numbers, on the CPU: mtlkernels/ops/stateful.py.
-#include "../solvers/draws.h"
+#include "../common/draws.h"
 #include "../solvers/gradnorm.h"
 #include "../solvers/gradvac.h"
 #include "../solvers/simplex_descent.h"
-#include "solve.h"
+#include "host.h"
 
 namespace mtlkernels::ops_cpu {
 namespace {

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "solvers/lanes.h"
+#include "lanes.h"
 
 namespace mtlkernels {
 

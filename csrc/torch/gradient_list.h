@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "../dtype.h"
-#include "../plan.h"
+#include "../common/dtype.h"
+#include "../common/plan.h"
 #include "arguments.h"
 
 namespace mtlkernels::ops {

@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "solve.h"
+#include "host.h"
 
 namespace mtlkernels::ops_cpu {
 namespace {

@@ -2,8 +2,8 @@
 #include "../solvers/avgnorm.h"
 #include "../solvers/cagrad.h"
 #include "../solvers/pcgrad.h"
-#include "../solvers/draws.h"
-#include "solve.h"
+#include "../common/draws.h"
+#include "host.h"
 
 namespace mtlkernels::ops_cpu {
 namespace {
