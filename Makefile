@@ -63,7 +63,7 @@ gpu-prepare:
 
 # The tests of several ranks on NCCL with a GPU each, two and where there are as many four, with the Python that is there.
 dist-check:
-	MTLKERNELS_DIST=nccl $(PYTHON) -m pytest -m dist tests/test_distributed.py tests/test_self_check_ranks.py
+	MTLKERNELS_DIST=nccl $(PYTHON) -m pytest -m dist tests/distributed/test_distributed.py tests/distributed/test_self_check_ranks.py
 
 clean:
 	rm -rf .venv .venv-* .gpu build dist *.egg-info mtlkernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton

@@ -15,7 +15,7 @@ import pytest
 import mtlkernels
 
 PACKAGE = Path(mtlkernels.__file__).parent
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = Path(__file__).parents[1] / "csrc"
 
 ANYTHING = None
 

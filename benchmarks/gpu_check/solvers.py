@@ -12,7 +12,9 @@ from benchmarks.gpu_check.records import Records, device, is_short
 from benchmarks.gpu_check.timing import Deadline, record
 from mtlkernels import ops
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))  # the solvers' arguments are there
+sys.path.insert(
+    0, str(Path(__file__).parents[2] / "tests" / "helpers")
+)  # the solvers' arguments are there
 from hard_grams import hard_gram
 from solver_cases import ARGUMENTS
 

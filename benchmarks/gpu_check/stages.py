@@ -61,14 +61,14 @@ def _sanitizer(tool: str) -> list[str]:
 def on_gpu() -> list[Stage]:
     """All of them, 380 seconds at most."""
     tests = ["step", "streams", "solvers", ""]
-    files = [f"tests/test_gpu{'_' if name else ''}{name}.py" for name in tests]
+    files = [f"tests/gpu/test_gpu{'_' if name else ''}{name}.py" for name in tests]
     return [
         Stage("facts", 15, _module("facts")),
-        Stage("ops", 25, _pytest("tests/test_gpu_ops.py"), NATIVE, native=True),
+        Stage("ops", 25, _pytest("tests/gpu/test_gpu_ops.py"), NATIVE, native=True),
         Stage("native-tests", 60, _pytest(*files), NATIVE, native=True),
         Stage("native-rows", 30, _module("rows", "--seconds", "26"), NATIVE, native=True),
         Stage("solver-rows", 15, _module("solvers", "--seconds", "11"), NATIVE, native=True),
-        Stage("triton-tests", 45, _pytest(*files, "tests/test_gpu_ops.py"), TRITON),
+        Stage("triton-tests", 45, _pytest(*files, "tests/gpu/test_gpu_ops.py"), TRITON),
         Stage("triton-rows", 20, _module("rows", "--seconds", "16"), TRITON),
         Stage("steps", 60, _module("steps", "--seconds", "52")),
         *(
@@ -81,7 +81,7 @@ def on_gpu() -> list[Stage]:
 
 def on_stand_in() -> list[Stage]:
     """The same on the CPU in their shortest form: that every line of them can run."""
-    short = {"triton-tests": _pytest("tests/test_gpu_ops.py")}
+    short = {"triton-tests": _pytest("tests/gpu/test_gpu_ops.py")}
     return [
         Stage(
             stage.name,

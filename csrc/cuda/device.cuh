@@ -1,4 +1,4 @@
-// The language of the kernels: what they take from CUDA, and the launch. Without nvcc, tests/cuda_on_cpu stands in.
+// The language of the kernels: what they take from CUDA, and the launch. Without nvcc, tests/csrc/cuda_on_cpu stands in.
 #pragma once
 
 #include <cstdint>
