@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtlkernels.methods.base import GramMethod, LossMethod, RowMethod, RowStep
 from mtlkernels.methods.gram.aligned_mtl import AlignedMTL
 from mtlkernels.methods.gram.avgnorm import AvgNorm
+from mtlkernels.methods.gram.base import GramMethod
 from mtlkernels.methods.gram.baselines import FixedWeights, Mean, RandomWeights, Sum
 from mtlkernels.methods.gram.cagrad import CAGrad
 from mtlkernels.methods.gram.config import ConFIG
@@ -22,6 +22,7 @@ from mtlkernels.methods.gram.pcgrad import PCGrad
 from mtlkernels.methods.gram.pivrg import PIVRG
 from mtlkernels.methods.gram.sdmgrad import MoDo, SDMGrad
 from mtlkernels.methods.gram.upgrad import DualProj, UPGrad
+from mtlkernels.methods.loss.base import LossMethod
 from mtlkernels.methods.loss.dwa import DWA
 from mtlkernels.methods.loss.famo import FAMO
 from mtlkernels.methods.loss.go4align import GO4Align
@@ -30,6 +31,7 @@ from mtlkernels.methods.loss.si import GLS, SI
 from mtlkernels.methods.loss.slaw import SLAW
 from mtlkernels.methods.loss.stch import IGB, STCH
 from mtlkernels.methods.loss.uw import IMTLL, UW, UWSO
+from mtlkernels.methods.row.base import RowMethod, RowStep
 from mtlkernels.methods.row.excess_mtl import ExcessMTL
 from mtlkernels.methods.row.graddrop import GradDrop
 from mtlkernels.methods.row.moco import MoCo

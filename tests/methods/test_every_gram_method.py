@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -238,3 +239,21 @@ def test_a_gram_matrix_of_another_library_is_taken(name: str, dtype: torch.dtype
     got = weights_of(GRAM_METHODS[name](T), K)
     assert got.dtype == torch.float64
     assert torch.equal(got, weights_of(GRAM_METHODS[name](T), K.double()))
+
+
+INVERT = ["AlignedMTL", "ConFIG", "IMTLG"]
+
+
+@pytest.mark.parametrize("name", [n for n in GRAM_METHODS if n.split("-")[0] in INVERT])
+@pytest.mark.parametrize("wrap", [lambda method: method, mtlkernels.CRMOGM], ids=["", "CRMOGM"])
+def test_rounding_of_another_librarys_gram_matrix_is_flagged(name: str, wrap: Callable) -> None:
+    """Where it may move the direction, and only there."""
+    base, noise, other = random_rows(3, 1000, seed=2)
+    near = torch.stack([base, base + 1e-3 * noise, other])
+    for G, flagged in ((near, True), (torch.stack([base, noise, other]), False)):
+        method = wrap(GRAM_METHODS[name](3))
+        weights_of(method, (G @ G.T).float())
+        assert bool((method.status & Status.ILL_CONDITIONED).all()) == flagged
+        method = wrap(GRAM_METHODS[name](3))
+        weights_of(method, G @ G.T)
+        assert not (method.status & Status.ILL_CONDITIONED).any()

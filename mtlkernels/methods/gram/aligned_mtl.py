@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.gram.base import GramMethod
 from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
@@ -40,6 +40,7 @@ class AlignedMTL(GramMethod):
     """
 
     paper = "arXiv 2305.19000"
+    inverts_gram = True
 
     preference: Tensor | None
 

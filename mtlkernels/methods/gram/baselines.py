@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import GramMethod
-from mtlkernels.methods.draws import Drawing
+from mtlkernels.methods.gram.base import Drawing, GramMethod
 from mtlkernels.methods.numbers import Numbers, numbers_of
 
 

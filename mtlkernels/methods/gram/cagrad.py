@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.gram.base import GramMethod
 
 
 class CAGrad(GramMethod):

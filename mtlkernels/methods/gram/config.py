@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.gram.base import GramMethod
 
 
 class ConFIG(GramMethod):
@@ -34,6 +34,7 @@ class ConFIG(GramMethod):
     """
 
     paper = "arXiv 2408.11104"
+    inverts_gram = True
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         weights, self.status = ops.equiangular(gram, int(ops.EquiangularLength.PROJECTIONS))

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.gram.base import GramMethod
 
 
 class FairGrad(GramMethod):

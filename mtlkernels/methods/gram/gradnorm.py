@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.state import SizedByTasks
+from mtlkernels.methods.gram.base import SizedByTasks
 
 
 class GradNorm(SizedByTasks):

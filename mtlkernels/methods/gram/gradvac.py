@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.draws import Drawing
-from mtlkernels.methods.state import SizedByTasks
+from mtlkernels.methods.gram.base import Drawing, SizedByTasks
 
 
 class GradVac(Drawing, SizedByTasks):

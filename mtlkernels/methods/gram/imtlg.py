@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.gram.base import GramMethod
 
 
 class IMTLG(GramMethod):
@@ -32,6 +32,7 @@ class IMTLG(GramMethod):
     """
 
     paper = "openreview IMPnRXEWpvr"
+    inverts_gram = True
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         weights, self.status = ops.equiangular(gram, int(ops.EquiangularLength.UNIT_SUM))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import GramMethod, RowMethod
+from mtlkernels.methods.gram.base import GramMethod
+from mtlkernels.methods.row.base import RowMethod
 from mtlkernels.methods.row.tracked import Tracked
 from mtlkernels.methods.wrappers.rescaled import LogLosses
 

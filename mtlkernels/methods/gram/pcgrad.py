@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.draws import Drawing
+from mtlkernels.methods.gram.base import Drawing
 
 
 class PCGrad(Drawing):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
+from mtlkernels.methods.gram.base import SizedByTasks
 from mtlkernels.methods.numbers import Numbers, numbers_of
-from mtlkernels.methods.state import SizedByTasks
 
 
 class SDMGrad(SizedByTasks):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.gram.base import GramMethod
 from mtlkernels.methods.numbers import Numbers, numbers_of
 
 

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtlkernels.methods.base import LossMethod, check_reduction
+from mtlkernels.methods.base import check_reduction
+from mtlkernels.methods.loss.base import LossMethod
 
 
 class DWA(LossMethod):

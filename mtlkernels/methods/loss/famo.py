@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mtlkernels.methods.base import LossMethod
+from mtlkernels.methods.loss.base import LossMethod
 from mtlkernels.methods.numbers import Numbers
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # Adam's own, which FAMO leaves as they are

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from mtlkernels.methods.base import LossMethod
+from mtlkernels.methods.loss.base import LossMethod
 
 
 class GO4Align(LossMethod):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtlkernels.methods.base import LossMethod
+from mtlkernels.methods.loss.base import LossMethod
 
 
 class SI(LossMethod):

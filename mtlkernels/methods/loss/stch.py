@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtlkernels.methods.base import LossMethod
+from mtlkernels.methods.loss.base import LossMethod
 from mtlkernels.methods.numbers import Numbers, numbers_of
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mtlkernels.methods.base import LossMethod
+from mtlkernels.methods.loss.base import LossMethod
 from mtlkernels.methods.numbers import pick
 
 

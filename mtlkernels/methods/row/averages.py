@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import INVALID_LOSS, RowMethod
+from mtlkernels.methods.base import INVALID_LOSS
 from mtlkernels.methods.numbers import decoded, encoded, pick
+from mtlkernels.methods.row.base import RowMethod
 
 _ROWS = "rows_"
 _ASIDE = "rows_of_"  # and the position of a parameter

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import NON_FINITE, RowStep, check_reduction
+from mtlkernels.methods.base import NON_FINITE, check_reduction
 from mtlkernels.methods.row.averages import KeepsRows
+from mtlkernels.methods.row.base import RowStep
 
 
 class ExcessMTL(KeepsRows):

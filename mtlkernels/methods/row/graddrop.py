@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import RowMethod, RowStep
 from mtlkernels.methods.numbers import Numbers, numbers_of
+from mtlkernels.methods.row.base import RowMethod, RowStep
 
 
 class GradDrop(RowMethod):

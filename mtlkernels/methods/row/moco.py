@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import NON_FINITE, RowStep
+from mtlkernels.methods.base import NON_FINITE
 from mtlkernels.methods.row.averages import KeepsRows, ones, positive_losses
+from mtlkernels.methods.row.base import RowStep
 
 
 class MoCo(KeepsRows):

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import NON_FINITE, GramMethod, RowStep
+from mtlkernels.methods.base import NON_FINITE
+from mtlkernels.methods.gram.base import GramMethod
 from mtlkernels.methods.row.averages import KeepsRows, ones, positive_losses
+from mtlkernels.methods.row.base import RowStep
 
 
 class Tracked(KeepsRows):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import RowMethod, RowStep
+from mtlkernels.methods.row.base import RowMethod, RowStep
 
 
 class TrimmedMean(RowMethod):

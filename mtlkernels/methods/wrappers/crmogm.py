@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mtlkernels.methods.base import INVALID_LOSS, GramMethod
+from mtlkernels.methods.base import INVALID_LOSS
+from mtlkernels.methods.gram.base import GramMethod, SizedByTasks
 from mtlkernels.methods.numbers import Numbers, numbers_of
-from mtlkernels.methods.state import SizedByTasks
 
 
 class CRMOGM(SizedByTasks):

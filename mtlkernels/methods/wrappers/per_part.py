@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.gram.base import GramMethod
 
 _ZERO_GRADIENT = 2  # of mtlkernels.Status
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import INVALID_LOSS, GramMethod
+from mtlkernels.methods.base import INVALID_LOSS
+from mtlkernels.methods.gram.base import GramMethod
 from mtlkernels.methods.numbers import Numbers, numbers_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mtlkernels import ops
-from mtlkernels.methods.base import GramMethod
+from mtlkernels.methods.gram.base import GramMethod
 
 
 class Whole(GramMethod):
