@@ -21,7 +21,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 REQUIRES := import importlib.metadata as m, sys; extra = f"extra == \"{sys.argv[1]}\""; \
 	print(*(r.replace(extra, "python_version > \"3\"") for r in m.requires("mtlkernels") if extra in r), sep="\n")
 
-.PHONY: demo test test-frameworks lint bench bench-smoke study study-smoke gpu-check gpu-prepare dist-check clean
+.PHONY: demo test test-frameworks lint docs bench bench-smoke study study-smoke gpu-check gpu-prepare dist-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo
@@ -36,6 +36,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, with warnings as errors; open docs/_build/index.html.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --jobs auto docs docs/_build
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks --json mtlkernels-bench/results.json --plot mtlkernels-bench
@@ -66,7 +70,7 @@ dist-check:
 	MTLKERNELS_DIST=nccl $(PYTHON) -m pytest -m dist tests/distributed/test_distributed.py tests/distributed/test_self_check_ranks.py
 
 clean:
-	rm -rf .venv .venv-* .gpu build dist *.egg-info mtlkernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton
+	rm -rf .venv .venv-* .gpu build docs/_build docs/methods dist *.egg-info mtlkernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton
 
 # torch first, alone and pinned: nothing installed later pulls another one, and the build sees the one that runs.
 $(VENV)/.torch:
@@ -79,7 +83,7 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.demo $(VENV)/.data $(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.frameworks: $(VENV)/.%: $(VENV)/.built
+$(VENV)/.demo $(VENV)/.data $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.bench $(VENV)/.frameworks: $(VENV)/.%: $(VENV)/.built
 	$(BIN)/python -c '$(REQUIRES)' $* > $(VENV)/$*.txt
 	$(PIP) -r $(VENV)/$*.txt
 	touch $@

@@ -1,4 +1,4 @@
-"""Blocks of Markdown made from results: what the README and the page of benchmarks show.
+"""Blocks of Markdown made from results: docs/benchmarks.md, docs/scaling.md, results/cpu.md.
 
 A block stands between `<!-- bench: NAME -->` and `<!-- bench: end -->`; `fill` writes it anew.
 """

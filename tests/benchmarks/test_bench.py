@@ -262,8 +262,8 @@ def test_plans_measure_what_is_asked_for():
 @pytest.mark.parametrize(
     ("document", "run"),
     [
-        ("README.md", "cpu.json"),
         ("docs/benchmarks.md", "cpu.json"),
+        ("benchmarks/results/cpu.md", "cpu.json"),
         ("docs/scaling.md", "cpu-scaling.json"),
     ],
 )

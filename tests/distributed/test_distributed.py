@@ -104,8 +104,8 @@ def torchrun(script: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_the_readme_trains_on_two_processes() -> None:
-    told = torchrun(HERE / "dist_readme.py")
+def test_the_guide_trains_on_two_processes() -> None:
+    told = torchrun(HERE / "dist_guide.py")
     for rank in range(2):
         assert f"2 loops, rank {rank} of 2" in told
 

@@ -1,4 +1,4 @@
-"""The README's loops with `Sum` are the loops that people come from, parameter by parameter.
+"""The loops of the guides with `Sum` are the loops that people come from, parameter by parameter.
 
 Those of other libraries are in test_framework_loops.py, those of several ranks in dist_readme.py.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from loops import CLIPS, assert_same_moves, executed, moves, swapped, under_sum
-from readme import LOOPS
+from pages import LOOPS
 from torch import nn
 
 import mtlkernels
@@ -60,7 +60,7 @@ def accumulated(
 )
 def test_the_plain_loop_and_the_cheaper_steps(option: str, max_norm: float) -> None:
     code = swapped(
-        under_sum(LOOPS["Plain"]),
+        under_sum(LOOPS["plain"]),
         (r"model\.parameters\(\), 1\.0", f"model.parameters(), {max_norm}"),
         (r'"sum"', f'"sum", {option}'),
         (r"torch\.save\(.*\n", ""),
@@ -72,7 +72,7 @@ def test_the_plain_loop_and_the_cheaper_steps(option: str, max_norm: float) -> N
 @pytest.mark.parametrize("max_norm", CLIPS)
 def test_mixed_precision(max_norm: float) -> None:
     code = swapped(
-        under_sum(LOOPS["Mixed precision"]),
+        under_sum(LOOPS["mixed_precision"]),
         (r"model\.parameters\(\), 1\.0", f"model.parameters(), {max_norm}"),
         (r"GradScaler\(device\)", "GradScaler(device, init_scale=1024.0)"),
     )
@@ -86,7 +86,7 @@ def test_mixed_precision(max_norm: float) -> None:
 def test_accumulation(parts: int, max_norm: float) -> None:
     """Two more batches than a multiple of four: they make a step too."""
     code = swapped(
-        under_sum(LOOPS["Gradient accumulation"]),
+        under_sum(LOOPS["accumulation"]),
         (r"model\.parameters\(\), 1\.0", f"model.parameters(), {max_norm}"),
         (r"parts = 2", f"parts = {parts}"),
     )
@@ -97,7 +97,7 @@ def test_accumulation(parts: int, max_norm: float) -> None:
 @pytest.mark.parametrize("max_norm", CLIPS)
 @pytest.mark.parametrize("parts", [1, 4])
 def test_accumulation_under_a_scaler(parts: int, max_norm: float) -> None:
-    """The two loops above in one, as the README says how."""
+    """The two loops above in one, as the guide says how."""
 
     def ours(names: dict[str, Any]) -> None:
         model, loader = names["model"], names["loader"]
@@ -128,11 +128,11 @@ def test_features() -> None:
         }
         plain(names)
 
-    assert_same_moves(moves(executed(under_sum(LOOPS["Cheaper steps"]))), moves(own))
+    assert_same_moves(moves(executed(under_sum(LOOPS["cheap_steps"]))), moves(own))
 
 
 def test_a_loop_that_cannot_be_changed() -> None:
-    code = under_sum(LOOPS["A loop that cannot be changed"])
+    code = under_sum(LOOPS["fixed_loop"])
     assert_same_moves(moves(executed(code)), moves(plain))
 
 
@@ -142,7 +142,7 @@ def test_compile() -> None:
     """The graphs are torch's to lower: its eager backend runs them as they are."""
     torch._dynamo.reset()
     code = swapped(
-        under_sum(LOOPS["torch.compile"]),
+        under_sum(LOOPS["compile_step"]),
         (r"@mtlkernels\.compile_step", '@mtlkernels.compile_step(backend="eager")'),
         (r"compile\(optimizer\.step\)", 'compile(optimizer.step, backend="eager")'),
     )

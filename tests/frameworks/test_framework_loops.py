@@ -1,4 +1,4 @@
-"""The README's loops in other libraries with `Sum` are those libraries' own loops.
+"""The guides' loops in other libraries with `Sum` are those libraries' own loops.
 
 Each is compared, parameter by parameter, with the library's loop over the summed loss: without and
 with accumulation over a number of batches that is not a multiple, an active and an inactive
@@ -16,7 +16,7 @@ import pytest
 import torch
 from frameworks import FRAMEWORKS
 from loops import CLIPS, assert_same_moves, executed, moves, swapped, under_sum
-from readme import LOOPS
+from pages import LOOPS
 from torch import Tensor, nn
 
 pytestmark = [*FRAMEWORKS, pytest.mark.usefixtures("one_thread")]

@@ -1,4 +1,4 @@
-"""The README's loops with `Sum`, an optimizer that sees the gradients' size, and other numbers."""
+"""The guides' loops with `Sum`, an optimizer that sees the gradients' size, and other numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from readme import Model
+from pages import Model
 from torch import Tensor, nn
 
 import mtlkernels
@@ -37,7 +37,7 @@ def prelude() -> dict[str, Any]:
 
 
 def swapped(code: str, *pairs: tuple[str, str]) -> str:
-    """The code with other numbers; raises where one is not there, as the README has changed."""
+    """The code with other numbers; raises where one is not there, as the page has changed."""
     for old, new in pairs:
         found = re.findall(old, code)
         assert found, f"{old} is not in the loop"
@@ -62,7 +62,7 @@ def moves(run: Callable[[dict[str, Any]], object]) -> dict[str, Tensor]:
 
 
 def executed(code: str) -> Callable[[dict[str, Any]], object]:
-    return lambda names: exec(compile(code, "README.md", "exec"), names)
+    return lambda names: exec(compile(code, "guide", "exec"), names)
 
 
 def assert_same_moves(

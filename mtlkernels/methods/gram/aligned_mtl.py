@@ -12,7 +12,9 @@ from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
 class AlignedMTL(GramMethod):
-    """Independent component alignment (Senushkin et al., arXiv 2305.19000).
+    r"""Independent component alignment (Senushkin et al., arXiv 2305.19000).
+
+    .. math:: d = G^T B p, \qquad B = s V \Lambda^{-1/2} V^T, \qquad G G^T = V \Lambda V^T
 
     With K = V Lambda V^T over its rank: d = G^T B p, B = s V Lambda^(-1/2) V^T. The aligned
     gradients B G are orthogonal and of one length s where all are linearly independent. Degree 1 in
@@ -37,6 +39,12 @@ class AlignedMTL(GramMethod):
     The status says ILL_CONDITIONED where that part is too near to the noise to decide (the gradient
     then counts as dependent), or where noise may move the direction by more than 1e-4: with "min"
     for pairs of gradients nearer than about 6e-6 of their length.
+
+    Use when:
+        a few tasks both conflict and have gradients of different lengths.
+
+    Avoid when:
+        gradients are nearly parallel: with `scale="min"` the steps become short.
     """
 
     paper = "arXiv 2305.19000"

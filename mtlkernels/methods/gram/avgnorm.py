@@ -12,7 +12,9 @@ from mtlkernels.methods.gram.base import GramMethod
 
 
 class AvgNorm(GramMethod):
-    """Loss scaling by gradient norms (Guo et al., arXiv 2509.23915): w_i = S / ||g_i||.
+    r"""Loss scaling by gradient norms (Guo et al., arXiv 2509.23915): w_i = S / ||g_i||.
+
+    .. math:: d = S \sum_i \frac{g_i}{\lVert g_i \rVert}
 
     The direction is the plain sum of the unit gradients at length S a task; no solver, no state.
     A task whose gradient is zero gets weight 0 and does not count in S. Degree 1 in the gradients,
@@ -31,6 +33,14 @@ class AvgNorm(GramMethod):
     that is `weight_heads=True` of `backward` and `MTLOptimizer`. It measures the norms on the last
     layer of the shared backbone; here they are those of the Gram matrix given, by default over all
     shared parameters.
+
+    Use when:
+        the losses have different units or scales and there is no time for a search over
+        weights; take `"rms"` or `"max"` where gradients conflict.
+
+    Avoid when:
+        a task's gradient is mostly noise: it gets the same length as the others. With
+        `scale="sum"` the direction vanishes where gradients cancel.
     """
 
     paper = "arXiv 2509.23915"

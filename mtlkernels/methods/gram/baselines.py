@@ -11,7 +11,18 @@ from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
 class Sum(GramMethod):
-    """d = sum_t g_t: every weight 1, what `sum(losses).backward()` does, the baseline."""
+    r"""d = sum_t g_t: every weight 1, what `sum(losses).backward()` does, the baseline.
+
+    .. math:: d = \sum_t g_t
+
+    Use when:
+        you need the baseline: compare every other method with it, at its own tuned learning
+        rate.
+
+    Avoid when:
+        one loss has a much larger gradient than the others: it then decides the direction
+        alone.
+    """
 
     paper = "baseline"
 
@@ -21,7 +32,16 @@ class Sum(GramMethod):
 
 
 class Mean(GramMethod):
-    """d = (1/T) sum_t g_t: the baseline with weights 1/T, also where a task's gradient is zero."""
+    r"""d = (1/T) sum_t g_t: the baseline with weights 1/T, also where a task's gradient is zero.
+
+    .. math:: d = \frac{1}{T} \sum_t g_t
+
+    Use when:
+        you want `Sum` at a learning rate that does not depend on the number of tasks.
+
+    Avoid when:
+        as for `Sum`.
+    """
 
     paper = "baseline"
 
@@ -31,7 +51,9 @@ class Mean(GramMethod):
 
 
 class FixedWeights(GramMethod):
-    """d = sum_t w_t g_t with weights that a person chose, also where a task's gradient is zero.
+    r"""d = sum_t w_t g_t with weights that a person chose, also where a task's gradient is zero.
+
+    .. math:: d = \sum_t w_t g_t
 
     A task keeps its weight in a step that lacks the others, even where it is the only one.
 
@@ -40,6 +62,12 @@ class FixedWeights(GramMethod):
             `{"seg": 1, "depth": 10}`. Numbers without names belong to the first step's names.
 
     A baseline, from no paper.
+
+    Use when:
+        you know the weights, for example from a search.
+
+    Avoid when:
+        the losses change their scale during training: the weights do not follow.
     """
 
     paper = "baseline"
@@ -68,7 +96,9 @@ class FixedWeights(GramMethod):
 
 
 class RandomWeights(Drawing):
-    """Random loss weighting, RLW (Lin et al., arXiv 2111.10603): w = softmax(z), z ~ N(0, I).
+    r"""Random loss weighting, RLW (Lin et al., arXiv 2111.10603): w = softmax(z), z ~ N(0, I).
+
+    .. math:: w = \operatorname{softmax}(z), \quad z \sim \mathcal N(0, I)
 
     Drawn anew in every step; the weights sum to 1, as in the paper, LibMTL and nash-mtl (IGB4MTL
     multiplies by T). They do not look at the gradients, a zero one included.
@@ -76,6 +106,12 @@ class RandomWeights(Drawing):
     Args:
         seed: of the draws. They are a function of the seed and of the number of calls alone; both
             are in `state_dict`.
+
+    Use when:
+        you want a sanity check that any other method should beat.
+
+    Avoid when:
+        one backward pass is all you can afford: `RLW` is the same rule on losses.
     """
 
     paper = "arXiv 2111.10603"

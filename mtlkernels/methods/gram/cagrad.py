@@ -12,7 +12,11 @@ from mtlkernels.methods.gram.base import GramMethod
 
 
 class CAGrad(GramMethod):
-    """Conflict-averse gradient descent (Liu et al., arXiv 2110.14048).
+    r"""Conflict-averse gradient descent (Liu et al., arXiv 2110.14048).
+
+    .. math::
+        d = \arg\max_d \min_i \langle g_i, d \rangle \;\text{ subject to }\; \lVert d - g_0
+        \rVert \le c \lVert g_0 \rVert, \qquad g_0 = \frac{1}{T} \sum_i g_i
 
     d = argmax of min_i <g_i, d> subject to ||d - g0|| <= c ||g0||, g0 the mean gradient. With
     w = argmin over the simplex of <g_w, g0> + c ||g0|| ||g_w||, g_w = sum_i w_i g_i:
@@ -29,6 +33,13 @@ class CAGrad(GramMethod):
             divides by 1 + c^2, as the published dense-prediction code, nash-mtl and LibMTL do; 2
             divides by 1 + c.
         reduction: "mean", the paper's, or "sum", T times that, which the published code writes.
+
+    Use when:
+        you want the mean gradient with a floor under the worst task; try `c` from 0.2 to 0.8.
+
+    Avoid when:
+        one gradient is far longer than the others: the ball is measured by the mean, which that
+        gradient decides; take `IMGrad` or normalise first.
     """
 
     paper = "arXiv 2110.14048"

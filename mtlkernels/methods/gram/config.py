@@ -9,7 +9,11 @@ from mtlkernels.methods.gram.base import GramMethod
 
 
 class ConFIG(GramMethod):
-    """Conflict-free inverse gradients (Liu et al., arXiv 2408.11104).
+    r"""Conflict-free inverse gradients (Liu et al., arXiv 2408.11104).
+
+    .. math::
+        d = \Bigl(\sum_i \langle g_i, x \rangle\Bigr) x, \qquad x = \frac{U^+ 1}{\lVert U^+ 1
+        \rVert}, \quad u_i = \frac{g_i}{\lVert g_i \rVert}
 
     With U the unit gradients u_i = g_i / ||g_i|| and x = U^+ 1: d = (sum_i <g_i, x'>) x',
     x' = x / ||x||. All cosines <u_i, d> / ||d|| are equal wherever the gradients allow it. From K
@@ -31,6 +35,14 @@ class ConFIG(GramMethod):
     The published README speaks of equal inner products; paper and code have equal cosines. For two
     tasks the published code takes another formula, which loses the length where gradients are
     nearly parallel and is NaN for a zero gradient; here two tasks are no special case.
+
+    Use when:
+        every loss should fall at the same angle: the losses of a physics-informed network, for
+        example.
+
+    Avoid when:
+        there are about as many tasks as independent directions, or gradients are nearly
+        opposite: the direction becomes short or zero.
     """
 
     paper = "arXiv 2408.11104"

@@ -11,7 +11,9 @@ from mtlkernels.methods.gram.base import GramMethod
 
 
 class FairGrad(GramMethod):
-    """Fair resource allocation in multi-task learning (Ban and Ji, arXiv 2402.15638).
+    r"""Fair resource allocation in multi-task learning (Ban and Ji, arXiv 2402.15638).
+
+    .. math:: w > 0 \;\text{ with }\; (K w)_i = w_i^{-1/\alpha}
 
     w > 0 with (K w)_i = w_i^(-1/alpha): the direction that maximises the alpha-fair utility
     sum_i <g_i, d>^(1 - alpha) / (1 - alpha) on a ball. alpha -> 0 is the plain sum, 1 is NashMTL
@@ -31,6 +33,15 @@ class FairGrad(GramMethod):
     Known implementations differ in the direction's length: the published code multiplies the shared
     gradient by T and clips it at norm 1, LibMTL weights the losses (so heads too) and does neither.
     Their least-squares solver loses the solution where gradients are small.
+
+    Use when:
+        tasks conflict and have gradients of different lengths, and you can tune the learning
+        rate anew: among the methods that solve a problem it has the best balanced published
+        results.
+
+    Avoid when:
+        your learning rate must stay: the direction's length has degree (1 - alpha) / (1 +
+        alpha) in the gradients.
     """
 
     paper = "arXiv 2402.15638"

@@ -13,7 +13,11 @@ from mtlkernels.methods.gram.base import SizedByTasks
 
 
 class GradNorm(SizedByTasks):
-    """Gradient normalisation (Chen et al., arXiv 1711.02257).
+    r"""Gradient normalisation (Chen et al., arXiv 1711.02257).
+
+    .. math::
+        w_i \leftarrow w_i - \eta \, \frac{n_i}{m} \operatorname{sign}\bigl(w_i n_i - m
+        r_i^{\alpha}\bigr), \qquad n_i = \lVert g_i \rVert, \; m = \frac{1}{T} \sum_i w_i n_i
 
     With n_i = ||g_i||, m the mean of the w_i n_i, and r_i = L_i / L_i(0) over its mean, each step
     takes w_i <- w_i - lr (n_i / m) sign(w_i n_i - m r_i^alpha), the subgradient of
@@ -36,6 +40,13 @@ class GradNorm(SizedByTasks):
     divides it and a weight stops at 0, so that neither the gradients' scale nor a long step can
     turn a sign. LibMTL writes w = T softmax(s), measures on all shared parameters and takes L(0)
     from the first epoch.
+
+    Use when:
+        all tasks should train at one rate, measured by their losses.
+
+    Avoid when:
+        losses can be 0 or negative, or you do not want to tune `alpha` and `lr`: `NTKMTL` needs
+        neither.
     """
 
     paper = "arXiv 1711.02257"

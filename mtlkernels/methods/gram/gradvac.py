@@ -12,7 +12,12 @@ from mtlkernels.methods.gram.base import Drawing, SizedByTasks
 
 
 class GradVac(Drawing, SizedByTasks):
-    """Gradient vaccine (Wang et al., arXiv 2010.05874); `PerPart` keeps targets a layer.
+    r"""Gradient vaccine (Wang et al., arXiv 2010.05874); `PerPart` keeps targets a layer.
+
+    .. math::
+        v_i \leftarrow v_i + \frac{\lVert v_i \rVert}{\lVert g_j \rVert} \, \frac{q \sqrt{1 -
+        p^2} - p \sqrt{1 - q^2}}{\sqrt{1 - q^2}} \, g_j \;\text{ where } p = \cos(v_i, g_j) <
+        q = \phi_{ij}
 
     Task i starts from v = g_i and visits the other tasks j in random order. With p = cos(v, g_j)
     and its target q = phi_ij, where p < q:
@@ -29,6 +34,13 @@ class GradVac(Drawing, SizedByTasks):
     Without an epsilon: cosines are clamped to -1 .. 1 and targets to 1 - 1e-6; a zero gradient
     takes no part; a v that has become zero has no cosine and is left alone, as are the targets of
     a step with a gradient that is not finite. The targets `phi` (T, T) are in `state_dict`.
+
+    Use when:
+        many related tasks (languages, for example) should have gradients as similar as they
+        usually are.
+
+    Avoid when:
+        the tasks are unrelated: the targets then stay near 0, where the rule is `PCGrad`.
     """
 
     paper = "arXiv 2010.05874"

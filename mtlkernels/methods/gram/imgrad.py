@@ -12,7 +12,11 @@ from mtlkernels.methods.gram.base import GramMethod
 
 
 class IMGrad(GramMethod):
-    """Imbalance-sensitive gradient descent (arXiv 2503.08006).
+    r"""Imbalance-sensitive gradient descent (arXiv 2503.08006).
+
+    .. math::
+        d = g_0 + c \lVert g_0 \rVert \frac{g_w}{\lVert g_w \rVert}, \qquad g_w = \sum_i w_i
+        g_i
 
     d = g0 + c ||g0|| g_w / ||g_w||, g0 the mean gradient and g_w = sum_i w_i g_i. With
     x = cos(g0, MGDA's direction), w is the minimiser over the simplex of
@@ -37,6 +41,13 @@ class IMGrad(GramMethod):
             2 divides by 1 + c.
 
     The published code solves with SLSQP on the raw Gram matrix.
+
+    Use when:
+        you like `CAGrad`, and the gradients have very different lengths.
+
+    Avoid when:
+        the gradients have similar lengths: `CAGrad` then gives much the same and solves one problem
+        less.
     """
 
     paper = "arXiv 2503.08006"

@@ -9,7 +9,11 @@ from mtlkernels.methods.gram.base import GramMethod
 
 
 class IMTLG(GramMethod):
-    """Impartial multi-task learning, its gradient part (ICLR 2021, openreview IMPnRXEWpvr).
+    r"""Impartial multi-task learning, its gradient part (ICLR 2021, openreview IMPnRXEWpvr).
+
+    .. math::
+        \langle u_i, d \rangle = \langle u_j, d \rangle \;\forall i, j, \qquad \sum_i w_i = 1,
+        \quad u_i = \frac{g_i}{\lVert g_i \rVert}
 
     <u_i, d> is the same for all i, u_i = g_i / ||g_i||, and sum_i w_i = 1. In closed form
     w = v / sum v, v_i = (C^+ 1)_i / ||g_i||, C the cosines. For linearly independent gradients
@@ -29,6 +33,12 @@ class IMTLG(GramMethod):
 
     Known implementations invert a matrix of inner products as it is: LibMTL fails on identical
     gradients and is NaN for a zero one; nash-mtl and SamsungLabs add 1e-8 then, whatever the scale.
+
+    Use when:
+        every loss should fall at the same rate per unit of its own gradient.
+
+    Avoid when:
+        there are many tasks: weights then often become negative.
     """
 
     paper = "openreview IMPnRXEWpvr"

@@ -9,7 +9,11 @@ from mtlkernels.methods.gram.base import GramMethod
 
 
 class MGDA(GramMethod):
-    """Multiple-gradient descent (Désidéri 2012; Sener and Koltun, arXiv 1810.04650).
+    r"""Multiple-gradient descent (Désidéri 2012; Sener and Koltun, arXiv 1810.04650).
+
+    .. math::
+        w = \arg\min_{w \ge 0, \sum_i w_i = 1} \Bigl\lVert \sum_i w_i g_i \Bigr\rVert^2,
+        \qquad d = \sum_i w_i g_i
 
     w = argmin over the simplex of ||sum_i w_i g_i||^2, d = sum_i w_i g_i. Solved exactly by an
     active set. Where zero lies in the hull of the gradients d is zero to rounding, and the status
@@ -22,6 +26,13 @@ class MGDA(GramMethod):
     stops Frank and Wolfe's iteration at 1e-3 or after 100 steps; nash-mtl multiplies by T. The
     official code finds w on normalised gradients (l2, loss or both) and applies it to the raw ones:
     `Normalized(MGDA(), by=..., keep_weights=True)`; LibMTL combines the normalised ones.
+
+    Use when:
+        no task may get worse in a step and you accept slow progress on all of them.
+
+    Avoid when:
+        the gradients differ in length: the shortest one decides the direction; take
+        `Normalized(MGDA())`.
     """
 
     paper = "arXiv 1810.04650"

@@ -11,7 +11,9 @@ from mtlkernels.methods.gram.base import GramMethod
 
 
 class NashMTL(GramMethod):
-    """Multi-task learning as a bargaining game (Navon et al., arXiv 2202.01017).
+    r"""Multi-task learning as a bargaining game (Navon et al., arXiv 2202.01017).
+
+    .. math:: w > 0 \;\text{ with }\; (K w)_i = \frac{1}{w_i}
 
     w > 0 with (K w)_i = 1 / w_i: the direction that maximises sum_i log <g_i, d> on a ball. Solved
     exactly by Newton's method, whatever the gradients' norms. The solution has ||d|| = sqrt(T), so
@@ -33,6 +35,13 @@ class NashMTL(GramMethod):
     weights where the solver fails. nash-mtl weights the losses, so heads too, and clips the shared
     gradient alone: with `weight_heads=True` heads get the solution's weights, unclipped, for one
     more solve. SamsungLabs overwrites the shared gradient and never clips.
+
+    Use when:
+        you want a step of constant length whatever the losses' scales are.
+
+    Avoid when:
+        the step should shrink as training converges: schedule the learning rate, or take
+        another method. Heads need a different learning rate than the shared parameters.
     """
 
     paper = "arXiv 2202.01017"

@@ -21,11 +21,23 @@ class _NormScaling(GramMethod):
 
 
 class NTKMTL(_NormScaling):
-    """NTKMTL (NeurIPS 2025) with one sample a task: w_i = rms(n) / n_i, n_i = ||g_i||.
+    r"""NTKMTL (NeurIPS 2025) with one sample a task: w_i = rms(n) / n_i, n_i = ||g_i||.
+
+    .. math::
+        d = \sum_i w_i g_i, \qquad w_i = \frac{1}{\lVert g_i \rVert} \sqrt{\frac{1}{T} \sum_j
+        \lVert g_j \rVert^2}
 
     The paper's w_i = sqrt(mean_j lambda_j / lambda_i) has lambda_i, the largest eigenvalue of the
     Gram matrix of n mini-batch chunks of task i; for n = 1 it is ||g_i||^2, and the rule is
     `AvgNorm("rms")`. A zero gradient gets weight 0 and does not count. Degree 1.
+
+    Use when:
+        you have no reason for another method: it is the default that these pages recommend. It
+        has nothing to tune, and its length never vanishes.
+
+    Avoid when:
+        a task's gradient is mostly noise, or one task should matter more: use
+        `Preferred(NTKMTL(), p)`.
     """
 
     paper = "NeurIPS 2025"
@@ -34,12 +46,21 @@ class NTKMTL(_NormScaling):
 
 
 class SLW(_NormScaling):
-    """Scaled loss weighting by exact norms, inside SLAW (arXiv 2109.08218).
+    r"""Scaled loss weighting by exact norms, inside SLAW (arXiv 2109.08218).
+
+    .. math:: w_i = T \, \frac{1 / \lVert g_i \rVert}{\sum_j 1 / \lVert g_j \rVert}
 
     w_i = T (1 / n_i) / sum_j 1 / n_j, n_i = ||g_i||: the harmonic mean of the norms over n_i; the
     weights sum to T. A zero gradient gets weight 0 and does not count; the original clamps norms at
     1e-5, which hands a zero gradient nearly all the weight. The original measures the norms on the
     last shared layer. Degree 1.
+
+    Use when:
+        the weights must sum to the number of tasks.
+
+    Avoid when:
+        some gradients are very short: the harmonic mean makes the whole direction short; take
+        `NTKMTL`.
     """
 
     paper = "arXiv 2109.08218"
@@ -48,7 +69,9 @@ class SLW(_NormScaling):
 
 
 class DBMTL(_NormScaling):
-    """DB-MTL (Lin et al., arXiv 2308.12029): w_i = max_j n_j / n_i, n_i = ||g_i||.
+    r"""DB-MTL (Lin et al., arXiv 2308.12029): w_i = max_j n_j / n_i, n_i = ||g_i||.
+
+    .. math:: w_i = \frac{\max_j \lVert g_j \rVert}{\lVert g_i \rVert}
 
     The paper's rule is on averages over the steps of the gradients of log L_i:
     `DBMTL(beta=0.9, log_losses=True)`. With beta = 0 the method has no state and sees K alone. A
@@ -60,6 +83,13 @@ class DBMTL(_NormScaling):
         sigma: in step k, beta / k^sigma. LibMTL: 0.
         log_losses: take the gradients of log L_i, as the paper and LibMTL do; made is
             `LogLosses(DBMTL())` where beta = 0.
+
+    Use when:
+        the losses differ in units as well: `LogLosses(DBMTL())`, or with averages
+        `DBMTL(beta=0.9, log_losses=True)`.
+
+    Avoid when:
+        one gradient is long because it is noisy: all others are lengthened to it.
     """
 
     paper = "arXiv 2308.12029"
@@ -78,12 +108,20 @@ class DBMTL(_NormScaling):
 
 
 class NGDiff(GramMethod):
-    """Normalised gradient difference for unlearning (arXiv 2410.22086).
+    r"""Normalised gradient difference for unlearning (arXiv 2410.22086).
+
+    .. math:: d = \frac{g_1}{\lVert g_1 \rVert} - \frac{g_2}{\lVert g_2 \rVert}
 
     Two tasks, retain then forget: d = g_1 / ||g_1|| - g_2 / ||g_2||, so descent along d unlearns
     the second. The first step's names are these two, in that order; a step that lacks one of them
     raises ValueError. Identical gradients give 0; a zero gradient gets weight 0. Degree 0 in the
     gradients: the length is the learning rate's business (the paper sets it automatically).
+
+    Use when:
+        a model should forget the second task and retain the first (unlearning).
+
+    Avoid when:
+        you train two tasks: the second loss grows.
     """
 
     paper = "arXiv 2410.22086"

@@ -11,7 +11,11 @@ from mtlkernels.methods.gram.base import Drawing
 
 
 class PCGrad(Drawing):
-    """Gradient surgery (Yu et al., arXiv 2001.06782).
+    r"""Gradient surgery (Yu et al., arXiv 2001.06782).
+
+    .. math::
+        v_i \leftarrow v_i - \frac{\min(0, \langle v_i, g_j \rangle)}{\lVert g_j \rVert^2} g_j
+        \;\text{ for the } j \ne i \text{ in random order}, \qquad d = \sum_i v_i
 
     Task i starts from v = g_i, visits the other tasks j in random order, and where v . g_j < 0
     takes v <- v - (v . g_j / ||g_j||^2) g_j with the original g_j. The direction is the sum of the
@@ -27,6 +31,13 @@ class PCGrad(Drawing):
     Known implementations differ in the order (the TensorFlow original does not shuffle, SamsungLabs
     uses one order for all rows, ConFIG none), in visiting j = i as well, which is not a no-op for
     three tasks or more, and in epsilons of the denominator. `order` reproduces any fixed order.
+
+    Use when:
+        a few tasks conflict at times, and you want the plain sum in all other steps.
+
+    Avoid when:
+        the gradients differ in length rather than in direction: it then is the plain sum. For
+        three tasks or more the direction may still conflict with a task; `UPGrad` never does.
     """
 
     paper = "arXiv 2001.06782"

@@ -13,7 +13,11 @@ from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
 class PIVRG(GramMethod):
-    """Performance-informed variance reduction of gradients (CVPR 2025).
+    r"""Performance-informed variance reduction of gradients (CVPR 2025).
+
+    .. math::
+        w > 0 \;\text{ with }\; (K w)_i = \Bigl(\frac{p_i}{w_i}\Bigr)^{1/2}, \qquad p = T
+        \operatorname{softmax}\Bigl(\frac{\text{drop}}{\text{temp}}\Bigr)
 
     w > 0 with (K w)_i = (p_i / w_i)^(1/2): FairGrad with alpha = 2 and the importance
     p = T softmax(drop / temp), temp = max((max drop - min drop) / log(bound), min_temp), where
@@ -28,6 +32,12 @@ class PIVRG(GramMethod):
             NYUv2 and CelebA, 20 for Cityscapes, 100 for QM9.
 
     p is kept in the buffer `importance` and thus in `state_dict`; it is empty before `update`.
+
+    Use when:
+        results of single-task models are at hand to balance towards.
+
+    Avoid when:
+        they are not: without `update` it is `FairGrad(2)`.
     """
 
     paper = "CVPR 2025"

@@ -14,7 +14,11 @@ from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
 class SDMGrad(SizedByTasks):
-    """Stochastic direction-oriented descent (Xiao, Ban and Ji, arXiv 2305.18409).
+    r"""Stochastic direction-oriented descent (Xiao, Ban and Ji, arXiv 2305.18409).
+
+    .. math::
+        w \leftarrow \Pi_\Delta\bigl(w - \eta (A w + \lambda A p)\bigr), \quad A = G_1 G_2^T,
+        \qquad d = \frac{\sum_t (w_t + \lambda p_t) g_t}{1 + \lambda}
 
     With A = G1 G2^T of two independent batches (`ops.cross_gram`), w approaches the minimiser over
     the simplex of 1/2 w^T A w + lam w^T A 1/T by `iterations` steps of projected SGD with momentum,
@@ -39,6 +43,13 @@ class SDMGrad(SizedByTasks):
     A zero gradient takes no part and keeps its share of w. Products of two batches may be negative
     on the diagonal: those count as 0 in the mean norm, and where all do, w stays. The published
     code adds 1e-4 to A_ii there. The state `w` (T), uniform at first, is in `state_dict`.
+
+    Use when:
+        batches are small, and their noise misleads a rule that looks for the worst task; give
+        it independent batches.
+
+    Avoid when:
+        you have one batch a step and no time to tune: `CAGrad` is the exact rule nearest to it.
     """
 
     paper = "arXiv 2305.18409"
@@ -108,7 +119,11 @@ class SDMGrad(SizedByTasks):
 
 
 class MoDo(SizedByTasks):
-    """Multi-objective gradient with double sampling (Chen et al., arXiv 2305.20057).
+    r"""Multi-objective gradient with double sampling (Chen et al., arXiv 2305.20057).
+
+    .. math::
+        w \leftarrow \Pi_\Delta\bigl(w - \gamma (A w + \rho w)\bigr), \quad A = G_1 G_2^T,
+        \qquad d = \sum_t w_t g_t
 
     w <- projection on the simplex of w - gamma (A w + rho w), A = G1 G2^T of two independent
     batches (`ops.cross_gram`); d = G3^T w on a third, or on both. One step a call.
@@ -124,6 +139,13 @@ class MoDo(SizedByTasks):
 
     A zero gradient takes no part and keeps its share of w. The state `w` (T), uniform at first, is
     in `state_dict`.
+
+    Use when:
+        as for `SDMGrad`, with one cheap step and slow weights.
+
+    Avoid when:
+        the gradients' scale changes during training: `gamma` has a unit; use
+        `Normalized(MoDo())`.
     """
 
     paper = "arXiv 2305.20057"

@@ -47,7 +47,11 @@ class _Projection(GramMethod):
 
 
 class DualProj(_Projection):
-    """Projection of the mean gradient onto {d : <g_i, d> >= 0 for all i} (arXiv 2406.16232).
+    r"""Projection of the mean gradient onto {d : <g_i, d> >= 0 for all i} (arXiv 2406.16232).
+
+    .. math::
+        d = \arg\min_d \Bigl\lVert d - \sum_i p_i g_i \Bigr\rVert \;\text{ subject to }\;
+        \langle g_i, d \rangle \ge 0
 
     d = sum_i (p_i + v_i) g_i with v = argmin over v >= 0 of ||sum_i (p_i + v_i) g_i||. Solved
     exactly by an active set at any scale of the gradients. Where K's noise may move d by more
@@ -59,6 +63,13 @@ class DualProj(_Projection):
 
     torchjd adds a ridge of 1e-4 and takes K as zero where its trace is below 1e-4, which makes
     small gradients' answer the plain mean.
+
+    Use when:
+        no step may conflict with any task, and the direction should stay as near to the mean as
+        it can.
+
+    Avoid when:
+        tasks should keep their share of the direction: `UPGrad` projects each gradient.
     """
 
     paper = "arXiv 2406.16232"
@@ -67,7 +78,11 @@ class DualProj(_Projection):
 
 
 class UPGrad(_Projection):
-    """Each gradient projected so that it conflicts with no other, then averaged (2406.16232).
+    r"""Each gradient projected so that it conflicts with no other, then averaged (2406.16232).
+
+    .. math::
+        d = \sum_i p_i \, P(g_i), \qquad P \text{ the projection onto } \{d : \langle g_j, d
+        \rangle \ge 0 \;\forall j\}
 
     d = sum_i p_i P(g_i), P the projection onto {d : <g_j, d> >= 0 for all j}. T convex problems
     over one matrix, solved exactly by an active set at any scale. For two tasks it is half of
@@ -80,6 +95,14 @@ class UPGrad(_Projection):
 
     torchjd adds a ridge of 1e-4 and takes K as zero where its trace is below 1e-4, which makes
     small gradients' answer the plain mean.
+
+    Use when:
+        no step may conflict with any task, and each task should keep its share of the
+        direction.
+
+    Avoid when:
+        the gradients differ in length by orders of magnitude: projections keep lengths; put it
+        inside `Normalized`.
     """
 
     paper = "arXiv 2406.16232"

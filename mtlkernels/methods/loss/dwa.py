@@ -13,7 +13,11 @@ from mtlkernels.methods.loss.base import LossMethod
 
 
 class DWA(LossMethod):
-    """Dynamic weight average (Liu et al., arXiv 1803.10704): w = T softmax(r / temperature).
+    r"""Dynamic weight average (Liu et al., arXiv 1803.10704): w = T softmax(r / temperature).
+
+    .. math::
+        w = T \operatorname{softmax}\Bigl(\frac{r}{\text{temperature}}\Bigr), \qquad r_i =
+        \frac{\bar L_i(\text{last window})}{\bar L_i(\text{window before})}
 
     r_i is the mean of loss i over the last full window of steps by its mean over the one before;
     equal weights during the first two windows. Scaling one loss for good changes no weight.
@@ -27,6 +31,12 @@ class DWA(LossMethod):
     A loss of 0 counts as any other. A task's windows are of the steps that have it, and its r is 1
     until it has had two. A task whose mean over the earlier window is 0 has no ratio: it takes no
     part until that window has passed, and T counts those that do; INVALID_LOSS.
+
+    Use when:
+        the losses have one unit and fall at different rates.
+
+    Avoid when:
+        the losses have different scales: the weights stay near 1 and do not correct that.
     """
 
     paper = "arXiv 1803.10704"

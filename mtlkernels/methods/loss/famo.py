@@ -16,7 +16,11 @@ _SHIFT = 1e-8  # added to every loss, as published
 
 
 class FAMO(LossMethod):
-    """Fast adaptive multitask optimization (Liu et al., arXiv 2306.03792).
+    r"""Fast adaptive multitask optimization (Liu et al., arXiv 2306.03792).
+
+    .. math::
+        L = c \sum_i z_i \log D_i, \qquad z = \operatorname{softmax}(\xi), \quad D_i = L_i -
+        b_i + 10^{-8}
 
     With z = softmax(xi), D_i = L_i - b_i + 1e-8 and c = 1 / sum_i (z_i / D_i), detached: the scalar
     is c sum_i z_i log D_i, so the weights c z_i / D_i sum to 1. After the step, `update` is given
@@ -40,6 +44,13 @@ class FAMO(LossMethod):
         gamma: weight decay of xi; 0.001, the paper's for all but Cityscapes (0.01). The published
             class's own default is 1e-5, that of its scripts 0.01; LibMTL and TorchJD take 0.001.
         min_losses: b, T numbers, in order or by name, or one; 0.
+
+    Use when:
+        there are many tasks, or no memory for T gradients, and all losses should fall evenly.
+
+    Avoid when:
+        a second forward pass after the step is not possible: without `update` the weights do
+        not move.
     """
 
     paper = "arXiv 2306.03792"

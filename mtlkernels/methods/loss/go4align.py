@@ -11,7 +11,11 @@ from mtlkernels.methods.loss.base import LossMethod
 
 
 class GO4Align(LossMethod):
-    """Group optimization for multi-task alignment (Shen et al., arXiv 2404.06486).
+    r"""Group optimization for multi-task alignment (Shen et al., arXiv 2404.06486).
+
+    .. math::
+        w_i = \operatorname{mean}\{v_j : j \text{ in the cluster of } i\}, \qquad v_i = p_i
+        \frac{\sum_j L_j}{L_i}
 
     p <- p exp(-eta L), normalised to sum 1; v_i = p_i sum_j L_j / L_i; the v are clustered, and the
     weight of a task is the mean v of its cluster. A loss <= 0 takes no part: INVALID_LOSS.
@@ -24,6 +28,12 @@ class GO4Align(LossMethod):
     The clusters are those of least variance, found exactly: always the same answer, and nothing is
     read by the host. The published code runs k-means there from a random start, and may find others
     from step to step. Scaling all losses changes p unless eta is scaled.
+
+    Use when:
+        many tasks fall into a few groups.
+
+    Avoid when:
+        there are two or three tasks: groups then have one member each.
     """
 
     paper = "arXiv 2404.06486"

@@ -13,7 +13,9 @@ from mtlkernels.methods.loss.base import LossMethod
 
 
 class RLW(LossMethod):
-    """Random loss weighting (Lin et al., arXiv 2111.10603): w = softmax(x), x standard normal.
+    r"""Random loss weighting (Lin et al., arXiv 2111.10603): w = softmax(x), x standard normal.
+
+    .. math:: w = \operatorname{softmax}(z), \quad z \sim \mathcal N(0, I)
 
     Degree 1 in the losses.
 
@@ -23,6 +25,12 @@ class RLW(LossMethod):
         seed: of the draws. They are a function of the seed and of the number of calls alone, the
             same on every device and every rank; both are in `state_dict`. A call with losses that
             are not finite counts as well, so that ranks stay together.
+
+    Use when:
+        you want a sanity check that any other method should beat.
+
+    Avoid when:
+        one loss dominates the others: random weights do not correct that.
     """
 
     paper = "arXiv 2111.10603"

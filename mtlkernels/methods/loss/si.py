@@ -9,7 +9,9 @@ from mtlkernels.methods.loss.base import LossMethod
 
 
 class SI(LossMethod):
-    """Scale-invariant sum, sum_i log L_i: the weights are 1 / L_i.
+    r"""Scale-invariant sum, sum_i log L_i: the weights are 1 / L_i.
+
+    .. math:: L = \sum_i \log L_i
 
     A baseline of Nash-MTL (Navon et al., arXiv 2202.01017). Scaling one loss changes no gradient.
     A loss <= 0 has no logarithm: it takes no part, INVALID_LOSS. One near 0 gets a weight without
@@ -18,6 +20,12 @@ class SI(LossMethod):
     Args:
         log1p: sum log(1 + L_i) instead, as SamsungLabs does: bounded weights 1 / (1 + L_i) that
             are not scale-invariant; losses have to exceed -1.
+
+    Use when:
+        the losses have different units: the cheapest answer, in one backward pass.
+
+    Avoid when:
+        losses come close to 0: their weights have no bound; `log1p=True` bounds them.
     """
 
     paper = "arXiv 2202.01017"
@@ -36,12 +44,20 @@ class SI(LossMethod):
 
 
 class GLS(LossMethod):
-    """Geometric loss strategy (Chennupati et al., arXiv 1904.08492): (prod_i L_i)^(1/T).
+    r"""Geometric loss strategy (Chennupati et al., arXiv 1904.08492): (prod_i L_i)^(1/T).
+
+    .. math:: L = \Bigl(\prod_i L_i\Bigr)^{1/T}
 
     The weights are GLS / (T L_i); computed as exp(mean log L), which neither under- nor overflows.
     Degree 1 in the scale of all losses; scaling one of them by s scales every gradient by s^(1/T).
     A loss <= 0 takes no part, and T counts those that do: INVALID_LOSS. (The weights that LibMTL
     logs for it are not these.)
+
+    Use when:
+        as for `SI`, with a total in the unit of a loss.
+
+    Avoid when:
+        as for `SI`: one loss near 0 takes over.
     """
 
     paper = "arXiv 1904.08492"

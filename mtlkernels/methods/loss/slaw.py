@@ -11,7 +11,11 @@ from mtlkernels.methods.loss.base import LossMethod
 
 
 class SLAW(LossMethod):
-    """Scaled loss approximate weighting (Crawshaw, Kosecka, arXiv 2109.08218).
+    r"""Scaled loss approximate weighting (Crawshaw, Kosecka, arXiv 2109.08218).
+
+    .. math::
+        w_i = T \, \frac{1 / s_i}{\sum_j 1 / s_j}, \qquad s_i^2 = \operatorname{EMA}(L_i^2) -
+        \operatorname{EMA}(L_i)^2
 
     w_i = T (1 / s_i) / sum_j (1 / s_j), s_i the standard deviation of loss i over time, an estimate
     of its gradient's norm: s_i^2 = EMA(L_i^2) - EMA(L_i)^2, at least eps^2. The averages are
@@ -23,6 +27,13 @@ class SLAW(LossMethod):
     Args:
         beta: of the averages; 0.99, the paper's.
         eps: the smallest deviation; 1e-5, as published.
+
+    Use when:
+        you want norm scaling at the price of one backward pass.
+
+    Avoid when:
+        losses hardly vary from batch to batch: the deviation then says little about the
+        gradient.
     """
 
     paper = "arXiv 2109.08218"

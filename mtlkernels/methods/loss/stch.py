@@ -63,7 +63,9 @@ class _Warmed(LossMethod):
 
 
 class STCH(_Warmed):
-    """Smooth Tchebycheff scalarisation (Lin et al., arXiv 2402.19078).
+    r"""Smooth Tchebycheff scalarisation (Lin et al., arXiv 2402.19078).
+
+    .. math:: L = T \mu \log \sum_i \Bigl(\frac{L_i}{z_i}\Bigr)^{1/\mu}
 
     form="log": T mu log sum_i (L_i / z_i)^(1/mu), as published for multi-task training and in
     LibMTL; z, the nadir, is each loss's mean over the last steps of a warm-up on sum_i log L_i.
@@ -83,6 +85,12 @@ class STCH(_Warmed):
         nadir: T numbers, in order or by name, to use as z from the first step on, without warm-up.
         form: "log" or "linear".
         reference: T numbers, in order or by name, or one, the ideal point of the linear form.
+
+    Use when:
+        the worst loss matters, relative to where it was after the warm-up.
+
+    Avoid when:
+        losses after the warm-up are not representative (curricula, new tasks).
     """
 
     paper = "arXiv 2402.19078"
@@ -134,7 +142,11 @@ class STCH(_Warmed):
 
 
 class IGB(_Warmed):
-    """Improvable gap balancing, version 1 (Dai et al., arXiv 2307.15429): sum_i w_i log L_i.
+    r"""Improvable gap balancing, version 1 (Dai et al., arXiv 2307.15429): sum_i w_i log L_i.
+
+    .. math::
+        L = \sum_i w_i \log L_i, \qquad w = T
+        \operatorname{softmax}\Bigl(\frac{L}{L_{\text{base}}}\Bigr)
 
     w = T softmax(L / L_base), detached: more weight to the losses that have improved less. L_base
     is each loss's mean over the last steps of a warm-up with w = 1; then the weights on the losses
@@ -147,6 +159,12 @@ class IGB(_Warmed):
             here, the first step alone.
         average: how many of the last warm-up steps L_base averages; the published code takes one
             epoch. A quarter of the warm-up by default.
+
+    Use when:
+        tasks that have improved least should catch up.
+
+    Avoid when:
+        a task cannot improve (noisy labels): it gets more and more weight.
     """
 
     paper = "arXiv 2307.15429"

@@ -43,7 +43,9 @@ class _Learned(LossMethod):
 
 
 class UW(_Learned):
-    """Uncertainty weighting (Kendall et al., arXiv 1705.07115): sum_i k L_i e^-s_i + s_i / 2.
+    r"""Uncertainty weighting (Kendall et al., arXiv 1705.07115): sum_i k L_i e^-s_i + s_i / 2.
+
+    .. math:: L = \sum_i k e^{-s_i} L_i + \frac{s_i}{2}, \quad s \text{ learned}
 
     s_i = log sigma_i^2 is learned: the weights are k e^-s_i, 1 / (2 L_i) at the optimum of s for
     either k. Pass `method.parameters()` to the optimizer. (nash-mtl trains s at rate 0.025.)
@@ -55,6 +57,12 @@ class UW(_Learned):
             for every task, take 1.
 
     At the optimum of s, scaling one loss changes no gradient. The scalar may be negative.
+
+    Use when:
+        the losses are regressions with noise of different sizes.
+
+    Avoid when:
+        losses can be negative, or you cannot add `method.parameters()` to the optimizer.
     """
 
     paper = "arXiv 1705.07115"
@@ -72,7 +80,9 @@ class UW(_Learned):
 
 
 class IMTLL(_Learned):
-    """IMTL-L (Liu et al., ICLR 2021, openreview IMPnRXEWpvr): sum_i e^s_i L_i - s_i, s learned.
+    r"""IMTL-L (Liu et al., ICLR 2021, openreview IMPnRXEWpvr): sum_i e^s_i L_i - s_i, s learned.
+
+    .. math:: L = \sum_i e^{s_i} L_i - s_i, \quad s \text{ learned}
 
     At the optimum e^s_i = 1 / L_i: every weighted loss is 1, and training that of `SI`. Pass
     `method.parameters()` to the optimizer.
@@ -82,6 +92,13 @@ class IMTLL(_Learned):
         init: of every s_i; 0.
 
     LibMTL's "IMTL" feeds these losses to IMTL-G and has no pure IMTL-L.
+
+    Use when:
+        the losses have different units, and the weights should be smoothed over time; at the
+        optimum it is `SI`.
+
+    Avoid when:
+        you cannot add `method.parameters()` to the optimizer.
     """
 
     paper = "openreview IMPnRXEWpvr"
@@ -96,7 +113,9 @@ class IMTLL(_Learned):
 
 
 class UWSO(LossMethod):
-    """Soft optimal uncertainty weighting (Kirchdorfer et al., arXiv 2408.07985).
+    r"""Soft optimal uncertainty weighting (Kirchdorfer et al., arXiv 2408.07985).
+
+    .. math:: w = \operatorname{softmax}\Bigl(\frac{1}{\tau L}\Bigr)
 
     w = softmax(1 / (tau L)), the losses in w detached: the analytical optimum 1 / L of uncertainty
     weighting for an L1 loss, tempered. The weights sum to 1. They are not scale-free: losses times
@@ -105,6 +124,12 @@ class UWSO(LossMethod):
     Args:
         temperature: tau. The paper tunes it for each data set and names no default; 1 here is the
             absence of a choice, not a recommendation.
+
+    Use when:
+        you want uncertainty weighting with nothing to learn, and can tune the temperature.
+
+    Avoid when:
+        the losses' scale changes during training: `temperature` has the unit of 1 / L.
     """
 
     paper = "arXiv 2408.07985"

@@ -16,7 +16,11 @@ from mtlkernels.methods.row.base import RowStep
 
 
 class ExcessMTL(KeepsRows):
-    """Robust weights by excess risks (He et al., ICML 2024, openreview JzWFmMySpn).
+    r"""Robust weights by excess risks (He et al., ICML 2024, openreview JzWFmMySpn).
+
+    .. math::
+        w \leftarrow w \, e^{\eta r}, \quad r_t = \frac{e_t}{e_t(0)}, \; e_t = \sum
+        \frac{g_t^2}{\sqrt{S_t + \epsilon}}, \qquad d = \sum_t w_t g_t
 
     S_t <- S_t + g_t^2 by element, e_t = sum g_t^2 / sqrt(S_t + eps) the estimated excess risk of
     task t, r_t = e_t / (its first value); w <- w exp(eta r), normalised; d = sum_t w_t g_t. The
@@ -35,6 +39,12 @@ class ExcessMTL(KeepsRows):
     positive one as its first value. S costs T N numbers of memory, float32 (float64 for float64
     gradients). A step with a gradient that is not finite gives a direction that is not, leaves the
     weights, and is not counted. The report has weights and no Gram matrix: none is needed.
+
+    Use when:
+        some tasks have noisy labels, which should not take over.
+
+    Avoid when:
+        memory is short (T N numbers).
     """
 
     paper = "openreview JzWFmMySpn"

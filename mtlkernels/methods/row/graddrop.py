@@ -13,7 +13,11 @@ from mtlkernels.methods.row.base import RowMethod, RowStep
 
 
 class GradDrop(RowMethod):
-    """Gradient sign dropout (Chen et al., arXiv 2010.06808), on the parameters' gradients.
+    r"""Gradient sign dropout (Chen et al., arXiv 2010.06808), on the parameters' gradients.
+
+    .. math::
+        d = \sum_t \bigl(l_t + (1 - l_t) \, k_t\bigr) g_t, \qquad k_t \in \{0, 1\} \text{ by
+        element}
 
     In each element, with P = (1 + sum_t g_t / sum_t |g_t|) / 2 and a uniform U of its own, positive
     g_t are kept where P > U and negative ones where P < U:
@@ -34,6 +38,12 @@ class GradDrop(RowMethod):
             same on every device. Both are in `state_dict`.
 
     There are no weights and no Gram matrix: the report has neither.
+
+    Use when:
+        conflicts differ from element to element, and noise in the direction is welcome.
+
+    Avoid when:
+        you need the same direction in a repeated step, weights, or a Gram matrix in the report.
     """
 
     paper = "arXiv 2010.06808"

@@ -16,7 +16,11 @@ from mtlkernels.methods.row.base import RowStep
 
 
 class MoCo(KeepsRows):
-    """Multi-objective gradient correction (Fernando et al., ICLR 2023, arXiv 2210.12624).
+    r"""Multi-objective gradient correction (Fernando et al., ICLR 2023, arXiv 2210.12624).
+
+    .. math::
+        y_t \leftarrow y_t - \beta_k (y_t - h_t), \quad \lambda \leftarrow \Pi\bigl(\lambda -
+        \gamma_k (Y Y^T + \rho I) \lambda\bigr), \qquad d = \sum_t \lambda_t y_t
 
     In step k, with beta_k = beta / k^beta_sigma and gamma_k = gamma / k^gamma_sigma:
     y_t <- y_t - beta_k (y_t - h_t), K = Y Y^T,
@@ -40,6 +44,12 @@ class MoCo(KeepsRows):
     as fractions of their sum; INVALID_LOSS. The report's Gram matrix, norms
     and cosines are those of the averages; its weights are lambda. With `weight_heads=True` a head
     gets lambda_t h_t, of its own gradient and not of an average.
+
+    Use when:
+        you want MGDA's direction under noisy gradients.
+
+    Avoid when:
+        memory is short (T N numbers), or the gradients' scale changes: `gamma` has a unit.
     """
 
     paper = "arXiv 2210.12624"

@@ -16,7 +16,9 @@ from mtlkernels.methods.row.base import RowStep
 
 
 class Tracked(KeepsRows):
-    """A Gram method on m_t <- b m_t + (1 - b) g_t in the place of the gradients g_t.
+    r"""A Gram method on m_t <- b m_t + (1 - b) g_t in the place of the gradients g_t.
+
+    .. math:: m_t \leftarrow b \, m_t + (1 - b) g_t, \qquad d = \sum_t w_t m_t
 
     The method gets the Gram matrix of the averages m, taken in the pass that moves them, and
     d = sum_t w_t m_t. With DBMTL inside it is DB-MTL (arXiv 2308.12029), for which the averages of
@@ -40,6 +42,13 @@ class Tracked(KeepsRows):
         sigma: in step k, b = beta / k^sigma. LibMTL: 0.
         log_losses: average the gradients of log L_t, g_t / L_t; the method sees log L_t. Losses
             have to be positive. LibMTL's log(L + 1e-8) would damp losses of that size.
+
+    Use when:
+        batches are small: any Gram method then works on averages over steps, for example
+        `Tracked(NTKMTL())`.
+
+    Avoid when:
+        memory is short (T N numbers), or the base optimizer's momentum already averages enough.
     """
 
     paper = "arXiv 2308.12029"

@@ -11,7 +11,9 @@ from mtlkernels.methods.row.base import RowMethod, RowStep
 
 
 class TrimmedMean(RowMethod):
-    """Coordinate-wise trimmed mean (Yin et al., ICML 2018, arXiv 1803.01498).
+    r"""Coordinate-wise trimmed mean (Yin et al., ICML 2018, arXiv 1803.01498).
+
+    .. math:: d = \text{mean of the } T - 2 \, \text{trim} \text{ middle values, by element}
 
     In each element d is the mean of the T values that remain when the `trim` largest and the `trim`
     smallest are left out. A rule against a few corrupted tasks or workers. A gradient that a task
@@ -25,6 +27,13 @@ class TrimmedMean(RowMethod):
             or two of those that are present, where that is less.
 
     There are no weights and no Gram matrix: the report has neither.
+
+    Use when:
+        one task's (or worker's) gradient may be corrupt.
+
+    Avoid when:
+        every task has its own meaning: the largest and the smallest values are ignored
+        everywhere.
     """
 
     paper = "arXiv 1803.01498"

@@ -14,7 +14,9 @@ from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
 class CRMOGM(SizedByTasks):
-    """Exponential average of a method's weights (Zhou et al., NeurIPS 2022).
+    r"""Exponential average of a method's weights (Zhou et al., NeurIPS 2022).
+
+    .. math:: s \leftarrow \alpha s + (1 - \alpha) w, \qquad d = \sum_i s_i g_i
 
     s <- alpha s + (1 - alpha) w with w the method's weights. It starts from `initial_weights`;
     without them the first step takes w itself. The average counters the bias that stochastic
@@ -28,6 +30,12 @@ class CRMOGM(SizedByTasks):
         initial_weights: s before a task's first step, one finite number a task, in order or by
             name, in the unit of the method's weights. The paper starts at 1/T, for weights that sum
             to 1.
+
+    Use when:
+        the weights of a method jump from batch to batch.
+
+    Avoid when:
+        the method already averages (`MoCo`, `SDMGrad`), or must react at once.
     """
 
     paper = "NeurIPS 2022"

@@ -14,7 +14,9 @@ _ZERO_GRADIENT = 2  # of mtlkernels.Status
 
 
 class PerPart(GramMethod):
-    """Any Gram method a layer (or any other part): one copy of it, with its own state, for each.
+    r"""Any Gram method a layer (or any other part): one copy of it, with its own state, for each.
+
+    .. math:: d^{(b)} = \sum_t w_t\bigl(K^{(b)}\bigr) \, g_t^{(b)} \;\text{ for each part } b
 
     `aggregate(..., parts=...)`, `backward(..., parts=...)` and `MTLOptimizer(..., parts=...)` hand
     it the parts' Gram matrices and combine each part with its own weights. GradVac (arXiv
@@ -30,6 +32,12 @@ class PerPart(GramMethod):
         num_parts: how many parts there are.
 
     A baseline, from no paper of its own.
+
+    Use when:
+        layers conflict in different ways.
+
+    Avoid when:
+        what the method promises must hold for the whole gradient: it holds in each part only.
     """
 
     paper = "baseline"

@@ -74,7 +74,11 @@ def _norms(gram: Tensor) -> Tensor:
 
 
 class Normalized(_Preconditioned):
-    """A method on normalised gradients: "l2" g_i / ||g_i||, "loss" g_i / L_i, "loss+" both.
+    r"""A method on normalised gradients: "l2" g_i / ||g_i||, "loss" g_i / L_i, "loss+" both.
+
+    .. math::
+        d = \sum_i w_i \frac{g_i}{\lVert g_i \rVert}, \qquad w \text{ the method's weights for
+        } \frac{g_i}{\lVert g_i \rVert}
 
     These are the normalisations of MGDA's official code (arXiv 1810.04650), for any Gram method.
     With "l2" the direction has degree 0 in the gradients, and the method's own where the weights
@@ -87,6 +91,12 @@ class Normalized(_Preconditioned):
             INVALID_LOSS, also of one that is not finite, which makes all weights NaN.
         keep_weights: apply the method's weights to the gradients as they are, as the official MGDA
             does; by default they belong to the normalised gradients, as in LibMTL.
+
+    Use when:
+        a method should not see the gradients' lengths, for example `Normalized(MGDA())`.
+
+    Avoid when:
+        the method is scale-free itself (`AvgNorm`, `NashMTL`, `ConFIG`).
     """
 
     paper = "arXiv 1810.04650"
@@ -118,13 +128,21 @@ class Normalized(_Preconditioned):
 
 
 class Preferred(_Preconditioned):
-    """A method on p_i g_i, p a person's preference: as if the losses had been p_i L_i.
+    r"""A method on p_i g_i, p a person's preference: as if the losses had been p_i L_i.
+
+    .. math:: d = \sum_i w_i p_i g_i, \qquad w \text{ the method's weights for } p_i g_i
 
     Args:
         method: any Gram method.
         preference: p, one positive number a task, in order or by name.
 
     A baseline, from no paper.
+
+    Use when:
+        some tasks matter more than others.
+
+    Avoid when:
+        the method divides lengths out (`AvgNorm`, `NashMTL`): it then divides p out too.
     """
 
     paper = "baseline"
@@ -155,13 +173,23 @@ class Preferred(_Preconditioned):
 
 
 class ClippedTasks(_Preconditioned):
-    """A method on gradients clipped one by one: g_i min(1, max_norm / ||g_i||).
+    r"""A method on gradients clipped one by one: g_i min(1, max_norm / ||g_i||).
+
+    .. math::
+        d = \sum_i w_i c_i g_i, \qquad c_i = \min\Bigl(1, \frac{\text{max\_norm}}{\lVert g_i
+        \rVert}\Bigr)
 
     Args:
         method: any Gram method.
         max_norm: positive, in the gradients' own units.
 
     A baseline, from no paper.
+
+    Use when:
+        one task's gradient has outliers that would decide the direction.
+
+    Avoid when:
+        only the direction should be bounded: call `clip_grad_norm_` after `backward`.
     """
 
     paper = "baseline"
@@ -180,7 +208,11 @@ class ClippedTasks(_Preconditioned):
 
 
 class LogLosses(_Preconditioned):
-    """A method on the gradients of log L_i, which are g_i / L_i: no loss's unit matters.
+    r"""A method on the gradients of log L_i, which are g_i / L_i: no loss's unit matters.
+
+    .. math::
+        d = \sum_i \frac{w_i}{L_i} g_i, \qquad w \text{ the method's weights for }
+        \frac{g_i}{L_i}
 
     The method sees log L_i as losses. A loss <= 0 takes no part in its step: the method sees a zero
     gradient, and its weight is 0. One that is not finite makes all weights NaN. The status says
@@ -191,6 +223,12 @@ class LogLosses(_Preconditioned):
 
     Args:
         method: any Gram method; `LogLosses(DBMTL())` is DB-MTL with beta = 0.
+
+    Use when:
+        the losses have different units.
+
+    Avoid when:
+        losses can be 0 or negative: such a task takes no part in its step.
     """
 
     paper = "arXiv 2308.12029"

@@ -10,7 +10,9 @@ from mtlkernels.methods.numbers import decoded, encoded
 
 
 class Reused(GramMethod):
-    """Any Gram method, asked every k steps; a step between costs one weighted backward.
+    r"""Any Gram method, asked every k steps; a step between costs one weighted backward.
+
+    .. math:: w^{(k)} = w\bigl(K^{(m \lfloor k / m \rfloor)}\bigr)
 
     `backward` and `MTLOptimizer` measure nothing in a step for which weights are kept, and its
     report has no Gram matrix. A method with a state moves it only when it is asked. NashMTL's
@@ -23,6 +25,12 @@ class Reused(GramMethod):
     Args:
         method: any Gram method.
         every: k, at least 1.
+
+    Use when:
+        T backward passes cost most of a step and the weights change slowly.
+
+    Avoid when:
+        weights jump from batch to batch: they are stale in the steps between.
     """
 
     paper = "arXiv 2202.01017"

@@ -1,4 +1,4 @@
-"""The README's loops of "Several GPUs", on every process of torchrun.
+"""The loops of the guide on several GPUs, on every process of torchrun.
 
 They run as they stand there; and with `Sum`, each rank with samples of its own, they move every
 parameter as plain DistributedDataParallel and plain fully_shard do.
@@ -17,15 +17,12 @@ import torch.distributed as dist
 from dist_models import whole
 from loops import CLIPS, assert_same_moves, executed, swapped, under_sum
 from loops import prelude as larger_prelude
-from readme import README, prelude, section
+from pages import ROOT, blocks, prelude
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-
-def blocks() -> list[str]:
-    """Python blocks of the section, in order."""
-    text = section(README.read_text(), 2, "Several GPUs")
-    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+GUIDE = ROOT / "docs" / "guides" / "several_gpus.md"
+LOOPS = blocks(GUIDE.read_text())
 
 
 def moves(run: Any) -> dict[str, Tensor]:
@@ -57,7 +54,7 @@ def plain(names: dict[str, Any], way: str, max_norm: float) -> None:
 
 
 def compare() -> None:
-    for way, code in zip(("ddp", "fsdp2"), blocks(), strict=True):
+    for way, code in zip(("ddp", "fsdp2"), LOOPS, strict=True):
         code = re.sub(r".*init_process_group\(\)\n", "", under_sum(code))
         for max_norm in CLIPS:
             clip = (r"model\.parameters\(\), 1\.0", f"model.parameters(), {max_norm}")
@@ -68,17 +65,17 @@ def compare() -> None:
 def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    for code in blocks():
+    for code in LOOPS:
         names = prelude()
         model = names["model"]
         before = copy.deepcopy(model.state_dict())
-        exec(compile(code, "README.md", "exec"), names)
+        exec(compile(code, GUIDE.name, "exec"), names)
         for name, value in model.state_dict().items():
             now = whole(value)
             assert now.isfinite().all()
             assert not torch.equal(now, before[name]), f"{name} was not trained"
     compare()
-    print(f"{len(blocks())} loops, rank {dist.get_rank()} of {dist.get_world_size()}")
+    print(f"{len(LOOPS)} loops, rank {dist.get_rank()} of {dist.get_world_size()}")
     gc.collect()  # cycles hold the group, whose threads must end before Python does
     dist.destroy_process_group()
 
