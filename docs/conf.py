@@ -15,6 +15,7 @@ import method_pages  # noqa: E402
 
 project = "mtlkernels"
 author = "the mtlkernels authors"
+copyright = "2026, the mtlkernels authors"
 release = mtlkernels.__version__
 extensions = [
     "myst_parser",
@@ -31,7 +32,6 @@ default_role = "code"  # docstrings put names between single backquotes
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_numpy_docstring = False
-napoleon_custom_sections = ["Use when", "Avoid when"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!mtlkernels).*")]  # torch's names have no inventory here
 html_theme = "furo"

@@ -77,7 +77,7 @@ def _speedup(axes: Any, results: Results) -> None:
     axes.set_yscale("log")
     axes.set_ylabel("time over ours")
     names = [f"{NAMES[rows[0].case]}\nT = {rows[0].tasks}" for rows in tables]
-    axes.set_xticks(range(len(tables)), names, fontsize=7)
+    axes.set_xticks(range(len(tables)), names, fontsize=7, rotation=40)
     axes.legend(fontsize=7, ncols=6, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axes.set_title("PCGrad, gradients to direction: 10 is ten times slower than ours", pad=22)
     axes.grid(axis="y", alpha=0.3)

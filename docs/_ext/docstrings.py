@@ -6,13 +6,27 @@ import re
 from collections.abc import Iterator
 
 SECTION = re.compile(r"[A-Z][\w ]*:$")
+ADVICE = ("Use when", "Avoid when")  # sections of the methods, which their pages have in a table
 
 
 def prepare(
     app: object, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
     """Sphinx's hook: changes the lines of one docstring in place."""
-    lines[:] = list(_literal_blocks(lines))
+    lines[:] = list(_literal_blocks(_without_advice(lines)))
+
+
+def section(doc: str, heading: str) -> str:
+    """The text of a section of a class's docstring, on one line."""
+    found = re.search(rf"^    {heading}:\n((?:        .+\n)+)", doc, re.M)
+    return " ".join(found[1].split()) if found else ""
+
+
+def _without_advice(lines: list[str]) -> list[str]:
+    text = "\n".join([*lines, ""])
+    for heading in ADVICE:
+        text = re.sub(rf"^{heading}:\n((?:    .+\n)+)", "", text, flags=re.M)
+    return text.split("\n")
 
 
 def _literal_blocks(lines: list[str]) -> Iterator[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import docstrings
+
 from mtlkernels.methods import METHODS, GramMethod, LossMethod, RowMethod
 
 LINKS = {
@@ -50,6 +52,8 @@ def page(cls: type[GramMethod | LossMethod | RowMethod], facts: list[str]) -> st
         f"| cost of a step | {cls.cost} |",
         f"| state | {cls.keeps} |",
     ]
+    for heading in docstrings.ADVICE:
+        lines.append(f"| {heading.lower()} | {docstrings.section(cls.__doc__ or '', heading)} |")
     numbers = dict(zip(DATA, (nyu, cityscapes, celeba, qm9), strict=True))
     known = ", ".join(f"{data} {number}" for data, number in numbers.items() if number != "-")
     if known:

@@ -13,7 +13,7 @@ BOXES = [
     (".grad", "views of it", "engine/"),
 ]
 ARROWS = ["T backward passes", "one read", "T x T problem", "one read, one write", "no copy"]
-WIDTH, HEIGHT, GAP, TOP = 128, 64, 62, 34
+WIDTH, HEIGHT, GAP, TOP = 132, 66, 40, 34
 
 
 def svg() -> str:
@@ -33,17 +33,17 @@ def svg() -> str:
         parts += [
             f'<rect x="{x}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#e8f0fb" '
             'stroke="#4a76b8"/>',
-            f'<text x="{middle}" y="{TOP + 28}" font-size="15" font-weight="600" fill="#17324d">'
+            f'<text x="{middle}" y="{TOP + 28}" font-size="16" font-weight="600" fill="#17324d">'
             f"{name}</text>",
-            f'<text x="{middle}" y="{TOP + 48}" font-size="12" fill="#33475b">{size}</text>',
-            f'<text x="{middle}" y="{TOP + HEIGHT + 22}" font-size="12" fill="#4a76b8" '
+            f'<text x="{middle}" y="{TOP + 48}" font-size="14" fill="#33475b">{size}</text>',
+            f'<text x="{middle}" y="{TOP + HEIGHT + 22}" font-size="14" fill="#4a76b8" '
             f'font-family="monospace">{room}</text>',
         ]
         if i < len(ARROWS):
             end, y = x + WIDTH + GAP, TOP + HEIGHT / 2
             parts += [
                 f'<path d="M{x + WIDTH + 3} {y}H{end - 3}" stroke="#555" marker-end="url(#tip)"/>',
-                f'<text x="{x + WIDTH + GAP / 2}" y="{TOP - 12}" font-size="11" fill="#555">'
+                f'<text x="{x + WIDTH + GAP / 2}" y="{TOP - 12}" font-size="13" fill="#555">'
                 f"{ARROWS[i]}</text>",
             ]
     return "\n".join([*parts, "</svg>", ""])

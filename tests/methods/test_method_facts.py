@@ -37,7 +37,7 @@ def test_facts(cls) -> None:
     assert cls.paper == "baseline" or re.fullmatch(
         r"(arXiv|openreview|NeurIPS|CVPR) \S+", cls.paper
     )
-    assert cls.cost.startswith("1 backward" if cls.family == "loss" else "T backwards")
+    assert cls.cost.startswith("1 backward" if cls.family == "loss" else "T backward passes")
     assert cls.keeps
 
 

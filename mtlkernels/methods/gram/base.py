@@ -29,7 +29,7 @@ class GramMethod(Method):
     """
 
     family = "Gram"
-    cost = "T backwards"
+    cost = "T backward passes"
     own_head_weights: bool = False
     inverts_gram: bool = False
 

@@ -50,7 +50,7 @@ class GradNorm(SizedByTasks):
     """
 
     paper = "arXiv 1711.02257"
-    keeps = "a weight and a first loss a task"
+    keeps = "a weight and a first loss per task"
 
     weights: Tensor
     start: Tensor

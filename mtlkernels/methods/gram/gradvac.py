@@ -44,7 +44,7 @@ class GradVac(Drawing, SizedByTasks):
     """
 
     paper = "arXiv 2010.05874"
-    keeps = "a target a pair, a seed, a count"
+    keeps = "a target per pair, a seed, a count"
 
     phi: Tensor
     _sized: ClassVar = {"phi": ("own", 0.0)}

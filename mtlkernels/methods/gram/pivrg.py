@@ -41,7 +41,7 @@ class PIVRG(GramMethod):
     """
 
     paper = "CVPR 2025"
-    keeps = "an importance a task"
+    keeps = "an importance per task"
 
     importance: Tensor
 

@@ -53,8 +53,8 @@ class SDMGrad(SizedByTasks):
     """
 
     paper = "arXiv 2305.18409"
-    cost = "T backwards a batch"
-    keeps = "a weight a task"
+    cost = "T backward passes per batch"
+    keeps = "a weight per task"
 
     w: Tensor
     preference: Tensor
@@ -149,8 +149,8 @@ class MoDo(SizedByTasks):
     """
 
     paper = "arXiv 2305.20057"
-    cost = "T backwards a batch"
-    keeps = "a weight a task"
+    cost = "T backward passes per batch"
+    keeps = "a weight per task"
 
     w: Tensor
     _sized: ClassVar = {"w": ("simplex", 0.0)}

@@ -31,7 +31,7 @@ class LossMethod(Method):
     """
 
     family = "loss"
-    cost = "1 backward"
+    cost = "1 backward pass"
     _changes_first = True
 
     @abstractmethod

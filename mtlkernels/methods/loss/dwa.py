@@ -40,7 +40,7 @@ class DWA(LossMethod):
     """
 
     paper = "arXiv 1803.10704"
-    keeps = "means of two windows a task"
+    keeps = "means of two windows per task"
 
     total: Tensor
     last: Tensor

@@ -54,8 +54,8 @@ class FAMO(LossMethod):
     """
 
     paper = "arXiv 2306.03792"
-    cost = "1 backward, 1 forward after the step"
-    keeps = "xi, its Adam moments, the last losses"
+    cost = "1 backward pass, 1 forward pass after it"
+    keeps = "xi, its Adam moments, last losses"
 
     xi: Tensor
     first: Tensor

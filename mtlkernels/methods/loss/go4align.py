@@ -37,7 +37,7 @@ class GO4Align(LossMethod):
     """
 
     paper = "arXiv 2404.06486"
-    keeps = "a probability a task"
+    keeps = "a probability per task"
 
     log_p: Tensor
 

@@ -37,7 +37,7 @@ class SLAW(LossMethod):
     """
 
     paper = "arXiv 2109.08218"
-    keeps = "a mean and a variance a task"
+    keeps = "a mean and a variance per task"
 
     mean: Tensor
     variance: Tensor

@@ -19,7 +19,7 @@ class _Warmed(LossMethod):
     first loss that it has after the warm-up.
     """
 
-    keeps = "a mean loss and missed steps a task"
+    keeps = "a mean loss, missed steps per task"
 
     total: Tensor
     missed: Tensor  # steps of the mean that a task has taken no part in

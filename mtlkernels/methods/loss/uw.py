@@ -14,7 +14,7 @@ from mtlkernels.methods.numbers import pick
 class _Learned(LossMethod):
     """One learned number a task."""
 
-    keeps = "a learned scalar a task"
+    keeps = "a learned scalar per task"
     _learned = ("s",)
 
     def __init__(self, num_tasks: int, init: float) -> None:

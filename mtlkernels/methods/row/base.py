@@ -42,7 +42,7 @@ class RowMethod(Method):
     """
 
     family = "row"
-    cost = "T backwards"
+    cost = "T backward passes"
     weighs: ClassVar[bool] = False
 
     @abstractmethod

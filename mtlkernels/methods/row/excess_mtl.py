@@ -48,7 +48,7 @@ class ExcessMTL(KeepsRows):
     """
 
     paper = "openreview JzWFmMySpn"
-    keeps = "a row and a weight a task, a count"
+    keeps = "T sums, T weights, a count"
 
     logits: Tensor
     first: Tensor

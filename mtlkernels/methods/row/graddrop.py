@@ -47,7 +47,7 @@ class GradDrop(RowMethod):
     """
 
     paper = "arXiv 2010.06808"
-    keeps = "a seed, a count"
+    keeps = "a seed and a count"
 
     leak: Tensor
     seed: Tensor

@@ -53,7 +53,7 @@ class MoCo(KeepsRows):
     """
 
     paper = "arXiv 2210.12624"
-    keeps = "a row and a weight a task, a count"
+    keeps = "T averages, T weights, a count"
 
     weights: Tensor
 

@@ -52,7 +52,7 @@ class Tracked(KeepsRows):
     """
 
     paper = "arXiv 2308.12029"
-    keeps = "a row a task, a count"
+    keeps = "T averages, a count"
 
     def __init__(
         self,

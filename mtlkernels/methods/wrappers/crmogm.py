@@ -39,7 +39,7 @@ class CRMOGM(SizedByTasks):
     """
 
     paper = "NeurIPS 2022"
-    keeps = "an average weight a task"
+    keeps = "an average weight per task"
 
     average: Tensor
     initial_weights: Tensor

@@ -41,7 +41,7 @@ class PerPart(GramMethod):
     """
 
     paper = "baseline"
-    keeps = "a method a part"
+    keeps = "a method per part"
     takes_parts = True
 
     def __init__(self, method: GramMethod, num_parts: int) -> None:

@@ -34,7 +34,7 @@ class Reused(GramMethod):
     """
 
     paper = "arXiv 2202.01017"
-    cost = "T backwards every k-th step, else 1"
+    cost = "T backward passes every k-th step, else 1"
     keeps = "T weights, the method's own state"
 
     weights: Tensor
