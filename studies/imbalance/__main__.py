@@ -13,14 +13,18 @@ from studies.imbalance.data.common import DataFolderError
 from studies.imbalance.page import write_page
 from studies.imbalance.results import MissingRunError
 from studies.imbalance.runner import run_study
+from studies.imbalance.sheet import draw_sheet
 from studies.imbalance.storage import Folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when done, 1 when something is missing; wrong arguments exit with 2."""
     arguments = _parser().parse_args(argv)
-    folder = Folder(arguments.out)
     try:
+        if arguments.command == "sheet":
+            print(draw_sheet(arguments.out))
+            return 0
+        folder = Folder(arguments.out)
         config = read_config(arguments.config)
         if arguments.command == "run":
             run_study(config, folder, arguments.jobs)
@@ -44,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, report):
         command.add_argument("config", type=Path, help="JSON file that describes the study")
         command.add_argument("--out", type=Path, required=True, help="folder of the results")
+    sheet = commands.add_parser("sheet", help="draw twelve scenes with their labels")
+    sheet.add_argument("--out", type=Path, required=True, help="PNG file to write")
     run.add_argument("--jobs", type=_jobs, default=1, help="runs at a time (default: %(default)s)")
     report.add_argument("--page", type=Path, required=True, help="Markdown file to write")
     return parser
