@@ -6,6 +6,7 @@ for two cores; a larger batch makes backwards dearer and leaves the cost of what
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -148,18 +149,18 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Modu
     )
 
 
-def resnet18_encoder() -> nn.Module:
-    """Image (B, 3, H, W) -> features (B, 512): ResNet-18 without its classifier."""
+def resnet18_encoder(first: int = 64) -> nn.Module:
+    """Image (B, 3, H, W) -> features (B, 8 first): ResNet-18 without its classifier."""
     blocks: list[nn.Module] = []
-    channels = 64
+    channels = first
     for stage in range(4):
         for block in range(2):
-            width, stride = 64 * 2**stage, 2 if stage > 0 and block == 0 else 1
+            width, stride = first * 2**stage, 2 if stage > 0 and block == 0 else 1
             blocks.append(Block(channels, width, stride))
             channels = width
     return nn.Sequential(
-        nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
-        nn.BatchNorm2d(64),
+        nn.Conv2d(3, first, 7, stride=2, padding=3, bias=False),
+        nn.BatchNorm2d(first),
         nn.ReLU(),
         nn.MaxPool2d(3, stride=2, padding=1),
         *blocks,
@@ -221,10 +222,88 @@ def mlp(tasks: int) -> Workload:
     )
 
 
+class Towers(nn.Module):
+    """A recommender's trunk: ids (B, F) -> (B, width), an embedding a field and a perceptron."""
+
+    def __init__(self, fields: int, rows: int, size: int, width: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(rows, size) for _ in range(fields))
+        self.first, self.second = nn.Linear(fields * size, width), nn.Linear(width, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found = [table(ids[:, f]) for f, table in enumerate(self.tables)]
+        hidden = functional.relu(self.first(torch.cat(found, dim=1)))
+        return functional.relu(self.second(hidden))
+
+
+def _regressors(encoder: nn.Module, width: int, inputs: Tensor, tasks: int) -> Workload:
+    return Workload(
+        MultiTask(encoder, {f"task{t}": nn.Linear(width, 1) for t in range(tasks)}),
+        inputs,
+        [torch.randn(len(inputs), 1) for _ in range(tasks)],
+        functional.mse_loss,
+    )
+
+
+def _perceptron(first: int, width: int, depth: int) -> nn.Module:
+    widths = [first, *[width] * depth]
+    return nn.Sequential(
+        *(m for i, o in itertools.pairwise(widths) for m in (nn.Linear(i, o), nn.Tanh()))
+    )
+
+
+def narrow(tasks: int) -> Workload:
+    """5 layers of 50, as in a physics-informed network: 64 points."""
+    return _regressors(_perceptron(2, 50, 5), 50, torch.randn(64, 2), tasks)
+
+
+def deep(tasks: int) -> Workload:
+    """60 layers of 16: 8 rows."""
+    return _regressors(_perceptron(16, 16, 60), 16, torch.randn(8, 16), tasks)
+
+
+def wide(tasks: int) -> Workload:
+    """6 layers of 1024: 64 rows."""
+    return _regressors(_perceptron(1024, 1024, 6), 1024, torch.randn(64, 1024), tasks)
+
+
+def resnet18_narrow(tasks: int) -> Workload:
+    """ResNet-18 of an eighth of the width: 8 images of 32 x 32."""
+    return _classifiers(
+        resnet18_encoder(8), lambda: nn.Linear(64, CLASSES), torch.randn(8, 3, 32, 32), tasks
+    )
+
+
+def vit_small(tasks: int) -> Workload:
+    """4 layers of 64 with 2 heads on patches of 8 x 8: 4 images of 32 x 32, 17 tokens each."""
+    encoder = ViT(side=32, patch=8, width=64, depth=4, heads=2)
+    return _classifiers(encoder, lambda: nn.Linear(64, CLASSES), torch.randn(4, 3, 32, 32), tasks)
+
+
+def recommender(tasks: int) -> Workload:
+    """16 fields of 1000 ids, embedded in 16 numbers, two layers of 256, a tower a task: 64 rows."""
+    heads = {
+        f"task{t}": nn.Sequential(nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 1))
+        for t in range(tasks)
+    }
+    return Workload(
+        MultiTask(Towers(16, 1000, 16, 256), heads),
+        torch.randint(1000, (64, 16)),
+        [torch.randint(2, (64, 1)).float() for _ in range(tasks)],
+        functional.binary_cross_entropy_with_logits,
+    )
+
+
 MODELS: dict[str, Callable[[int], Workload]] = {
     "demo": demo,
     "lenet": lenet,
     "resnet18": resnet18,
     "vit": vit,
     "mlp": mlp,
+    "narrow": narrow,
+    "deep": deep,
+    "wide": wide,
+    "resnet18_narrow": resnet18_narrow,
+    "vit_small": vit_small,
+    "recommender": recommender,
 }

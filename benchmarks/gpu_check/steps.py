@@ -14,24 +14,13 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.choices import CHOICES, PLAIN, ROWS, Run
+from benchmarks.choices import CHOICES, GRADIENTS, PLAIN, ROWS
 from benchmarks.gpu_check.records import Records, device, is_short
 from benchmarks.gpu_check.timing import Deadline, synchronize
-from benchmarks.models import MODELS, Workload
+from benchmarks.models import MODELS
 
-OURS = [ROWS, "features=z"]
-T_BACKWARDS = "T gradients"
-
-
-def task_gradients(work: Workload) -> Run:
-    """torch.autograd.grad, a loss at a time, and nothing more."""
-
-    def run() -> str:
-        for loss in work.losses():
-            torch.autograd.grad(loss, work.shared, retain_graph=True)
-        return ""
-
-    return run
+OURS = [ROWS, "ours features="]
+METHOD = "upgrad"
 
 
 def launches(step: Callable[[], object]) -> int | None:
@@ -63,8 +52,7 @@ def times(step: Callable[[], object], rounds: int) -> tuple[float, float]:
 def measure(records: Records, model: str, T: int, name: str) -> None:
     torch.manual_seed(0)
     work = MODELS[model](T).to(torch.device(device()))
-    set_up = task_gradients if name == T_BACKWARDS else CHOICES[name]
-    run = set_up(copy.deepcopy(work) if device() == "cpu" else work)
+    run = CHOICES[name](copy.deepcopy(work) if device() == "cpu" else work, METHOD)
 
     def step() -> None:
         work.model.zero_grad(set_to_none=True)
@@ -84,7 +72,7 @@ def main() -> None:
     models = ["mlp"] if is_short() else ["resnet18", "vit"]
     for T in [2] if is_short() else [3, 8]:
         for model in models:
-            for name in [PLAIN, T_BACKWARDS, *OURS]:
+            for name in [PLAIN, GRADIENTS, *OURS]:
                 if deadline.is_over():
                     records.add("left out", model=model, T=T, run=name)
                     continue

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.choices import CHOICES
+from benchmarks.models import MODELS
 from benchmarks.suite import plans
 from benchmarks.suite.cases import CASES
 from benchmarks.suite.direction import Setting, compare
@@ -18,11 +20,12 @@ from benchmarks.suite.pages import fill
 from benchmarks.suite.providers import PROVIDERS
 from benchmarks.suite.results import Results, Row, environment, load, load_average
 from benchmarks.suite.stages import stages, step
+from benchmarks.suite.steps import Work, steps
 from benchmarks.suite.tables import text
 from benchmarks.suite.timing import CLOCKS
 from examples.demo.names import gram_methods
 
-SUITES = ("providers", "stages", "step", "scaling")
+SUITES = ("steps", "providers", "stages", "step", "scaling")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -79,6 +82,12 @@ def measure(options: argparse.Namespace, results: Results) -> None:
         with torch.enable_grad():
             for model, tasks in plans.STEPS_FULL if options.full else plans.STEPS_QUICK:
                 add(step(model, tasks, options.methods[0], options.device))
+    if "steps" in options.suites:
+        with torch.enable_grad():
+            for method in options.methods:
+                for model, tasks in plans.steps(options.full, options.models, options.tasks):
+                    work = Work(model, tasks, method, options.device)
+                    add(steps(work, plans.choices(options.choices, options.full), options.seconds))
     if "scaling" in options.suites:
         for point in points(options.full):
             add(
@@ -122,9 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--cached", action="store_true",
         help="providers: one set of gradients, as a backward leaves them in the cache")  # fmt: skip
     add("--methods", type=gram_methods, default=["pcgrad"], help="Gram methods (default: pcgrad)")
-    add("--providers", type=_of(PROVIDERS, ";"), default=[], help="names as printed, split by ;")
+    add("--providers", type=_of(PROVIDERS), default=[], help="names as printed, split by commas")
+    add("--models", type=_of(MODELS), default=[], help=f"steps: of {', '.join(MODELS)}")
+    add("--choices", type=_of(CHOICES), default=[],
+        help="steps: names as printed; the plain step is always there")  # fmt: skip
     add("--suites", type=_of(SUITES), default=["providers", "stages", "step"],
-        help=f"of {', '.join(SUITES)} (default: all but scaling)")  # fmt: skip
+        help=f"of {', '.join(SUITES)} (default: providers, stages, step)")  # fmt: skip
     add("--seconds", type=float, default=2.0, help="budget of a table (default: %(default)s)")
     add("--json", type=Path, help="file to save the results to")
     add("--plot", type=Path, help="folder to draw figures into")
@@ -133,9 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _of(known: Collection[str], mark: str = ",") -> Callable[[str], list[str]]:
+def _of(known: Collection[str]) -> Callable[[str], list[str]]:
     def parse(given: str) -> list[str]:
-        names = [name.strip() for name in given.split(mark)]
+        names = [name.strip() for name in given.split(",")]
         for name in names:
             if name not in known:
                 raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 from benchmarks.suite.results import Results, Row
-from benchmarks.suite.tables import milliseconds, ratio
+from benchmarks.suite.tables import WHOLE_HEAD, milliseconds, ratio, whole_steps
 from benchmarks.suite.targets import TORCHJD, targets, times_ours
 
 BLOCK = re.compile(r"(<!-- bench: (?!end)([\w-]+) -->\n).*?(<!-- bench: end -->)", re.DOTALL)
@@ -172,6 +172,14 @@ def steps(results: Results) -> str:
     return _table(lines)
 
 
+def whole(results: Results) -> str:
+    """Whole steps of every model beside the plain one."""
+    tables = list(results.of("steps").items())
+    lines = [["model", "T", "step", *WHOLE_HEAD[1:]]]
+    lines += [[key[1], str(key[2]), *cells] for key, rows in tables for cells in whole_steps(rows)]
+    return _table(lines)
+
+
 def scaling(results: Results) -> str:
     """Along each axis."""
     lines = [["axis", "N", "T", "tensors", "threads", "ms", "GB/s", "x copy"]]
@@ -194,5 +202,6 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "providers": providers,
     "stages": stages,
     "steps": steps,
+    "whole-steps": whole,
     "scaling": scaling,
 }

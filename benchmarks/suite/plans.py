@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.choices import CHOICES, SLOW_TO_COMPILE
 from benchmarks.suite.cases import Shapes, numel
 from benchmarks.suite.providers import PROVIDERS, SLOW_TO_SET_UP
 
@@ -32,6 +33,17 @@ FULL: list[Table] = [
     ("vit_b", 3, "bfloat16"),
     ("vit_l", 3, "float32"),
     ("llama_1b", 2, "bfloat16"),
+]
+# Whole steps: two networks that the host decides, the demo's, a ResNet, a ViT and a recommender.
+WHOLE_QUICK = [("narrow", 3), ("deep", 3), ("demo", 3), ("recommender", 8)]
+WHOLE_FULL = [
+    *(("narrow", T) for T in (2, 3, 8)),
+    *(("deep", T) for T in (2, 3, 8)),
+    *(("demo", T) for T in (3, 8)),
+    *(("resnet18_narrow", T) for T in (3, 8)),
+    *(("vit_small", T) for T in (3, 8)),
+    ("recommender", 8),
+    *(("wide", T) for T in (8, 40)),
 ]
 STEPS_QUICK = [("dense maps", 3)]
 STEPS_FULL = [("dense maps", 2), ("dense maps", 3), ("dense maps", 8), ("digits", 2)]
@@ -69,3 +81,16 @@ def staged(table: Table, full: bool) -> bool:
     if not full:
         return case == "resnet18" and tasks in (3, 8) and dtype == "float32"
     return case in ("lenet", "resnet18", "vit_b")
+
+
+def steps(full: bool, models: Sequence[str], tasks: Sequence[int]) -> list[tuple[str, int]]:
+    """The models and numbers of tasks of the whole steps; what is asked for is a product."""
+    plan = WHOLE_FULL if full else WHOLE_QUICK
+    if not models and not tasks:
+        return plan
+    return [(m, T) for m in models or dict.fromkeys(m for m, _ in plan) for T in tasks or (3, 8)]
+
+
+def choices(asked: Sequence[str], full: bool) -> list[str]:
+    """The ways to take a step; compiling one takes minutes, so a quick run leaves it out."""
+    return list(asked or (name for name in CHOICES if full or name not in SLOW_TO_COMPILE))

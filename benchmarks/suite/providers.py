@@ -165,16 +165,16 @@ def foreach(num_tasks: int, method: str) -> Prepare:
 OURS = "ours"
 PROVIDERS: dict[str, Provider] = {
     OURS: ours,
-    "ours, fresh direction": ours_fresh,
-    "ours, aggregate()": ours_aggregate,
-    "ours, Triton": ours_triton,
+    "ours fresh direction": ours_fresh,
+    "ours aggregate()": ours_aggregate,
+    "ours Triton": ours_triton,
     "reference": plain,
-    "reference, compiled": plain_compiled,
+    "reference compiled": plain_compiled,
     "stack + matmul": matmul,
-    "stack + matmul, compiled": matmul_compiled,
+    "stack + matmul compiled": matmul_compiled,
     "torch._foreach": foreach,
     "torchjd": peers.torchjd,
-    "torchjd, optimized Gram": peers.torchjd_gram,
+    "torchjd optimized Gram": peers.torchjd_gram,
     "conflictfree": peers.conflictfree,
     "pytorch_optimizer": peers.pytorch_optimizer,
     "textbook loop": peers.textbook,
@@ -182,4 +182,4 @@ PROVIDERS: dict[str, Provider] = {
 """By name; ours is the one that the others are compared with."""
 
 # Compiling takes from seconds to minutes for each number of tasks and tensors.
-SLOW_TO_SET_UP = ("reference, compiled", "stack + matmul, compiled")
+SLOW_TO_SET_UP = ("reference compiled", "stack + matmul compiled")

@@ -25,7 +25,7 @@ class Row:
     """One measurement, or why there is none.
 
     Attributes:
-        suite: "providers", "stages", "step" or "scaling".
+        suite: "steps", "providers", "stages", "step" or "scaling".
         case, tasks, dtype, method, tensors, numel, threads: of what; numel and tensors of one task.
         name: of the provider, the stage or the part.
         bytes: that have to be moved; 0 where that is not the question.
@@ -34,7 +34,8 @@ class Row:
         copy: median seconds of a copy of the same bytes, in the same rounds.
         peak, operators, reads: see memory.Observed.
         error: distance from the float64 direction, relative to its norm.
-        told: why there is no time.
+        thread: median seconds of the calling thread, of whole steps, beside those on the wall.
+        told: why there is no time; of a whole step how its gradients came about.
     """
 
     suite: str
@@ -55,6 +56,7 @@ class Row:
     operators: int | None = None
     reads: int | None = None
     error: float | None = None
+    thread: float | None = None
     told: str = ""
 
     @property
@@ -125,7 +127,7 @@ def _brief(row: Row) -> dict[str, Any]:
     """Without what says nothing; times to four digits, which is more than they are worth."""
     defaults = {f.name: f.default for f in fields(Row)}
     brief = {key: value for key, value in asdict(row).items() if value != defaults[key]}
-    for key in ("copy", "error"):
+    for key in ("copy", "error", "thread"):
         if key in brief:
             brief[key] = _rounded(brief[key])
     if "seconds" in brief:

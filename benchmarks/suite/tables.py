@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.choices import GRADIENTS, PLAIN
 from benchmarks.suite.results import Results, Row
 
 Cells = list[str]
@@ -10,6 +11,8 @@ Cells = list[str]
 def text(results: Results) -> str:
     """Every table of every suite."""
     parts = [_environment(results)]
+    for key, rows in results.of("steps").items():
+        parts.append(_titled(key, rows, [WHOLE_HEAD, *whole_steps(rows)]))
     for key, rows in results.of("providers").items():
         parts.append(
             _titled(key, rows, [_PROVIDER_HEAD, *map(_provider, rows, [rows] * len(rows))])
@@ -59,6 +62,38 @@ def _titled(key: tuple[str, str, int, str, str], rows: list[Row], lines: list[Ce
     told = [f"  {row.name}: {row.told}" for row in rows if row.told]
     title = f"{suite}: {case}, T = {tasks}, {dtype}, {method}: {size}{moved}"
     return "\n".join([title, *aligned(lines), *told])
+
+
+WHOLE_HEAD = [
+    *("", "thread ms", "wall ms", "quartiles", "x plain", "x T gradients", "MB", "x plain"),
+    "from ours",
+]
+
+
+def whole_steps(rows: list[Row]) -> list[Cells]:
+    """Whole steps: times over the plain step and over the T gradients alone, memory, distance."""
+    medians = {row.name: row.thread or row.median for row in rows}
+    plain_peak = next((row.peak for row in rows if row.name == PLAIN), None)
+    lines = []
+    for row in rows:
+        if row.seconds is None:
+            lines.append([row.name, "-", *[""] * (len(WHOLE_HEAD) - 2)])
+            continue
+        low, median, high = row.seconds
+        bases = [medians.get(PLAIN), medians.get(GRADIENTS)]
+        lines.append(
+            [
+                row.name,
+                "" if row.thread is None else milliseconds(row.thread),
+                milliseconds(median),
+                f"{milliseconds(low)} - {milliseconds(high)}",
+                *("" if base is None else f"{(row.thread or median) / base:.2f}" for base in bases),
+                "" if row.peak is None else f"{row.peak / 1e6:.2f}",
+                "" if not row.peak or not plain_peak else f"{row.peak / plain_peak:.2f}",
+                "" if row.error is None else f"{row.error:.0e}",
+            ]
+        )
+    return lines
 
 
 _PROVIDER_HEAD = [

@@ -11,7 +11,7 @@ from benchmarks.suite.results import Results, Row
 
 LARGE = 10_000_000  # elements from which the bandwidth decides
 MOST_EXTRA = 1_000_000  # bytes beside the direction
-TORCHJD = ("torchjd", "torchjd, optimized Gram")
+TORCHJD = ("torchjd", "torchjd optimized Gram")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _textbook(rows: list[Row]) -> float | None:
 
 def _extra(rows: list[Row]) -> float | None:
     """MB beyond the flat direction, of the public function, which allocates it."""
-    row = next((r for r in rows if r.name == "ours, aggregate()"), None)
+    row = next((r for r in rows if r.name == "ours aggregate()"), None)
     if row is None or row.peak is None:
         return None
     size = row.bytes // ((2 * row.tasks + 1) * row.numel)

@@ -141,8 +141,8 @@ def backward(
             takes one more backward.
         collect: "loop", a backward a loss; "batched", one backward of T gradients below the heads
             (`is_grads_batched`), which saves time where starting operations takes more than
-            running them: many losses of a small model, a GPU; `python -m benchmarks.step` compares
-            the two.
+            running them: many losses of a small model, a GPU; `python -m benchmarks
+            --suites steps` compares the two.
         rows_dtype: what the rows of float32 parameters are kept in, torch.bfloat16 or
             torch.float16; sums over them are float32 and .grad too.
         scaler: a GradScaler, or its scale as a scalar tensor. The losses come unscaled, .grad goes

@@ -1,47 +1,64 @@
-"""benchmarks/step.py prints a row with numbers for each choice."""
+"""python -m benchmarks --suites steps: a row with numbers for each way to take a step."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
-ROOT = Path(__file__).parents[2]
-ROWS = (
-    "plain step",
-    "rows",
-    'collect="batched"',
-    'apply="backward"',
-    "measure=last shared layer",
-    "features=z",
-    "Splitter",
-    "every=10, reusing step",
-    "every=10, on average",
-    "torchjd mtl_backward",
-    "torchjd backward",
-    "torchjd autogram",
-)
-EXACT = ('collect="batched"', 'apply="backward"', "every=10, reusing step")
+from benchmarks.choices import CHOICES, EXACT, PLAIN, ROWS, SLOW_TO_COMPILE
+from benchmarks.models import MODELS
+from benchmarks.suite.command import main
+from benchmarks.suite.providers import PROVIDERS
+
+SMALL = ["--suites", "steps", "--threads", "1", "--seconds", "0.01"]
 
 
-@pytest.mark.slow
-def test_table_of_the_demo_network() -> None:
-    arguments = ["--models", "lenet", "--tasks", "2", "--threads", "1", "--seconds", "0.01"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "step.py"), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert any(line.startswith("lenet, T = 2: 21,330 shared parameters") for line in lines)
-    for name in ROWS:
-        (cells,) = (line[26:].split() for line in lines if line[:26].rstrip() == name)
-        assert all(float(cells[i]) > 0 for i in (0, 4, 5, 6)), name
-        if name in EXACT:
-            assert float(cells[7]) < 1e-5, name
+def test_each_way_to_take_a_step_has_a_row_and_those_that_are_exact_agree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torchjd")
+    threads, saved = torch.get_num_threads(), tmp_path / "run.json"
+    try:
+        one = ["--models", "narrow", "--tasks", "2", "--methods", "upgrad", "--json", str(saved)]
+        assert main([*SMALL, *one]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    rows = {row["name"]: row for row in json.loads(saved.read_text())["rows"]}
+    assert set(rows) == set(CHOICES) - set(SLOW_TO_COMPILE)
+    for name, row in rows.items():
+        assert min(row["seconds"]) > 0, row.get("told")
+        assert row["thread"] > 0
+        assert row["peak"] > 0
+        assert name in printed
+    for name in set(EXACT) - {ROWS}:
+        assert rows[name]["error"] < 1e-5, name
+
+
+def test_choices_are_asked_for_by_name(tmp_path: Path) -> None:
+    threads, saved = torch.get_num_threads(), tmp_path / "run.json"
+    try:
+        asked = ["--models", "deep", "--tasks", "3", "--choices", "ours,textbook loop"]
+        assert main([*SMALL, *asked, "--json", str(saved)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    rows = json.loads(saved.read_text())["rows"]
+    assert [row["name"] for row in rows] == [PLAIN, "ours", "textbook loop"]
+
+
+def test_names_that_are_listed_by_commas_hold_none() -> None:
+    assert not [name for name in (*CHOICES, *MODELS, *PROVIDERS) if "," in name]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_losses_of_every_model_share_its_trunk(model: str) -> None:
+    if model in ("resnet18", "vit", "wide"):
+        pytest.skip("large, and built as its small one is")
+    work = MODELS[model](2)
+    shared = [p for p in work.shared if p.requires_grad]
+    for loss in work.losses():
+        grads = torch.autograd.grad(loss, shared, retain_graph=True)
+        assert all(grad.isfinite().all() for grad in grads)
