@@ -1,4 +1,4 @@
-"""Per-task gradients and a method -> one direction and a report: gram, weights, combine.
+"""Task gradients and a method -> one direction and a report: gram, weights, combine.
 
 A row method takes the gradients themselves and answers with directions; see `balance`.
 """
@@ -26,28 +26,29 @@ def aggregate(
     tasks: Sequence[str] | None = None,
     parts: Sequence[Sequence[int]] | None = None,
 ) -> tuple[list[Tensor | None], Report]:
-    """The update direction of a method for given per-task gradients.
+    """Returns a method's update direction for given task gradients.
 
     Args:
-        task_grads: T lists of P tensors or None; None says the task does not reach the parameter.
+        task_grads: T lists of P tensors or None; None means that the task does not reach the
+            parameter.
         method: a Gram method, for example `PCGrad()`, or a row method, for example `GradDrop()`.
         losses: (T) the tasks' losses, for methods that use them.
-        params: the P parameters; the direction then takes their strides.
-        tasks: T names for the report, which the method's state follows.
-        parts: positions of parameters, for example a list a layer, each position in one list. Each
-            part gets weights of its own, from its own Gram matrix; the method is then a
+        params: the P parameters; the direction then has their strides.
+        tasks: T names for the report, to which the method's state belongs.
+        parts: positions of parameters, for example one list per layer, each position in one list.
+            Each part gets its own weights, from its own Gram matrix; the method is then a
             `PerPart(method, len(parts))`.
 
     Returns:
         direction: P tensors in the shapes and strides of their parameters (of each first gradient
             where `params` is not given), None where all tasks have None. They are views of one flat
             vector for each dtype and device.
-        report: Gram matrix, weights, status and what follows from them. A row method has its own,
-            see `Report`.
+        report: Gram matrix, weights, status and what follows from them, see `Report`.
 
     Raises:
-        ValueError, TypeError: gradients that do not fit together, see `layout.group_gradients`; no
-            gradient at all; a loss method; or parts that are no partition of the parameters.
+        ValueError, TypeError: the gradients do not fit together, see `layout.group_gradients`;
+            there is no gradient at all; the method is a loss method; or the parts are not a
+            partition of the parameters.
     """
     if isinstance(task_grads, Mapping):
         raise TypeError(
@@ -90,17 +91,17 @@ def aggregate(
 
 
 def check_partition(parts: Sequence[Sequence[int]], num_params: int) -> None:
-    """Raises ValueError unless each of the parameters stands in exactly one part."""
+    """Raises ValueError unless each of the parameters is in exactly one part."""
     named = sorted(p for part in parts for p in part)
     if named == list(range(num_params)):
         return
     twice = sorted({p for p in named if named.count(p) > 1})
     alien = [p for p in named if not 0 <= p < num_params]
     missing = sorted(set(range(num_params)) - set(named))
-    told = [(alien, "is not there"), (twice, "stands in two parts"), (missing, "is in no part")]
-    first = next((where, word) for where, word in told if where)
+    reasons = [(alien, "does not exist"), (twice, "is in two parts"), (missing, "is in no part")]
+    where, reason = next((where, reason) for where, reason in reasons if where)
     raise ValueError(
-        f"parts must hold each of the {num_params} parameters once: {first[0][0]} {first[1]}"
+        f"parts must hold each of the {num_params} parameters once: {where[0]} {reason}"
     )
 
 

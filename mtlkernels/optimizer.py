@@ -1,9 +1,9 @@
-"""MTLOptimizer: the drop-in. A person's own optimizer gets one more method, `backward(losses)`.
+"""MTLOptimizer: an optimizer of any class gets one more method, `backward(losses)`.
 
-Wrapping gives the object a subclass of its own class: groups, state, hooks and schedulers stay one
-thing, and `step` is the one it had. Only `backward` and what is needed to save and copy a method's
-state are new. The subclass has that one base, so that any class of optimizers can be wrapped, with
-a metaclass, slots or bases before torch's too; `MTLOptimizer` knows it as a virtual subclass.
+Wrapping gives the object a subclass of its own class: it keeps its groups, state, hooks, schedulers
+and `step`. Only `backward`, and what saves and copies a method's state, are new. The subclass has
+one base, so that optimizers of any class can be wrapped, also those with a metaclass, slots or
+other bases before torch's; `MTLOptimizer` knows it as a virtual subclass.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from mtlkernels.report import Report
 
 @dataclass
 class _Balancing:
-    """What wrapping adds to an optimizer, in one object that is never replaced."""
+    """What wrapping adds to an optimizer: one object, which is never replaced."""
 
     method: GramMethod | LossMethod | RowMethod
     options: Options
-    ranks: Engine | None = None  # who takes the steps of several ranks
+    ranks: Engine | None = None  # takes the steps over several ranks
     check: SelfCheck | None = None
     pending: Rows | None = None  # what accumulate=True has added up
     warned_of_learnt: bool = False
@@ -45,11 +45,11 @@ class _Balancing:
 
     @property
     def engine(self) -> Engine:
-        """Who takes the steps."""
+        """What takes the steps: this process, or the engine over several ranks."""
         return backprop if self.ranks is None else self.ranks
 
     def warn(self, losses: Losses | Runs, params: Sequence[Tensor]) -> None:
-        """Warns once where an optimizer does not hold what it would have to train."""
+        """Warns once if the optimizer's groups lack parameters that it would have to train."""
         if not self.warned_of_learnt:
             self.warned_of_learnt = warn_of_learned(self.method, params)
         if not (self.looked_for_unheld or torch.compiler.is_compiling()):  # no graph to look at
@@ -58,57 +58,56 @@ class _Balancing:
 
 
 class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
-    """Balances several losses in front of an optimizer's own step.
+    """Wraps an optimizer: `backward(losses)` balances several losses before the optimizer's step.
 
         optimizer = MTLOptimizer(torch.optim.AdamW(model.parameters(), lr=1e-3), PCGrad())
         optimizer.zero_grad()
         report = optimizer.backward({"seg": seg_loss, "depth": depth_loss})
         optimizer.step()
 
-    The result is `base` itself, now also an `MTLOptimizer`: `isinstance(optimizer, AdamW)` holds,
-    and schedulers, optimizer hooks and references made before keep working. `backward` writes the
-    .grad of this optimizer's parameters and nothing else, so clipping, GradScaler and schedulers go
-    where they always went. With a GradScaler, give it the losses as they are and the scaler beside
-    them: `optimizer.backward(losses, scaler=scaler)`.
+    The result is `base` itself, now also an `MTLOptimizer`: `isinstance(optimizer, AdamW)` is
+    true, and schedulers, optimizer hooks and earlier references keep working. `backward` writes the
+    .grad of this optimizer's parameters and nothing else, so clipping, GradScaler and schedulers
+    are used as in any loop. With a GradScaler, pass the unscaled losses and the scaler:
+    `optimizer.backward(losses, scaler=scaler)`.
 
     Args:
         base: any torch optimizer.
-        method: a Gram, row or loss method, or the name of one (`get_method`). What a method
-            learns, `method.parameters()`, belongs into one of base's groups.
-        shared: the parameters to balance; without it those that at least two losses reach. For
-            Gram and row methods.
-        weight_heads: for methods that weigh the tasks' gradients, multiply those of parameters
-            that are not shared by the weights too; by default a head gets its own loss's gradient.
-        parts: lists of parameters, for example one a layer, each balanced on its own; the method is
-            then a `PerPart`, see `mtlkernels.backward`.
-        every: ask the method every so many steps and reuse its weights in between, see `Reused`.
+        method: a Gram, row or loss method, or the name of one (`get_method`). If the method has
+            parameters, add `method.parameters()` to one of base's groups.
+        shared: the shared parameters; by default those that at least two losses reach. For Gram
+            and row methods.
+        weight_heads: multiply the gradients of head parameters by the tasks' weights too; by
+            default a head gets the gradient of its own loss. For methods that have weights.
+        parts: lists of parameters, for example one per layer, each balanced separately; the method
+            must be a `PerPart` or a `Whole`, see `mtlkernels.backward`.
+        every: compute new weights every so many steps and reuse them in between, see `Reused`.
         measure, apply, collect, rows_dtype: see `mtlkernels.backward`.
-        module: with several ranks, the model as DistributedDataParallel, `fully_shard` or
-            `parallelize_module` gave it; see docs/distributed.md. Losses are each rank's own, what
-            counts is their mean; None stands for one that a rank has no data for.
+        module: with several ranks, the model that DistributedDataParallel, `fully_shard` or
+            `parallelize_module` returned; see docs/distributed.md. Each rank passes its own losses;
+            the step uses their mean over the ranks. None is the loss of a task without data.
         process_group: in place of a DistributedDataParallel, the ranks that hold the same
             parameters; beside the module of `parallelize_module`, those that hold the same pieces.
-        stages: the ranks that hold the stages of a pipeline, each with an optimizer of its own
-            parameters. Each task is then a function that runs its backward through all stages and
-            returns its loss where that is known, None on the other stages: T backwards of the
-            pipeline, of T gradients of activations between any two stages.
-        gram: with replicas, "exact" weighs by the Gram matrix of the mean gradients, "unbiased" by
-            an estimate of what it would be without the noise of the batch.
-        check_ranks: compare all ranks' weights in each step, and raise where they differ; it waits
+        stages: the ranks that hold the stages of a pipeline, each with an optimizer over its own
+            parameters. Each task is then a function that runs its backward pass through all stages
+            and returns its loss on the stage that knows it, None on the others: T backward passes
+            of the pipeline.
+        gram: with replicas, "exact" uses the Gram matrix of the mean gradients, "unbiased" an
+            estimate of it without the noise of the batch.
+        check_ranks: compare the weights of all ranks in each step and raise if they differ; waits
             for the device.
-        check: in the first step, and in those that reach parameters for the first time, compare the
-            sum of the task gradients with the gradient of the summed loss by one more backward
-            pass. Where they differ, an error says so and nothing is written. False leaves it out.
+        check: in the first step, and in steps that reach parameters for the first time, compare the
+            sum of the task gradients with one more backward pass, of the summed loss. If they
+            differ, an error is raised and nothing is written. False turns this check off.
 
     Raises:
-        TypeError: base is not an optimizer, or one whose class cannot be extended; or method is
-            neither a method nor a name.
-        ValueError: base is wrapped already, has an attribute of its own that the wrapping would
-            hide (`method`, `backward`) or holds the state of another method; no method has that
-            name; or an option is given that the method, or another option, has no use for.
-        NotImplementedError: base does not step on .grad, or differentiates it; or the ranks share
-            the model in a way that cannot be balanced, or an option needs what it does not give;
-            the sentence says what to do.
+        TypeError: base is not an optimizer, or its class cannot be extended; or method is neither a
+            method nor a name.
+        ValueError: base is wrapped already, has an attribute that the wrapping would hide
+            (`method`, `backward`) or holds the state of another method; no method has that name; or
+            an option does not apply to the method or to another option.
+        NotImplementedError: base does not use .grad, or differentiates it; or the ranks share the
+            model in a way that cannot be balanced. The message says what to do.
     """
 
     _mtl: _Balancing
@@ -119,13 +118,13 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(
-            f"{type(self).__name__} is made by wrapping: set up the optimizer first, then "
+            f"{type(self).__name__} is made by wrapping: create the optimizer first, then call "
             "MTLOptimizer(optimizer, method)"
         )
 
     @property
     def method(self) -> GramMethod | LossMethod | RowMethod:
-        """The method that balances."""
+        """The method that combines the task gradients or the losses."""
         return self._mtl.method
 
     @overload
@@ -163,19 +162,19 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
         Args:
             losses: T scalar losses: a mapping from names, a TensorDict, a dataclass or NamedTuple,
                 a sequence or a 1-D tensor; with stages= T functions.
-            features: what the trunk returned and the heads read, to weigh the gradients there.
-            scaler: a GradScaler, given the losses as they are; .grad comes out scaled.
-            accumulate: add the tasks' gradients to those of the micro-batches before, and write
-                nothing; `combine` writes, `zero_grad` drops them. The sum is what one batch of all
-                of them would give where its losses are the sums of theirs: divide means by the
-                number of micro-batches.
-            retain_graph: keep the graph, for another backward through it.
+            features: the trunk's output, which the heads read; the Gram matrix is then that of the
+                gradients there.
+            scaler: a GradScaler. The losses are unscaled; .grad is scaled.
+            accumulate: add the task gradients to those of earlier micro-batches and write nothing;
+                `combine` writes them, `zero_grad` drops them. They are added up as if the losses of
+                one large batch were the sums of these: divide means by the number of micro-batches.
+            retain_graph: keep the graph, for another backward pass through it.
 
         Returns:
-            This step's report, on the device; None with accumulate.
+            This step's report, on the device; None with `accumulate=True`.
 
         Raises:
-            TypeError, ValueError: as `mtlkernels.backward`; nothing has been written then.
+            TypeError, ValueError: as in `mtlkernels.backward`; nothing has been written then.
         """
         mtl, params = self._mtl, _params(self)
         mtl.warn(losses, params)
@@ -183,8 +182,8 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
         if not accumulate:
             if mtl.pending is not None:
                 raise ValueError(
-                    "gradients of earlier micro-batches wait: accumulate=True for the last one "
-                    "too, then combine()"
+                    "gradients of earlier micro-batches have not been combined: pass "
+                    "accumulate=True for the last one too, then call combine()"
                 )
             return mtl.engine.step(
                 *(losses, params, mtl.method, mtl.options, features, scaler, retain_graph),
@@ -192,7 +191,7 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
             )
         if features is not None:
             raise ValueError(
-                "accumulate=True adds up rows, and features= takes none: leave one out"
+                "accumulate=True adds up task gradients, and features= takes none: leave one out"
             )
         rows = mtl.engine.collect_step(
             losses, params, mtl.method, mtl.options, scaler, retain_graph, mtl.check
@@ -204,10 +203,10 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
         return None
 
     def combine(self) -> Report:
-        """Adds the method's direction for the accumulated gradients to .grad, and forgets them.
+        """Adds the method's direction for the accumulated task gradients to .grad, and drops them.
 
         Returns:
-            The report of all micro-batches together; its losses are the sums of theirs.
+            One report for all micro-batches; its losses are the sums of theirs.
 
         Raises:
             ValueError: nothing was accumulated.
@@ -227,18 +226,18 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
         return report
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        """The base's own; what `accumulate=True` has added up is dropped too."""
+        """Calls the base's own, and drops what `accumulate=True` has added up."""
         self._mtl.pending = None
         self._mtl_base.zero_grad(self, *args, **kwargs)
 
     pc_backward = backward
-    """The name the PCGrad ports use."""
+    """The name that PCGrad ports use for `backward`."""
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The optimizer's own state dict; its first group holds the method's as "mtl_state".
+        """The optimizer's own state dict; its first group holds the method's state as "mtl_state".
 
         With `flatten_optimizer_state_dict=True`, torch.distributed.checkpoint repeats a group's
-        entries for each of its parameters: one object in memory, one copy each on disk.
+        entries for each of its parameters: one object in memory, one copy per parameter on disk.
         """
         method_state.put(self.param_groups, self._mtl.method)  # first: the base's hooks see it too
         try:
@@ -247,13 +246,14 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
             method_state.mark(self.param_groups, self._mtl.method)
 
     def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Restores both. One saved before wrapping leaves the method's state as it is.
+        """Restores the optimizer's and the method's state.
 
-        What `flatten_optimizer_state_dict=True` saved before wrapping goes in before it too: torch
-        asks a flattened state dict for every entry that the optimizer's groups have.
+        A state dict saved before wrapping leaves the method's state unchanged. A flattened one
+        (`flatten_optimizer_state_dict=True`) that was saved before wrapping must be loaded before
+        wrapping too: torch looks in it for every entry of the optimizer's groups.
 
         Raises:
-            ValueError: it holds another method's state, or not all of it; nothing has been loaded.
+            ValueError: it holds another method's state, or only part of it; nothing was loaded.
         """
         groups = state_dict.get("param_groups")  # a load_state_dict_pre_hook may take other dicts
         if groups:
@@ -263,7 +263,7 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
         method_state.take(self.param_groups, self._mtl.method)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """As the base copies itself, with its class in place of the one that wrapping made."""
+        """Copies as the base does, with the base's class in place of the one made by wrapping."""
         own, base = type(self), self._mtl_base
         reduced = cast("tuple[Any, ...]", base.__reduce_ex__(self, protocol))
         make, args, *rest = reduced
@@ -327,8 +327,8 @@ def _wrap(
         )
     elif gram != "exact" or check_ranks:
         raise ValueError(
-            "gram= and check_ranks= are for several ranks: say which with module=, process_group= "
-            "or stages="
+            "gram= and check_ranks= apply to several ranks: name the ranks with module=, "
+            "process_group= or stages="
         )
     give_class(base, wrapped)
     try:
@@ -347,7 +347,7 @@ def _rebuild(
     make: Callable[..., torch.optim.Optimizer],
     args: tuple[Any, ...],
 ) -> torch.optim.Optimizer:
-    """A copy before it has its state: what the base's class makes, wrapped."""
+    """Creates a copy without its state: an object of the base's class, wrapped."""
     copy = make(*args)
     vars(copy)["_mtl"] = balancing
     give_class(copy, extended(base, MTLOptimizer))

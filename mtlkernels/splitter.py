@@ -1,4 +1,4 @@
-"""A module between trunk and heads that balances inside one ordinary backward."""
+"""A module between trunk and heads that balances inside one ordinary backward pass."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from mtlkernels.report import Report, Status
 
 
 class Splitter(nn.Module):
-    """Hands the trunk's features to T heads, and their T gradients, balanced, back to the trunk.
+    """Gives the trunk's features to T heads, and their T gradients, balanced, back to the trunk.
 
         splitter = Splitter(PCGrad(), num_tasks=2)
         for_seg, for_depth = splitter(trunk(images))
         loss = seg_loss(seg_head(for_seg)) + depth_loss(depth_head(for_depth))
-        loss.backward()  # as it stands in a loop that cannot be changed
+        loss.backward()  # in a loop that cannot be changed
 
-    The trunk gets the gradient of sum_t w_t L_t with weights from the Gram matrix of the losses'
-    gradients at the features, as `backward(losses, features=...)` gives it; heads get their own.
-    Each task's loss must reach the features through its own copy alone, and stand in the sum with
+    The trunk gets the gradient of sum_t w_t L_t, with weights from the Gram matrix of the losses'
+    gradients at the features, as with `backward(losses, features=...)`; heads get their own
+    gradients. Each loss must reach the features through its own copy only, and enter the sum with
     factor 1: a factor counts as a larger loss. The copies share memory, so heads must not change
-    theirs in place (`nn.ReLU(inplace=True)` as a first layer). A copy that the loss does not use,
-    or not in this step, is that of an absent task: the method weighs the others.
+    theirs in place (`nn.ReLU(inplace=True)` as a first layer). If the loss does not use a copy in a
+    step, that task is absent, and the method balances the others.
 
     Args:
-        method: a Gram method that needs no losses, which do not come by here.
+        method: a Gram method that needs no losses: the splitter does not see them.
         num_tasks: T.
-        scaler: the GradScaler whose factor the loss carries, or that factor as a scalar tensor.
+        scaler: the GradScaler that scales the loss, or its scale as a scalar tensor.
 
     Attributes:
-        report: of the last backward, or None before it.
+        report: the report of the last backward pass, or None before the first.
 
     Raises:
-        TypeError, ValueError: method is no Gram method, or num_tasks no positive whole number.
-        NotImplementedError: in the backward, where torch.distributed runs more than one rank.
+        TypeError, ValueError: method is not a Gram method, or num_tasks not a positive integer.
+        NotImplementedError: in the backward pass, if torch.distributed runs more than one rank.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Splitter(nn.Module):
         check_method(method)
         if weighs_losses(method) or takes_rows(method):
             raise ValueError(
-                f"{type(method).__name__} does not weigh gradients by their products, which is all "
-                "that comes by here: give a Gram method, for example PCGrad()"
+                f"{type(method).__name__} does not compute weights from a Gram matrix, which is "
+                "all that a Splitter has: use a Gram method, for example PCGrad()"
             )
         if keeps_weights(method):
             raise ValueError(
-                f"{type(method).__name__} saves the backwards of other steps, and here there is "
-                "one backward anyway: give the method alone"
+                f"{type(method).__name__} saves backward passes, and a Splitter takes one in every "
+                "step: use the method without it"
             )
         if isinstance(num_tasks, bool) or not (isinstance(num_tasks, int) and num_tasks >= 1):
             raise ValueError(f"num_tasks={num_tasks}: it must be a whole number, at least 1")
@@ -75,11 +75,11 @@ class Splitter(nn.Module):
 
     @property
     def method(self) -> Weighting:
-        """The method that balances.
+        """The method that computes the weights.
 
-        Its state is in the model's state dict, but is none of the model's buffers: averages of a
-        model's buffers (`AveragedModel`), which a method's seeds, counts and targets are not for,
-        and which change shape with the first losses, pass it by.
+        Its state is in the model's state dict, but not among the model's buffers: `AveragedModel`
+        averages buffers, which makes no sense for a method's seeds, counts and targets, whose
+        shapes also change with the first losses.
         """
         return self._holds[0]
 
@@ -88,7 +88,7 @@ class Splitter(nn.Module):
         return dict(self._module.state_dict())
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Loads what `get_extra_state` gave."""
+        """Loads what `get_extra_state` returned."""
         self._module.load_state_dict(state)
 
     @property
@@ -100,17 +100,20 @@ class Splitter(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(self, *features: Tensor) -> tuple[Any, ...]:
-        """T copies, without moving anything, of one tensor or of a tuple of several.
+        """Returns T copies of the features, as views: no data is moved.
 
         Args:
-            features: what the trunk returned, one tensor or several stages of it.
+            features: the trunk's output, one tensor or several.
+
+        Returns:
+            T tensors, or with several features T tuples of tensors.
 
         Raises:
-            TypeError: something else than tensors.
+            TypeError: a feature is not a tensor.
         """
         for z in features:
             if not isinstance(z, Tensor):
-                raise TypeError(f"features hold a {type(z).__name__}: give tensors, splitter(*z)")
+                raise TypeError(f"features hold a {type(z).__name__}: pass tensors, splitter(*z)")
         copies = _Split.apply(self, *features)
         count = len(features)
         if count == 1:
@@ -121,8 +124,8 @@ class Splitter(nn.Module):
     def _balance(self, cotangents: list[list[Tensor | None]]) -> list[Tensor | None]:
         if several_ranks():
             raise NotImplementedError(
-                "a Splitter sees the features of one rank, whose weights are not those of all: "
-                "use MTLOptimizer(base, method, module=...) and its backward(losses, features=z)"
+                "a Splitter sees the features of one rank only, so the ranks' weights would "
+                "differ: use MTLOptimizer(base, method, module=...) and backward(..., features=z)"
             )
         present = next((c for row in cotangents for c in row if c is not None), None)
         if present is None:
@@ -135,8 +138,8 @@ class Splitter(nn.Module):
             found = balance_features(rows, cast(Weighting, method), None, scale)
         assert found.weights is not None
         names = tuple(map(str, range(self.num_tasks)))
-        told = "an ordinary backward, measured on features"
-        report = Report(names, found.gram, found.weights, None, found.status, told)
+        collected = "an ordinary backward, measured on features"
+        report = Report(names, found.gram, found.weights, None, found.status, collected)
         self.report = report.of_tasks(names, step.order, Status.ZERO_GRADIENT)
         return combine_features(rows, found.weights)
 

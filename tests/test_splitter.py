@@ -94,7 +94,7 @@ def test_wrong_use_is_told() -> None:
         sum(losses).backward()
     with pytest.raises(TypeError, match=r"splitter\(\*z\)"):
         net.splitter((torch.ones(2), torch.ones(2)))
-    with pytest.raises(ValueError, match="give the method alone"):
+    with pytest.raises(ValueError, match="use the method without it"):
         Splitter(mtlkernels.Reused(PCGrad(), 2), 3)
     for method in (mtlkernels.SI(), mtlkernels.GradDrop()):
         with pytest.raises(ValueError, match="Gram method"):

@@ -163,7 +163,7 @@ def test_options_of_several_ranks_without_any() -> None:
     model = nn.Linear(2, 2)
     base = torch.optim.SGD(model.parameters(), lr=0.1)
     for options in ({"gram": "unbiased"}, {"check_ranks": True}):
-        with pytest.raises(ValueError, match="say which with module="):
+        with pytest.raises(ValueError, match="name the ranks with module="):
             MTLOptimizer(base, UPGrad(), **options)
     with pytest.raises(ValueError, match="say how ranks share them"):
         MTLOptimizer(base, UPGrad(), module=model)

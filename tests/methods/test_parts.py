@@ -107,9 +107,9 @@ def test_a_gradient_that_is_not_finite_is_named() -> None:
     ("parts", "word"),
     [
         ([[0, 1], [2, 3]], "4 is in no part"),
-        ([[0, 1, 2], [2, 3, 4]], "2 stands in two parts"),
-        ([[0, 1, 2], [3, 4, 5]], "5 is not there"),
-        ([[0, 1, 2], [3, 4, -1]], "-1 is not there"),
+        ([[0, 1, 2], [2, 3, 4]], "2 is in two parts"),
+        ([[0, 1, 2], [3, 4, 5]], "5 does not exist"),
+        ([[0, 1, 2], [3, 4, -1]], "-1 does not exist"),
     ],
 )
 def test_parts_that_are_no_partition(parts: list[list[int]], word: str) -> None:
