@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtlkernels.extras import MissingPackageError
+from mtlkernels.monitoring.diagnosis import diagnose
 from mtlkernels.monitoring.figures import summary
 from mtlkernels.monitoring.records import read
-from mtlkernels.monitoring.words import diagnose
 
 
 def main(argv: Sequence[str] | None = None) -> int:

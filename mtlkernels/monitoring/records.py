@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,27 @@ def live_parts(records: Sequence[Record]) -> list[str]:
     """Names of the parts in which some task had a gradient."""
     parts = records[0].get("parts", {})
     return [part for part in parts if (column(records, "norms", part) > 0).any()]
+
+
+def pairs(records: Sequence[Record]) -> list[tuple[str, float, int, float]]:
+    """(pair, conflict rate, known steps, mean cosine), those that conflict most often first."""
+    tasks, steps = records[0]["tasks"], steps_known(records)
+    rates, cosines = mean(records, "conflicts"), mean(records, "cosines")
+    pairs = [
+        (f"{tasks[i]} / {tasks[j]}", rates[i, j].item(), int(steps[i, j]), cosines[i, j].item())
+        for i, j in combinations(range(len(tasks)), 2)
+        if cosines[i, j].isfinite() and rates[i, j].isfinite()
+    ]
+    return sorted(pairs, key=lambda pair: (-pair[1], pair[3]))
+
+
+def flags(records: Sequence[Record]) -> list[tuple[str, str, int]]:
+    """(task, flag, in how many records it came up), by task."""
+    result = []
+    for t, task in enumerate(records[0]["tasks"]):
+        seen = [flag for record in records for flag in record["status"][t]]
+        result += [(task, str(flag), seen.count(flag)) for flag in dict.fromkeys(seen)]
+    return result
 
 
 def unbiased(records: Sequence[Record]) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from mtlkernels import JSONL, Monitor, Report
 from mtlkernels.monitoring import records
-from mtlkernels.monitoring.words import diagnose
+from mtlkernels.monitoring.diagnosis import diagnose
 
 TASKS = ("täsk", "b")
 
@@ -129,7 +129,7 @@ def test_a_continued_run_counts_on(tmp_path) -> None:
         monitor.flush()
     found = records.read(path)
     assert [(r["step"], r["steps"]) for r in found] == [(2, 2), (3, 1), (4, 1), (6, 2), (7, 1)]
-    assert "starts again" not in diagnose(found)
+    assert "restarts" not in diagnose(found)
     for step in (-1, 2.0, None):
         with pytest.raises(ValueError, match="steps taken before"):
             Monitor(step=step)
