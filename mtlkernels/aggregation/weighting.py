@@ -73,13 +73,18 @@ def balance_gram(
 ) -> Balanced:
     """`balance` of gradients of which K is known."""
     if scale is not None:
-        gram = gram / scale.to(gram).square()
+        gram = gram / _divisor(scale).to(gram).square()
     weights, status = solve(method, gram, losses)
     heads = None
     if weight_heads:
         rule = getattr(method, "head_weights", None)
         heads = weights if rule is None else rule(gram, losses, weights)
     return Balanced(gram, weights, status, head_weights=heads)
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    """What scaled gradients are divided by: of gradients scaled by 0, which are 0, it is 1."""
+    return torch.where(scale == 0, 1.0, scale)
 
 
 def unasked(
@@ -186,7 +191,8 @@ def _solve_rows(
     check_losses(losses, num_tasks)
     lists: list[list[Tensor]] = [group.grads for group in groups]
     if scale is not None:  # states last longer than a scale, so the rows go in without it
-        lists = [[grad / scale.to(grad) for grad in grads] for grads in lists]
+        unit = _divisor(scale)
+        lists = [[grad / unit.to(grad) for grad in grads] for grads in lists]
     step = method(lists, num_tasks, losses)
     directions, weights, gram = step.directions, step.weights, step.gram
     name = type(method).__name__
