@@ -4,7 +4,7 @@ from mtlkernels import ops
 from mtlkernels.dispatch import backends, build_info
 from mtlkernels.engine.compile import compile_step
 from mtlkernels.engine.local import backward
-from mtlkernels.functional import aggregate
+from mtlkernels.functional import aggregate, balanced_loss
 from mtlkernels.methods import (
     CRMOGM,
     DBMTL,
@@ -136,6 +136,7 @@ __all__ = [
     "aggregate",
     "backends",
     "backward",
+    "balanced_loss",
     "build_info",
     "compile_step",
     "get_method",

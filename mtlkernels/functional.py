@@ -5,16 +5,93 @@ A row method takes the gradients themselves and answers with directions; see `ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mtlkernels.aggregation.direction import combined, place
-from mtlkernels.aggregation.families import RowWeighting, Weighting, task_step, tell_parameters
+from mtlkernels.aggregation.families import (
+    AnyMethod,
+    RowWeighting,
+    Weighting,
+    check_method,
+    keeps_weights,
+    task_step,
+    tell_parameters,
+)
 from mtlkernels.aggregation.layout import Group, TaskGrads, check_lengths, group_gradients
 from mtlkernels.aggregation.weighting import Balanced, balance, check_losses
+from mtlkernels.autograd.self_check import SelfCheck
+from mtlkernels.engine.balanced_loss import balanced_sum, restored
+from mtlkernels.engine.local import step
+from mtlkernels.engine.options import Options
+from mtlkernels.engine.parameters import Losses, check_list
 from mtlkernels.report import Report
+
+
+def balanced_loss(
+    losses: Losses,
+    params: Sequence[Tensor],
+    method: AnyMethod,
+    *,
+    shared: Sequence[Tensor] | None = None,
+    weight_heads: bool = False,
+    parts: Sequence[Sequence[Tensor]] | None = None,
+    measure: Sequence[Tensor] | None = None,
+    features: Tensor | Sequence[Tensor] | None = None,
+    apply: Literal["combine", "backward"] = "combine",
+    collect: Literal["loop", "batched"] = "loop",
+    rows_dtype: torch.dtype | None = None,
+    check: bool = False,
+    on_report: Callable[[Report], object] | None = None,
+) -> Tensor:
+    """The sum of the losses as one loss whose own backward pass balances.
+
+    `MTLOptimizer.loss` without an optimizer, for loops with several: all parameters of one model
+    are balanced together, whichever optimizer steps them. It does not accumulate: each backward
+    pass combines.
+
+    Args:
+        losses, params, method: as for `mtlkernels.backward`.
+        shared, weight_heads, parts, measure, features, apply, collect, rows_dtype, check: as for
+            `mtlkernels.backward`.
+        on_report: called with the step's report once .grad is written.
+
+    Returns:
+        0-d tensor; see `MTLOptimizer.loss`.
+
+    Raises:
+        TypeError, ValueError: losses or an option are not what they have to be. What else
+            `mtlkernels.backward` raises, the backward pass raises, with .grad as it was.
+        RuntimeError: in the backward pass, if it is the second or has create_graph=True.
+        NotImplementedError: torch.compile traces, or in the backward pass as
+            `mtlkernels.backward`.
+    """
+    options = Options(
+        shared=shared,
+        weight_heads=weight_heads,
+        parts=parts,
+        measure=measure,
+        apply=apply,
+        collect=collect,
+        rows_dtype=rows_dtype,
+    )
+    check_method(method)
+    options.check(method, features is not None)
+    check_list(params, "params")
+    held = list(params)
+    checks = SelfCheck() if check else None
+    in_place = features is not None or options.weighted or keeps_weights(method)
+
+    def balance_now(given: Losses, scale: Tensor | None, retain_graph: bool) -> None:
+        with restored(held, in_place):
+            report = step(given, held, method, options, features, scale, retain_graph, checks)
+        if on_report is not None:
+            on_report(report)
+
+    return balanced_sum(losses, balance_now)
 
 
 def aggregate(

@@ -8,23 +8,26 @@ other bases before torch's; `MTLOptimizer` knows it as a virtual subclass.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABCMeta
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, cast, overload
 
 import torch
 from torch import Tensor
 
 from mtlkernels import optimizer_state as method_state
+from mtlkernels.aggregation.families import keeps_weights
 from mtlkernels.aggregation.layout import UnfitGradientError
 from mtlkernels.autograd.scale import Scaler
 from mtlkernels.autograd.self_check import SelfCheck
-from mtlkernels.autograd.task_gradients import Rows
 from mtlkernels.engine import local as backprop
+from mtlkernels.engine.accumulation import Accumulation
+from mtlkernels.engine.balanced_loss import balanced_sum, restored
 from mtlkernels.engine.coverage import warn_of_learned, warn_of_missing
 from mtlkernels.engine.local import Engine
-from mtlkernels.engine.options import Options
+from mtlkernels.engine.options import Options, check_keeps_rows
 from mtlkernels.engine.parameters import Losses, Runs
 from mtlkernels.extended import extended, give_class, refuse_base
 from mtlkernels.methods import GramMethod, LossMethod, Reused, RowMethod, get_method
@@ -39,8 +42,11 @@ class _Balancing:
     options: Options
     ranks: Engine | None = None  # takes the steps over several ranks
     check: SelfCheck | None = None
-    pending: Rows | None = None  # what accumulate=True has added up
+    accumulate: int = 1  # how many backward passes of `loss` are combined at once
+    waiting: Accumulation = field(default_factory=Accumulation)
+    report: Report | None = None  # of the last step
     warned_of_learnt: bool = False
+    warned_of_rest: bool = False
     looked_for_unheld: bool = False
 
     @property
@@ -96,6 +102,8 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
             estimate of it without the noise of the batch.
         check_ranks: compare the weights of all ranks in each step and raise if they differ; waits
             for the device.
+        accumulate: for `loss`: add up the task gradients of this many backward passes, then
+            combine them.
         check: in the first step, and in steps that reach parameters for the first time, compare the
             sum of the task gradients with one more backward pass, of the summed loss. If they
             differ, an error is raised and nothing is written. False turns this check off.
@@ -126,6 +134,68 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
     def method(self) -> GramMethod | LossMethod | RowMethod:
         """The method that combines the task gradients or the losses."""
         return self._mtl.method
+
+    @property
+    def report(self) -> Report | None:
+        """The last step's report, None before the first; a `compile_step` only returns its own."""
+        return self._mtl.report
+
+    def loss(
+        self,
+        losses: Losses,
+        *,
+        features: Tensor | Sequence[Tensor] | None = None,
+        accumulate: int | None = None,
+    ) -> Tensor:
+        """The sum of the losses as one loss whose own backward pass balances.
+
+            loss = optimizer.loss({"seg": seg_loss, "depth": depth_loss})
+            loss.backward()
+
+        For loops that call `backward` themselves. `loss.backward()` adds to .grad what
+        `optimizer.backward(losses)` adds, to the bit. What the loop does to the loss before,
+        `loss / k` or `scaler.scale(loss)`, reaches the backward pass as a factor: .grad is
+        multiplied by it, and the method sees the losses' own gradients. `loss + penalty` adds the
+        penalty's ordinary gradient. Where gradients are off, the result is the plain sum.
+
+        Each backward pass combines the task gradients of its own micro-batch; in a loop that
+        accumulates over k of them, the sum of k balanced directions is not that of one large batch.
+        With accumulate=k the task gradients of k backward passes are added up, and the k-th
+        combines: the method sees their mean, weighted by the factors, and .grad is that direction
+        times the sum of the factors. `step` combines what is left over and warns of it the first
+        time; `zero_grad` drops it. What clips or unscales does so before `step`: give the last loss
+        of a window that ends early accumulate=1, which combines all that waits.
+
+        Args:
+            losses: T scalar losses, as for `backward`.
+            features: as for `backward`.
+            accumulate: combine when this many backward passes wait, this one among them; by default
+                what MTLOptimizer was given.
+
+        Returns:
+            0-d tensor. It can be differentiated once, with respect to all parameters: `inputs=` of
+            `backward` and `torch.autograd.grad` do not reach them.
+
+        Raises:
+            TypeError, ValueError: losses are not what they have to be, or the method or an option
+                stores no task gradients that could be added up. What else `backward` raises, the
+                backward pass raises, with .grad as it was.
+            RuntimeError: in the backward pass, if it is the second or has create_graph=True.
+            NotImplementedError: torch.compile traces.
+        """
+        count = self._mtl.accumulate if accumulate is None else accumulate
+        _check_accumulate(count, self._mtl.method, self._mtl.options)
+        if count > 1:
+            if features is not None:
+                raise ValueError(
+                    "accumulate= adds up task gradients, and features= stores none: leave one out"
+                )
+            _combine_at_step(self)
+
+        def step(given: Losses, scale: Tensor | None, retain_graph: bool) -> None:
+            _balance(self, given, features, scale, retain_graph, count)
+
+        return balanced_sum(losses, step)
 
     @overload
     def backward(
@@ -180,15 +250,18 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
         mtl.warn(losses, params)
         losses = cast(Losses, losses)  # functions are for `stages=`, whose engine looks
         if not accumulate:
-            if mtl.pending is not None:
+            if mtl.waiting.rows is not None:
                 raise ValueError(
                     "gradients of earlier micro-batches have not been combined: pass "
                     "accumulate=True for the last one too, then call combine()"
                 )
-            return mtl.engine.step(
+            report = mtl.engine.step(
                 *(losses, params, mtl.method, mtl.options, features, scaler, retain_graph),
                 check=mtl.check,
             )
+            if not torch.compiler.is_compiling():  # its tensors live in the compiled graph's memory
+                mtl.report = report
+            return report
         if features is not None:
             raise ValueError(
                 "accumulate=True adds up task gradients, and features= takes none: leave one out"
@@ -196,22 +269,22 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
         rows = mtl.engine.collect_step(
             losses, params, mtl.method, mtl.options, scaler, retain_graph, mtl.check
         )
-        if mtl.pending is None:
-            mtl.pending = rows.keep()
-        else:
-            mtl.pending.add(rows)
+        mtl.waiting.add(rows)
         return None
 
     def combine(self) -> Report:
         """Adds the method's direction for the accumulated task gradients to .grad, and drops them.
 
+        Those that `backward(losses, accumulate=True)` or a loss of `loss` added up.
+
         Returns:
-            One report for all micro-batches; its losses are the sums of theirs.
+            One report for all micro-batches; its losses are the sums of theirs, or the means,
+            weighted by their factors, of those given to `loss`.
 
         Raises:
             ValueError: nothing was accumulated.
         """
-        rows = self._mtl.pending
+        rows = self._mtl.waiting.whole()
         if rows is None:
             raise ValueError(
                 "nothing was accumulated: call backward(losses, accumulate=True) first"
@@ -222,12 +295,13 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
             report = mtl.engine.combine_rows(rows, method, mtl.options, mtl.check)
         except UnfitGradientError as error:
             raise error.among(_params(self)) from None
-        self._mtl.pending = None
+        mtl.waiting.clear()
+        mtl.report = report
         return report
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        """Calls the base's own, and drops what `accumulate=True` has added up."""
-        self._mtl.pending = None
+        """Calls the base's own, and drops the task gradients that wait to be combined."""
+        self._mtl.waiting.clear()
         self._mtl_base.zero_grad(self, *args, **kwargs)
 
     pc_backward = backward
@@ -259,7 +333,7 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
         if groups:
             method_state.check(groups, self._mtl.method)
         self._mtl_base.load_state_dict(self, state_dict, *args, **kwargs)
-        self._mtl.pending = None
+        self._mtl.waiting.clear()
         method_state.take(self.param_groups, self._mtl.method)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -275,6 +349,85 @@ def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [param for group in optimizer.param_groups for param in group["params"]]
 
 
+def _balance(
+    optimizer: MTLOptimizer,
+    losses: Losses,
+    features: Tensor | Sequence[Tensor] | None,
+    scale: Tensor | None,
+    retain_graph: bool,
+    count: int,
+) -> None:
+    """The backward pass of `MTLOptimizer.loss`."""
+    mtl, params = optimizer._mtl, _params(optimizer)
+    mtl.warn(losses, params)
+    check_surrounding = getattr(mtl.ranks, "check_surrounding", None)
+    if check_surrounding is not None:
+        check_surrounding(params)
+    method, options = mtl.method, mtl.options
+    in_place = features is not None or options.weighted or keeps_weights(method)
+    with restored(params, in_place):
+        if count == 1 and mtl.waiting.rows is None:
+            mtl.report = mtl.engine.step(
+                losses, params, method, options, features, scale, retain_graph, mtl.check
+            )
+            return
+        rows = mtl.engine.collect_step(
+            losses, params, method, options, scale, retain_graph, mtl.check
+        )
+        mtl.waiting.add_weighted(rows)
+        if mtl.waiting.count >= count:
+            optimizer.combine()
+
+
+def _check_accumulate(
+    count: int, method: GramMethod | LossMethod | RowMethod, options: Options
+) -> None:
+    """Raises ValueError where so many backward passes cannot be combined."""
+    if isinstance(count, bool) or not (isinstance(count, int) and count >= 1):
+        raise ValueError(f"accumulate={count!r}: it must be a whole number, at least 1")
+    if count > 1:
+        check_keeps_rows(method, options)
+
+
+def _combine_at_step(optimizer: torch.optim.Optimizer) -> None:
+    """From now on `step` combines what waits, once its closure has run."""
+    if _before_step not in optimizer._optimizer_step_pre_hooks.values():
+        optimizer.register_step_pre_hook(_before_step)
+
+
+def _before_step(optimizer: Any, args: Any, kwargs: Any) -> Any:
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        _combine_rest(optimizer)
+        return None
+
+    def run() -> Any:
+        result = closure()
+        _combine_rest(optimizer)
+        return result
+
+    return (
+        ((args[0], run, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": run})
+    )
+
+
+def _combine_rest(optimizer: MTLOptimizer) -> None:
+    """Combines what losses of `loss` have added up when the optimizer steps."""
+    mtl = optimizer._mtl
+    if not mtl.waiting.count:
+        return
+    if not mtl.warned_of_rest:
+        mtl.warned_of_rest = True
+        warnings.warn(
+            f"step() came while the task gradients of {mtl.waiting.count} backward passes waited "
+            "for more, as accumulate= says: they are combined now, after any clipping or unscaling "
+            "of .grad. Give the last loss of such a window accumulate=1, or call combine() before "
+            "clipping",
+            stacklevel=4,
+        )
+    optimizer.combine()
+
+
 def _wrap(
     base: torch.optim.Optimizer,
     method: GramMethod | LossMethod | RowMethod | str,
@@ -286,6 +439,7 @@ def _wrap(
     gram: Literal["exact", "unbiased"] = "exact",
     check_ranks: bool = False,
     check: bool = True,
+    accumulate: int = 1,
     **options: Any,
 ) -> MTLOptimizer:
     if not isinstance(base, torch.optim.Optimizer):
@@ -316,7 +470,8 @@ def _wrap(
     own, wrapped = type(base), extended(type(base), MTLOptimizer)
     chosen = Options(**options)
     chosen.check(method)
-    balancing = _Balancing(method, chosen)
+    _check_accumulate(accumulate, method, chosen)
+    balancing = _Balancing(method, chosen, accumulate=accumulate)
     if check:
         balancing.check = SelfCheck(base.param_groups, module)
     if any(given is not None for given in (module, process_group, stages)):
@@ -334,6 +489,8 @@ def _wrap(
     try:
         vars(base)["_mtl"] = balancing
         method_state.take(base.param_groups, method)
+        if accumulate > 1:
+            _combine_at_step(base)
     except BaseException:
         give_class(base, own)
         vars(base).pop("_mtl", None)

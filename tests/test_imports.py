@@ -37,7 +37,7 @@ PYTHON: dict[str, set[str] | None] = {
     "aggregation": {"ops", "report"},
     "engine": {"aggregation", "autograd", "ops", "report"},
     "distributed": {"aggregation", "autograd", "engine", "ops", "report"},
-    "functional": {"aggregation", "report"},
+    "functional": {"aggregation", "autograd", "engine", "report"},
     "splitter": {"aggregation", "autograd", "engine", "report"},
     "monitoring": {"aggregation", "extras", "report"},
     "extended": set(),

@@ -192,18 +192,24 @@ def _edges(loss: Tensor) -> Iterator[tuple[Node, int]]:
 
 def leaves(losses: Iterable[Tensor]) -> list[Tensor]:
     """The leaves whose .grad an ordinary backward of the losses would write, each once."""
+    return [
+        node.variable  # type: ignore[attr-defined]
+        for node in nodes(losses)
+        if kind_of(node) == "AccumulateGrad"
+    ]
+
+
+def nodes(losses: Iterable[Tensor]) -> Iterator[Node]:
+    """Every node that an ordinary backward of the losses would run, once."""
     todo = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
     seen = set(todo)
-    found = []
     while todo:
         node = todo.pop()
-        if kind_of(node) == "AccumulateGrad":
-            found.append(node.variable)  # type: ignore[attr-defined]
+        yield node
         for source, _ in node.next_functions:
             if source is not None and source not in seen:
                 seen.add(source)
                 todo.append(source)
-    return found
 
 
 def reentrant_checkpoint(losses: Sequence[Tensor]) -> bool:

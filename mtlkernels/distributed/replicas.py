@@ -36,6 +36,7 @@ from mtlkernels.distributed.pieces import piece_gram, piece_groups
 from mtlkernels.distributed.replica_group import Meeting, Step, look_for_heads
 from mtlkernels.distributed.replicas_weighted import loss_step, weighted_step
 from mtlkernels.distributed.sender import Sender
+from mtlkernels.engine.balanced_loss import writes_too
 from mtlkernels.engine.gradient_step import combine_rows, reach, sections_of
 from mtlkernels.engine.options import Options, check_keeps_rows
 from mtlkernels.engine.parameters import Losses, refuse_reentrant_checkpoints
@@ -94,6 +95,19 @@ class Replicas(Meeting):
         if keeps_weights(method):
             method.count(now.tasks)
         return report
+
+    def check_surrounding(self, params: Sequence[Tensor]) -> None:
+        """Raises where the backward pass around a balanced loss has gradients for parameters.
+
+        DistributedDataParallel would reduce them, and overwrite the direction with the result; a
+        process group would not reduce them at all.
+        """
+        if writes_too(params):
+            raise NotImplementedError(
+                "over several ranks the gradient of what is added to a balanced loss is not "
+                "reduced with the others: add the penalty to one of the losses, or give it as a "
+                "loss of its own"
+            )
 
     def collect_step(
         self,

@@ -146,11 +146,11 @@ def check_keeps_rows(method: AnyMethod, options: Options) -> None:
     if weighs_losses(method) or options.weighted or keeps_weights(method):
         who = "measure= or apply=" if options.weighted else type(method).__name__
         raise ValueError(
-            f"accumulate=True adds up the tasks' gradients, and {who} keeps none: call backward "
-            "for each micro-batch without it, which weighs each on its own"
+            f"accumulate= adds up the task gradients of micro-batches, and {who} stores none: "
+            "leave it out, so that each micro-batch is weighed on its own"
         )
     if options.rows_dtype is not None:
         raise ValueError(
-            "accumulate=True adds up rows, which 16 bits would round each time: leave out "
+            "accumulate= adds up task gradients, which 16 bits would round each time: leave out "
             "rows_dtype="
         )

@@ -72,12 +72,13 @@ class Given(NamedTuple):
         return self.tasks if self.named else len(self.tasks)
 
 
-def given_losses(losses: Losses) -> Given:
+def given_losses(losses: Losses, with_graph: bool = True) -> Given:
     """The tasks and their scalar losses, checked.
 
     Args:
         losses: a mapping from names, a TensorDict, a dataclass or NamedTuple of them, a sequence,
             or a 1-D tensor of T losses; None for a task that has no data in this step.
+        with_graph: whether each loss must have one.
 
     Raises:
         TypeError: not real tensors.
@@ -120,7 +121,7 @@ def given_losses(losses: Losses) -> Given:
                 f"loss {task!r} has shape {tuple(loss.shape)}: reduce it to a scalar, "
                 "for example with .mean()"
             )
-        if not loss.requires_grad:
+        if with_graph and not loss.requires_grad:
             raise ValueError(
                 f"loss {task!r} has no graph: it was computed under no_grad, detached, or from "
                 "nothing that requires grad. For a task that has no data in this step, give None"

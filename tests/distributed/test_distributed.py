@@ -31,6 +31,7 @@ MODULES = [
     *("dist_replicas", "dist_numbers", "dist_absent", "dist_unbiased", "dist_agreement"),
     *("dist_fsdp", "dist_tensor_parallel", "dist_stages", "dist_checkpoints", "dist_refusals"),
     *("dist_traffic", "dist_heads_alone", "dist_names", "dist_absent_everywhere"),
+    "dist_balanced_loss",
 ]
 CASES = [(world, name) for world in (1, 2, 4) for name in dist_harness.scenarios(MODULES, world)]
 

@@ -99,7 +99,7 @@ def test_wrong_use_is_told_and_loses_nothing() -> None:
 def test_what_keeps_no_rows_is_refused(method, options) -> None:
     model, optimizer = pair(method, **options)
     losses = {name: loss + 1 for name, loss in model(torch.randn(4, 5).double()).items()}
-    with pytest.raises(ValueError, match="accumulate=True adds up the tasks' gradients"):
+    with pytest.raises(ValueError, match="accumulate= adds up the task gradients"):
         optimizer.backward(losses, accumulate=True)
 
 
@@ -178,5 +178,5 @@ def test_what_autograd_hands_out_may_be_used_again() -> None:
 
 def test_reused_weights_and_micro_batches_do_not_go_together() -> None:
     model, optimizer = pair(PCGrad(), every=2)
-    with pytest.raises(ValueError, match="accumulate=True adds up"):
+    with pytest.raises(ValueError, match="accumulate= adds up"):
         optimizer.backward(model(torch.randn(4, 5).double()), accumulate=True)
