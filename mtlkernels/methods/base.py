@@ -1,4 +1,4 @@
-"""What a method is: T gradients' inner products to T weights, T losses to one, or T rows to one."""
+"""The base class of all methods."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Method(KeepsTasks, ABC):
 
     Attributes:
         family: "Gram", "loss" or "row", the input that it uses.
-        paper: its source, "arXiv 2001.06782" for example; "" without one.
-        cost: of a step, for T losses.
+        paper: its source, for example "arXiv 2001.06782"; "" without one.
+        cost: the backward passes of a step with T losses.
         keeps: its state from step to step.
         status: (T) int64 flags of `mtlkernels.Status` for the last call; empty before the first.
     """
@@ -59,10 +59,10 @@ class Method(KeepsTasks, ABC):
     def for_tasks(
         self, names: Sequence[str] | int, present: Sequence[int] | None = None
     ) -> TaskStep:
-        """A step with some tasks, in the method's order: see `TaskStep`.
+        """Begins a step with some tasks, in the method's order: see `TaskStep`.
 
         Args:
-            names: T names; or T, where the tasks have positions only.
+            names: T names; or T, if the tasks have positions only.
             present: positions of those that take part; by default all.
 
         Raises:

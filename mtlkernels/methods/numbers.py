@@ -28,7 +28,7 @@ def numbers_of(numbers: Any) -> tuple[Tensor, tuple[str, ...]]:
         found = None
     if found is None or found.is_complex():
         raise TypeError(
-            f"{given!r} are not numbers of tasks: give one real number a task, in a list or by "
+            f"{given!r} are not numbers of tasks: give one real number per task, in a list or by "
             'name, {"seg": 1, "depth": 10}'
         )
     return torch.as_tensor(numbers, dtype=torch.float64).detach().clone(), names

@@ -197,9 +197,9 @@ def test_pivrg_state_survives_saving() -> None:
 
 def test_pivrg_names_what_does_not_fit() -> None:
     method = PIVRG()
-    with pytest.raises(ValueError, match="one finite number a task"):
+    with pytest.raises(ValueError, match="one finite number per task"):
         method.update([1.0, math.nan])
-    with pytest.raises(ValueError, match="one finite number a task"):
+    with pytest.raises(ValueError, match="one finite number per task"):
         method.update(torch.ones(2, 2))
     method.update([1.0, 2.0])
     with pytest.raises(ValueError, match="2 degradations were given for 3 tasks"):

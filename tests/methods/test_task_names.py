@@ -327,7 +327,7 @@ def test_reset_makes_a_method_what_it_was(name: str) -> None:
 @pytest.mark.parametrize("wrong", [{"a": 1, "b": None}, {"a": 1, "b": "x"}, {1, 2}, [1, 2j]])
 def test_what_is_no_number_of_a_task_is_refused_with_advice(wrong: Any) -> None:
     for make in (mtlkernels.FixedWeights, lambda p: mtlkernels.Preferred(CAGrad(), p)):
-        with pytest.raises(TypeError, match=r"give one real number a task, .* by name"):
+        with pytest.raises(TypeError, match=r"give one real number per task, .* by name"):
             make(wrong)
 
 

@@ -17,28 +17,27 @@ class AlignedMTL(GramMethod):
     .. math:: d = G^T B p, \qquad B = s V \Lambda^{-1/2} V^T, \qquad G G^T = V \Lambda V^T
 
     With K = V Lambda V^T over its rank: d = G^T B p, B = s V Lambda^(-1/2) V^T. The aligned
-    gradients B G are orthogonal and of one length s where all are linearly independent. Degree 1 in
-    the gradients.
+    gradients B G are orthogonal and of equal length s if all gradients are linearly independent.
+    Degree 1 in the gradients.
 
     Args:
-        scale: s. "min", the smallest singular value of G, is the paper's and the published default;
-            "median", of an even number the lower of the middle two, and "rmse", the root of the
-            mean eigenvalue, are the published code's other choices. Only values within the rank
-            count.
-        preference: p, one number at least 0 a task, in order or by name, some positive; None for
+        scale: s. "min", the smallest singular value of G, is the default of the paper and of the
+            published code; "median" (for an even number the lower of the middle two) and "rmse"
+            (the root of the mean eigenvalue) are the other choices of that code. Only values within
+            the rank count.
+        preference: p, one number per task, at least 0 and not all 0, in order or by name; None is
             ones.
-        reduction: "sum" takes p as it is: with ones, what the published code does. "mean" divides
-            it by its sum over the tasks whose gradient is not zero: with ones, TorchJD's default.
+        reduction: "sum" uses p unchanged; with ones this is the published code. "mean" divides p by
+            its sum over the tasks whose gradient is not zero; with ones this is TorchJD's default.
 
-    A gradient adds to the rank where its part outside the span of the others exceeds the noise of K
-    (8 * 2^-53 of the squared lengths that cancel), however short it is. The published code drops
-    eigenvalues of K below T times float32's epsilon of the largest (1.2e-7), thus tasks whose
-    gradients are 1e3 times shorter. With "min" the step shrinks with the smallest singular value:
-    near-parallel gradients give short steps, and no weight exceeds |p|.
-    With the others weights grow instead.
-    The status says ILL_CONDITIONED where that part is too near to the noise to decide (the gradient
-    then counts as dependent), or where noise may move the direction by more than 1e-4: with "min"
-    for pairs of gradients nearer than about 6e-6 of their length.
+    A gradient adds to the rank if its part outside the span of the others exceeds the rounding
+    noise of K (8 * 2^-53 of the squared lengths that cancel), however short it is. The published
+    code drops eigenvalues of K below T times float32's epsilon of the largest (1.2e-7), thus tasks
+    whose gradients are 1e3 times shorter. With "min" the step shrinks with the smallest singular
+    value: near-parallel gradients give short steps, and no weight exceeds |p|. With the other
+    scales weights grow instead. The status is ILL_CONDITIONED where that part is too near to the
+    noise to decide (the gradient then counts as dependent), or where noise may move the direction
+    by more than 1e-4: with "min" for pairs of gradients nearer than about 6e-6 of their length.
 
     Use when:
         a few tasks both conflict and have gradients of different lengths.
@@ -70,7 +69,7 @@ class AlignedMTL(GramMethod):
         else:
             given, task_names = numbers_of(preference)
             if given.dim() != 1 or not (given.isfinite() & (given >= 0)).all():
-                raise ValueError("preference must be one finite number at least 0 a task")
+                raise ValueError("preference must be one finite number at least 0 per task")
             if not given.any():
                 raise ValueError("preference must be positive for some task")
             self.register_given("preference", given, task_names, persistent=True)

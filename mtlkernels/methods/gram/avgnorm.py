@@ -16,23 +16,22 @@ class AvgNorm(GramMethod):
 
     .. math:: d = S \sum_i \frac{g_i}{\lVert g_i \rVert}
 
-    The direction is the plain sum of the unit gradients at length S a task; no solver, no state.
-    A task whose gradient is zero gets weight 0 and does not count in S. Degree 1 in the gradients,
-    0 for a constant S.
+    Each task adds a gradient of length S to the direction; there is no solver and no state. A task
+    whose gradient is zero gets weight 0 and does not count in S. Degree 1 in the gradients, 0 for a
+    constant S.
 
     Args:
         scale: S. "sum", the norm of the summed gradients, is the paper's rule as far as it is
-            known; it vanishes where the gradients cancel, and where it drowns in the Gram matrix's
-            rounding the status says ILL_CONDITIONED. "max", "mean", "rms", "median" (of an
-            even number the mean of the middle two), "min" and "harmonic" (the harmonic mean) are
-            statistics of the norms: "rms" is NTKMTL with one sample a task, "max" is DB-MTL without
-            its average and logarithm, "harmonic" is SLW. A positive number is S itself.
+            known; it vanishes where the gradients cancel, and if it is below the rounding noise of
+            K the status is ILL_CONDITIONED. "max", "mean", "rms", "median" (of an even number the
+            mean of the middle two), "min" and "harmonic" (the harmonic mean) are statistics of the
+            norms: "rms" is NTKMTL with one sample a task, "max" is DB-MTL without its average and
+            logarithm, "harmonic" is SLW. A positive number is S itself.
 
-    A constant S fixes the direction's length whatever the losses' scale: with a gradient scaler the
-    step would shrink by its scale. The paper scales the losses, so that heads are weighted too:
-    that is `weight_heads=True` of `backward` and `MTLOptimizer`. It measures the norms on the last
-    layer of the shared backbone; here they are those of the Gram matrix given, by default over all
-    shared parameters.
+    A constant S fixes the direction's length whatever the scale of the losses is. The paper scales
+    the losses, so that heads are weighted too: pass `weight_heads=True` to `backward` or
+    `MTLOptimizer`. It measures the norms on the last layer of the shared backbone (`measure=`);
+    here they are those of the given Gram matrix, by default over all shared parameters.
 
     Use when:
         the losses have different units or scales and there is no time for a search over

@@ -1,4 +1,4 @@
-"""What Gram methods have in common: weights from K alone."""
+"""The base classes of Gram methods, which compute weights from K alone."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mtlkernels.methods.tasks import Kind
 class GramMethod(Method):
     """A rule that turns the Gram matrix of T gradients into T weights; d = sum_t w_t g_t.
 
-    A method of one's own only has to define `forward`; where it leaves `status` alone, the report
-    says what K says.
+    A subclass only has to define `forward`. If it does not set `status`, the report derives the
+    status from K.
 
     Attributes:
-        own_head_weights: whether `head_weights` answers anything but the weights.
+        own_head_weights: whether `head_weights` returns anything but the weights.
         inverts_gram: whether the weights solve equations in K, which amplify its rounding where
             gradients are nearly dependent.
     """
@@ -54,10 +54,10 @@ class GramMethod(Method):
 
     @abstractmethod
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
-        """Weights for one step.
+        """Returns the weights of one step.
 
         Args:
-            gram: (T, T) float64, K_ij = <g_i, g_j>; symmetric, as `ops.gram` makes it.
+            gram: (T, T) float64, K_ij = <g_i, g_j>, symmetric, from `ops.gram`.
             losses: (T) the tasks' losses, for the methods that use them.
 
         Returns:
@@ -65,13 +65,13 @@ class GramMethod(Method):
         """
 
     def head_weights(self, gram: Tensor, losses: Tensor | None, weights: Tensor) -> Tensor:
-        """What `weight_heads=True` multiplies the gradients of heads by: the weights.
+        """The factors by which `weight_heads=True` multiplies the gradients of heads: the weights.
 
         A method whose published code has another rule for heads overrides it.
 
         Args:
             gram, losses: as for `forward`.
-            weights: (T), what `forward` has answered.
+            weights: (T), the result of `forward`.
 
         Returns:
             (T) float64 on gram's device.
@@ -98,7 +98,7 @@ def nearly_dependent(gram: Tensor, noise: float) -> Tensor:
 
 
 class Drawing(GramMethod):
-    """A Gram method that draws: the same on every device and rank; both buffers are its state."""
+    """A Gram method that draws random numbers, the same on every device and rank."""
 
     seed: Tensor
     step: Tensor
@@ -128,7 +128,7 @@ class Drawing(GramMethod):
 
 
 class SizedByTasks(GramMethod):
-    """A Gram method with buffers that are empty until the first call tells the number of tasks."""
+    """A Gram method whose buffers are empty until the first call, which gives them T entries."""
 
     _sized: ClassVar[dict[str, tuple[Kind, float]]]  # name -> see `register_lazy`
 
@@ -138,7 +138,7 @@ class SizedByTasks(GramMethod):
             self.register_lazy(name, kind, fill)
 
     def _first_call(self, gram: Tensor) -> bool:
-        """Whether the buffers are to be filled now.
+        """Whether the buffers must be filled now.
 
         Raises:
             ValueError: they belong to another number of tasks.

@@ -1,4 +1,4 @@
-"""Weights that do not look at the gradients: the baselines."""
+"""The baselines: weights that do not depend on the gradients."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ class Mean(GramMethod):
 
 
 class FixedWeights(GramMethod):
-    r"""d = sum_t w_t g_t with weights that a person chose, also where a task's gradient is zero.
+    r"""The gradients with given weights, d = sum_t w_t g_t, also where a gradient is zero.
 
     .. math:: d = \sum_t w_t g_t
 
-    A task keeps its weight in a step that lacks the others, even where it is the only one.
+    A task keeps its weight in a step without the other tasks, even if it is the only one.
 
     Args:
-        weights: one finite number a task, in the order of the losses or by name,
-            `{"seg": 1, "depth": 10}`. Numbers without names belong to the first step's names.
+        weights: one finite number per task, in the order of the losses or by name, `{"seg": 1,
+            "depth": 10}`. Numbers without names belong to the names of the first step, in order.
 
     A baseline, from no paper.
 
@@ -80,7 +80,7 @@ class FixedWeights(GramMethod):
         super().__init__()
         given, names = numbers_of(weights)
         if given.dim() != 1 or not len(given) or not given.isfinite().all():
-            raise ValueError(f"weights={weights}: give one finite number a task")
+            raise ValueError(f"weights={weights}: give one finite number per task")
         self.register_given("weights", given, names)
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
@@ -101,11 +101,11 @@ class RandomWeights(Drawing):
     .. math:: w = \operatorname{softmax}(z), \quad z \sim \mathcal N(0, I)
 
     Drawn anew in every step; the weights sum to 1, as in the paper, LibMTL and nash-mtl (IGB4MTL
-    multiplies by T). They do not look at the gradients, a zero one included.
+    multiplies by T). They do not depend on the gradients; a zero gradient counts too.
 
     Args:
-        seed: of the draws. They are a function of the seed and of the number of calls alone; both
-            are in `state_dict`.
+        seed: the seed of the draws, which depend only on it and on the number of calls; both are in
+            `state_dict`.
 
     Use when:
         you want a sanity check that any other method should beat.

@@ -18,20 +18,19 @@ class CAGrad(GramMethod):
         d = \arg\max_d \min_i \langle g_i, d \rangle \;\text{ subject to }\; \lVert d - g_0
         \rVert \le c \lVert g_0 \rVert, \qquad g_0 = \frac{1}{T} \sum_i g_i
 
-    d = argmax of min_i <g_i, d> subject to ||d - g0|| <= c ||g0||, g0 the mean gradient. With
-    w = argmin over the simplex of <g_w, g0> + c ||g0|| ||g_w||, g_w = sum_i w_i g_i:
-    d = g0 + c ||g0|| g_w / ||g_w||. Solved exactly by an active set, at any scale of the gradients.
-    Where g_w = 0 (the gradients are Pareto-stationary) d is the direction nearest to g0 that
-    conflicts with no task, and the status says STATIONARY. Where gradients cancel to less than K's
-    own rounding, a ridge keeps d inside the ball and the status says ILL_CONDITIONED. Degree 1 in
-    the gradients.
+    The direction that maximises the smallest <g_i, d> in a ball about the mean gradient g0. With w
+    = argmin over the simplex of <g_w, g0> + c ||g0|| ||g_w||, g_w = sum_i w_i g_i: d = g0 + c
+    ||g0|| g_w / ||g_w||. Solved exactly by an active set, at any scale of the gradients. If g_w = 0
+    (the gradients are Pareto-stationary), d is the direction nearest to g0 that conflicts with no
+    task, and the status is STATIONARY. If gradients cancel to less than the rounding noise of K, a
+    ridge keeps d inside the ball and the status is ILL_CONDITIONED. Degree 1 in the gradients.
 
     Args:
         c: at least 0; 0 gives the mean over the tasks whose gradient is not zero. The paper's runs
             use 0.4 on NYUv2 and Cityscapes, 0.9 on MT10, 0.5 on MT50; LibMTL's default is 0.5.
-        rescale: 0 leaves d as it is, which is the paper's algorithm and the default here; 1
-            divides by 1 + c^2, as the published dense-prediction code, nash-mtl and LibMTL do; 2
-            divides by 1 + c.
+        rescale: 0 leaves d as it is, which is the paper's algorithm and the default here; 1 divides
+            by 1 + c^2, as the published dense-prediction code, nash-mtl and LibMTL do; 2 divides by
+            1 + c.
         reduction: "mean", the paper's, or "sum", T times that, which the published code writes.
 
     Use when:

@@ -20,11 +20,11 @@ class FairGrad(GramMethod):
     without its clip, 2 minimises the sum of 1 / <g_i, d>, alpha -> inf maximises the smallest
     <g_i, d>. Solved exactly by Newton's method. Degree (1 - alpha) / (1 + alpha) in the gradients.
 
-    Where zero lies in the convex hull of the gradients there is no solution: the weights solve the
-    equations of K with its diagonal times 1 + 1e-6, and the status says NO_SOLUTION. Where rounding
+    If zero is in the convex hull of the gradients, there is no solution: the weights solve the
+    equations of K with its diagonal times 1 + 1e-6, and the status is NO_SOLUTION. Where rounding
     noise of K (8 * 2^-53 of the norms' product) may move the direction by more than 1e-4 of its
     length, or Newton's method reaches its bound on work, the diagonal is multiplied by
-    1 + 2.3e-13, which bounds the weights, and the status says ILL_CONDITIONED.
+    1 + 2.3e-13, which bounds the weights, and the status is ILL_CONDITIONED.
 
     Args:
         alpha: above 0. Every published run uses 2, the default here; the default of the published

@@ -20,16 +20,16 @@ class GradNorm(SizedByTasks):
         r_i^{\alpha}\bigr), \qquad n_i = \lVert g_i \rVert, \; m = \frac{1}{T} \sum_i w_i n_i
 
     With n_i = ||g_i||, m the mean of the w_i n_i, and r_i = L_i / L_i(0) over its mean, each step
-    takes w_i <- w_i - lr (n_i / m) sign(w_i n_i - m r_i^alpha), the subgradient of
-    sum_i |w_i n_i - m r_i^alpha| / m with the target held fixed; then the w_i sum to T again. A
-    step's direction uses the weights from before its update; they start at 1. T norms are enough,
-    there is no second backward. Degree 1 in the gradients.
+    takes w_i <- w_i - lr (n_i / m) sign(w_i n_i - m r_i^alpha), the subgradient of sum_i |w_i n_i -
+    m r_i^alpha| / m with the target held fixed; then the w_i sum to T again. A step's direction
+    uses the weights from before its update; they start at 1. The T norms are enough: there is no
+    second backward pass. Homogeneous of degree 1 in the gradients.
 
-    Needs losses, positive and finite: another one is flagged INVALID_LOSS. One <= 0 has no ratio:
-    its weight stays and the others' move as without it. One that is not finite, or a gradient that
-    is not, leaves all weights as they are. L_i(0) is the first good loss. A zero gradient gets
-    weight 0 and does not count; the others' weights sum to their number. The
-    state, `weights` and `start` (T), is in `state_dict`.
+    Losses must be positive and finite; the status of any other one is INVALID_LOSS. A loss <= 0 has
+    no ratio: its weight does not change, and the others change as without it. A loss or gradient
+    that is not finite leaves all weights unchanged. L_i(0) is the first valid loss. A zero gradient
+    gets weight 0 and does not count; the others' weights sum to their number. The state, `weights`
+    and `start` (T), is in `state_dict`.
 
     Args:
         alpha: at least 0, the strength of the pull towards equal rates. 1.5 is the paper's on NYUv2

@@ -20,10 +20,10 @@ class GradVac(Drawing, SizedByTasks):
         q = \phi_{ij}
 
     Task i starts from v = g_i and visits the other tasks j in random order. With p = cos(v, g_j)
-    and its target q = phi_ij, where p < q:
-    v <- v + (||v|| / ||g_j||) (q sqrt(1 - p^2) - p sqrt(1 - q^2)) / sqrt(1 - q^2) g_j, which makes
-    the cosine q; then phi_ij <- (1 - beta) phi_ij + beta p. The direction is the sum of the v_i.
-    Computed from K alone, O(T^3). phi starts at 0, where the rule is PCGrad's. Degree 1.
+    and its target q = phi_ij, where p < q: v <- v + (||v|| / ||g_j||) (q sqrt(1 - p^2) - p sqrt(1 -
+    q^2)) / sqrt(1 - q^2) g_j, which makes the cosine q; then phi_ij <- (1 - beta) phi_ij + beta p.
+    The direction is the sum of the v_i. Computed from K alone, O(T^3). phi starts at 0, where the
+    rule is PCGrad's. Homogeneous of degree 1 in the gradients.
 
     Args:
         beta: in 0 .. 1. The paper uses 1e-2; LibMTL, torchjd and SamsungLabs default to 0.5.
@@ -32,8 +32,9 @@ class GradVac(Drawing, SizedByTasks):
         seed: of the visiting orders, as in PCGrad.
 
     Without an epsilon: cosines are clamped to -1 .. 1 and targets to 1 - 1e-6; a zero gradient
-    takes no part; a v that has become zero has no cosine and is left alone, as are the targets of
-    a step with a gradient that is not finite. The targets `phi` (T, T) are in `state_dict`.
+    takes no part; a v that has become zero has no cosine and does not change, and neither do the
+    targets in a step with a gradient that is not finite. The targets `phi` (T, T) are in
+    `state_dict`.
 
     Use when:
         many related tasks (languages, for example) should have gradients as similar as they

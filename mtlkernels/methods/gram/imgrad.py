@@ -24,10 +24,10 @@ class IMGrad(GramMethod):
         "paper":  (1 - x) <g_w, g0> + x c ||g0|| ||g_w||^2
         "code":   (1.5 - x) <g_w, g0> + x c ||g0|| ||g_w||
 
-    Both solved exactly by an active set, after MGDA's problem. Where the gradients are
-    Pareto-stationary MGDA has no direction and x no meaning: the answer is CAGrad's and the status
-    says STATIONARY. Where K's noise may move d by more than 1e-4, a ridge keeps it inside the ball
-    and the status says ILL_CONDITIONED, as in CAGrad.
+    Both solved exactly by an active set, after MGDA's problem. If the gradients are
+    Pareto-stationary, MGDA has no direction and x no meaning: the result is CAGrad's and the status
+    is STATIONARY. Where rounding noise in K may move d by more than 1e-4, a ridge keeps it inside
+    the ball and the status is ILL_CONDITIONED, as in CAGrad.
 
     The code's form has degree 1 in the gradients. The paper's has none: its second term carries one
     power more, so a common factor of all gradients (a loss scaler's, a batch's, a smaller loss late

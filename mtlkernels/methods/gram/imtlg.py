@@ -17,19 +17,19 @@ class IMTLG(GramMethod):
 
     <u_i, d> is the same for all i, u_i = g_i / ||g_i||, and sum_i w_i = 1. In closed form
     w = v / sum v, v_i = (C^+ 1)_i / ||g_i||, C the cosines. For linearly independent gradients
-    v = K^-1 n, n the norms. Weights may be negative. Degree 1 in the gradients.
+    v = K^-1 n, n the norms. Weights may be negative. Homogeneous of degree 1 in the gradients.
 
     The direction sum_i v_i g_i never ascends: its projections are 1. But sum v may be negative, and
     the paper's division would then turn the step around for every task, as known implementations
     do. Here the direction keeps its sign: where sum v is not positive (not above 1e-6 sum |v|),
     w = v / sum |v|, which is the paper's rule whenever no weight is negative.
 
-    Where gradients are linearly dependent and no direction projects equally on all, d is the
-    least-squares one; where the unit gradients add up to zero, d = 0 and the status says
-    STATIONARY. A gradient whose part outside the span of others is no more than the
-    noise of K counts as dependent. Where that cannot be decided (a float32 gradient and a rounded
-    multiple of it), or noise may move d by more than 1e-4, the status says ILL_CONDITIONED. ConFIG
-    is the same direction at another length.
+    If gradients are linearly dependent and no direction projects equally on all, d is the
+    least-squares solution; if the unit gradients add up to zero, d = 0 and the status is
+    STATIONARY. A gradient whose part outside the span of others is no more than the noise of K
+    counts as dependent. Where that cannot be decided (a float32 gradient and a rounded multiple of
+    it), or noise may move d by more than 1e-4, the status is ILL_CONDITIONED. ConFIG is the same
+    direction at another length.
 
     Known implementations invert a matrix of inner products as it is: LibMTL fails on identical
     gradients and is NaN for a zero one; nash-mtl and SamsungLabs add 1e-8 then, whatever the scale.

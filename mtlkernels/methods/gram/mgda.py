@@ -16,16 +16,17 @@ class MGDA(GramMethod):
         \qquad d = \sum_i w_i g_i
 
     w = argmin over the simplex of ||sum_i w_i g_i||^2, d = sum_i w_i g_i. Solved exactly by an
-    active set. Where zero lies in the hull of the gradients d is zero to rounding, and the status
-    says STATIONARY; where K's noise may move d by more than 1e-4 of its length it says
-    ILL_CONDITIONED. Short gradients dominate by construction. Degree 1 in the gradients.
+    active set. If zero is in the convex hull of the gradients, d is zero up to rounding and the
+    status is STATIONARY; if rounding noise in K may move d by more than 1e-4 of its length, it is
+    ILL_CONDITIONED. Short gradients dominate by construction. Homogeneous of degree 1 in the
+    gradients.
 
-    A task whose gradient is zero takes no part; read literally, the problem would answer d = 0 and
-    stop the training of all others. Known implementations: the official one and its ports return
-    0.999 and 0.001 where a vertex is the answer, stop at 1e-5 and cannot take one task; torchjd
-    stops Frank and Wolfe's iteration at 1e-3 or after 100 steps; nash-mtl multiplies by T. The
-    official code finds w on normalised gradients (l2, loss or both) and applies it to the raw ones:
-    `Normalized(MGDA(), by=..., keep_weights=True)`; LibMTL combines the normalised ones.
+    A task whose gradient is zero takes no part; taken literally, the problem would have the
+    solution d = 0 and stop the training of all tasks. Known implementations: the official one and
+    its ports return 0.999 and 0.001 where a vertex is the answer, stop at 1e-5 and cannot take one
+    task; torchjd stops Frank and Wolfe's iteration at 1e-3 or after 100 steps; nash-mtl multiplies
+    by T. The official code finds w on normalised gradients (l2, loss or both) and applies it to the
+    raw ones: `Normalized(MGDA(), by=..., keep_weights=True)`; LibMTL combines the normalised ones.
 
     Use when:
         no task may get worse in a step and you accept slow progress on all of them.

@@ -19,16 +19,16 @@ class NashMTL(GramMethod):
     exactly by Newton's method, whatever the gradients' norms. The solution has ||d|| = sqrt(T), so
     the direction is of degree 0 in the gradients.
 
-    Where zero lies in the convex hull of the gradients (two are opposite, for example) there is no
+    If zero is in the convex hull of the gradients (two are opposite, for example), there is no
     solution: the weights solve the equations of K with its diagonal times 1 + 1e-6, and the status
-    says NO_SOLUTION. Where rounding noise of K (8 * 2^-53 of the norms' product) may move the
+    is NO_SOLUTION. Where rounding noise of K (8 * 2^-53 of the norms' product) may move the
     direction by more than 1e-4 of its length, the diagonal is multiplied by 1 + 2.3e-13, which
-    bounds the weights, and the status says ILL_CONDITIONED.
+    bounds the weights, and the status is ILL_CONDITIONED.
 
     Args:
-        max_norm: the direction is shortened to it where it is longer. The published code clips at
-            1.0, which is the default here; as ||d|| = sqrt(T) that is always active and the step
-            is the unit vector along d. None is the solution itself.
+        max_norm: a longer direction is shortened to this length. The published code clips at 1.0,
+            which is the default here; as ||d|| = sqrt(T) that is always active and the step is the
+            unit vector along d. None is the solution itself.
 
     Known implementations approach the solution by 20 convex problems in cvxpy, compare residuals of
     a normalised K with weights of the other (so their test never ends the loop) and keep the last

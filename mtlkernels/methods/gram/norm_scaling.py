@@ -29,7 +29,8 @@ class NTKMTL(_NormScaling):
 
     The paper's w_i = sqrt(mean_j lambda_j / lambda_i) has lambda_i, the largest eigenvalue of the
     Gram matrix of n mini-batch chunks of task i; for n = 1 it is ||g_i||^2, and the rule is
-    `AvgNorm("rms")`. A zero gradient gets weight 0 and does not count. Degree 1.
+    `AvgNorm("rms")`. A zero gradient gets weight 0 and does not count. Homogeneous of degree 1 in
+    the gradients.
 
     Use when:
         you have no reason for another method: it is the default that these pages recommend. It
@@ -52,8 +53,8 @@ class SLW(_NormScaling):
 
     w_i = T (1 / n_i) / sum_j 1 / n_j, n_i = ||g_i||: the harmonic mean of the norms over n_i; the
     weights sum to T. A zero gradient gets weight 0 and does not count; the original clamps norms at
-    1e-5, which hands a zero gradient nearly all the weight. The original measures the norms on the
-    last shared layer. Degree 1.
+    1e-5, which gives a zero gradient nearly all the weight. The original measures the norms on the
+    last shared layer. Homogeneous of degree 1 in the gradients.
 
     Use when:
         the weights must sum to the number of tasks.
@@ -75,14 +76,14 @@ class DBMTL(_NormScaling):
 
     The paper's rule is on averages over the steps of the gradients of log L_i:
     `DBMTL(beta=0.9, log_losses=True)`. With beta = 0 the method has no state and sees K alone. A
-    zero gradient gets weight 0 and does not count. Degree 1.
+    zero gradient gets weight 0 and does not count. Homogeneous of degree 1 in the gradients.
 
     Args:
-        beta: 0, or the weight of the past in the averages; then what is made is the row method
+        beta: 0, or the weight of the past in moving averages; the class then returns the row method
             `Tracked(DBMTL(), beta)`, whose docstring has the conventions. LibMTL's default is 0.9.
         sigma: in step k, beta / k^sigma. LibMTL: 0.
-        log_losses: take the gradients of log L_i, as the paper and LibMTL do; made is
-            `LogLosses(DBMTL())` where beta = 0.
+        log_losses: use the gradients of log L_i, as the paper and LibMTL do; with beta = 0 the
+            class returns `LogLosses(DBMTL())`.
 
     Use when:
         the losses differ in units as well: `LogLosses(DBMTL())`, or with averages
@@ -114,8 +115,8 @@ class NGDiff(GramMethod):
 
     Two tasks, retain then forget: d = g_1 / ||g_1|| - g_2 / ||g_2||, so descent along d unlearns
     the second. The first step's names are these two, in that order; a step that lacks one of them
-    raises ValueError. Identical gradients give 0; a zero gradient gets weight 0. Degree 0 in the
-    gradients: the length is the learning rate's business (the paper sets it automatically).
+    raises ValueError. Identical gradients give 0; a zero gradient gets weight 0. Homogeneous of
+    degree 0 in the gradients: the learning rate sets the length (in the paper, automatically).
 
     Use when:
         a model should forget the second task and retain the first (unlearning).

@@ -20,13 +20,14 @@ class PCGrad(Drawing):
     Task i starts from v = g_i, visits the other tasks j in random order, and where v . g_j < 0
     takes v <- v - (v . g_j / ||g_j||^2) g_j with the original g_j. The direction is the sum of the
     v_i. Computed from K alone: O(T^3) scalar work, nothing as long as a gradient. Exact, without
-    epsilon: a zero gradient is never projected on and gets weight 0. Degree 1 in the gradients.
+    epsilon: a zero gradient is never projected on and gets weight 0. Homogeneous of degree 1 in the
+    gradients.
 
     Args:
         reduction: "sum", as in the paper and most code, or "mean", over the tasks whose gradient is
             not zero (the WeiChengTseng port always averages; pytorch_optimizer does by default).
-        seed: of the visiting orders. They are a function of the seed and of the number of calls
-            alone, the same on every device and every rank; both are in `state_dict`.
+        seed: the seed of the visiting orders, which depend only on it and on the number of calls
+            and are the same on every device and rank; both are in `state_dict`.
 
     Known implementations differ in the order (the TensorFlow original does not shuffle, SamsungLabs
     uses one order for all rows, ConFIG none), in visiting j = i as well, which is not a no-op for
@@ -57,7 +58,7 @@ class PCGrad(Drawing):
         Args:
             gram: (T, T) float64.
             losses: not used.
-            order: (T, T-1) int64, row i the other tasks as task i visits them; drawn where None.
+            order: (T, T-1) int64, row i is the other tasks as task i visits them; None draws one.
         """
         mean = self.reduction == "mean"
         if order is None:

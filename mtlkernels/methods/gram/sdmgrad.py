@@ -23,12 +23,13 @@ class SDMGrad(SizedByTasks):
     With A = G1 G2^T of two independent batches (`ops.cross_gram`), w approaches the minimiser over
     the simplex of 1/2 w^T A w + lam w^T A 1/T by `iterations` steps of projected SGD with momentum,
     starting where the last call ended; d = (G3^T w + lam g0) / (1 + lam) on a third batch. The
-    method is that iteration, not the minimiser: A is a noisy estimate and not symmetric. A is
-    taken in units of the squared mean norm, so all gradients' scale does not matter. Degree 1.
-    With a preference p, of sum 1, both 1/T and the mean g0 become p and sum_t p_t g_t.
+    method is that iteration, not the minimiser: A is a noisy estimate and not symmetric. A is taken
+    in units of the squared mean norm, so all gradients' scale does not matter. Homogeneous of
+    degree 1 in the gradients. With a preference p, of sum 1, both 1/T and the mean g0 become p and
+    sum_t p_t g_t.
 
-    Where one batch is at hand give its Gram matrix K, as `aggregate` and `backward` do: that is
-    what the published code comes to, whose three buffers are one and the same.
+    With one batch, pass its Gram matrix K, as `aggregate` and `backward` do; this is what the
+    published code computes, because its three buffers are the same.
 
     Args:
         lam: at least 0; the pull of the mean. 0.3 is that of the published runs, of LibMTL and
@@ -36,9 +37,9 @@ class SDMGrad(SizedByTasks):
         lr: positive, of the inner steps. 10 is the published code's and torchjd's, LibMTL has 5.
         momentum: in [0, 1); 0.5 is the published code's. It starts anew in each call.
         iterations: of the inner steps; 20 everywhere.
-        preference: p, one number a task, in order or by name, at least 0 and not all 0, as shares:
-            the direction that lam pulls to. None is the mean gradient, as in the published code;
-            torchjd calls it pref_vector.
+        preference: p, one number per task, in order or by name, at least 0 and not all 0, as
+            shares: the direction that lam pulls to. None is the mean gradient, as in the published
+            code; torchjd calls it pref_vector.
 
     A zero gradient takes no part and keeps its share of w. Products of two batches may be negative
     on the diagonal: those count as 0 in the mean norm, and where all do, w stays. The published
@@ -90,7 +91,7 @@ class SDMGrad(SizedByTasks):
         fine = given.isfinite().all() and (given >= 0).all() and given.sum() > 0
         if given.dim() != 1 or not fine:
             raise ValueError(
-                f"preference={preference}: give one number a task, at least 0 and not all 0"
+                f"preference={preference}: give one number per task, at least 0 and not all 0"
             )
         self.register_given("preference", given, names)
 
@@ -130,8 +131,8 @@ class MoDo(SizedByTasks):
 
     gamma has the unit of one over a squared gradient, so a common factor of all gradients (a loss
     scaler's, say) moves w: the rule has no degree. `Normalized(MoDo())` takes the unit out of a
-    Gram matrix. Where one batch is at hand give its K, as `aggregate` and `backward` do; the
-    estimate of the true Gram matrix is then biased by the gradients' noise.
+    Gram matrix. With one batch, pass its K, as `aggregate` and `backward` do; the estimate of the
+    true Gram matrix is then biased by the gradients' noise.
 
     Args:
         gamma: positive. torchjd's default is 0.1, LibMTL's 1e-3, a hundredth.

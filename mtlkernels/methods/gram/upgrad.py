@@ -30,7 +30,7 @@ class _Projection(GramMethod):
         good = given.isfinite() & (given >= 0)
         if given.dim() != 1 or not good.all() or not given.any():
             raise ValueError(
-                f"preference={preference}: give one number a task, at least 0 and not all 0"
+                f"preference={preference}: give one number per task, at least 0 and not all 0"
             )
         self.register_given("preference", given, names)
 
@@ -54,12 +54,13 @@ class DualProj(_Projection):
         \langle g_i, d \rangle \ge 0
 
     d = sum_i (p_i + v_i) g_i with v = argmin over v >= 0 of ||sum_i (p_i + v_i) g_i||. Solved
-    exactly by an active set at any scale of the gradients. Where K's noise may move d by more
-    than 1e-4, a ridge bounds the v_i and the status says ILL_CONDITIONED. Degree 1.
+    exactly by an active set at any scale of the gradients. Where rounding noise in K may move d by
+    more than 1e-4, a ridge bounds the v_i and the status is ILL_CONDITIONED. Homogeneous of degree
+    1 in the gradients.
 
     Args:
-        preference: p, one number a task, at least 0, in order or by name; None is 1/T, the paper's,
-            over the tasks whose gradient is not zero.
+        preference: p, one number per task, at least 0, in order or by name; None is 1/T, the
+            paper's, over the tasks whose gradient is not zero.
 
     torchjd adds a ridge of 1e-4 and takes K as zero where its trace is below 1e-4, which makes
     small gradients' answer the plain mean.
@@ -86,12 +87,12 @@ class UPGrad(_Projection):
 
     d = sum_i p_i P(g_i), P the projection onto {d : <g_j, d> >= 0 for all j}. T convex problems
     over one matrix, solved exactly by an active set at any scale. For two tasks it is half of
-    PCGrad. Where K's noise may move d by more than 1e-4, a ridge bounds the weights and the status
-    says ILL_CONDITIONED. Degree 1 in the gradients.
+    PCGrad. Where rounding noise in K may move d by more than 1e-4, a ridge bounds the weights and
+    the status is ILL_CONDITIONED. Homogeneous of degree 1 in the gradients.
 
     Args:
-        preference: p, one number a task, at least 0, in order or by name; None is 1/T, the paper's,
-            over the tasks whose gradient is not zero.
+        preference: p, one number per task, at least 0, in order or by name; None is 1/T, the
+            paper's, over the tasks whose gradient is not zero.
 
     torchjd adds a ridge of 1e-4 and takes K as zero where its trace is below 1e-4, which makes
     small gradients' answer the plain mean.

@@ -1,4 +1,4 @@
-"""What loss methods have in common: one scalar of the losses, and one backward pass of it."""
+"""The base class of loss methods, which make one scalar of the losses."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from mtlkernels.methods.tasks import Kind
 class LossMethod(Method):
     """A rule that turns T losses into one; the weight of task t is d scalar / d L_t.
 
-    A method of one's own only has to define `forward`. What it learns is an `nn.Parameter`: give
-    `method.parameters()` to the optimizer beside the model's. Being a differentiable module, it
-    also works without the rest of the library: `method(torch.stack(losses)).backward()`.
+    A subclass only has to define `forward`. Learned numbers are `nn.Parameter`s: add
+    `method.parameters()` to the optimizer. A loss method is a differentiable module and also works
+    alone: `method(torch.stack(losses)).backward()`.
 
-    A loss that the rule cannot take, for example one <= 0 of which it would take the logarithm,
-    takes no part in its step: its weight is 0, its state stays as it was, the rule is that of the
-    other tasks alone, and the status says INVALID_LOSS. Where no task is left, all weights are 0.
-    A loss that is not finite makes the scalar and all weights NaN, as a gradient scaler expects of
-    a bad step; then no state changes.
+    A loss that the rule cannot use (for example a loss <= 0 of which it needs the logarithm) takes
+    no part in its step: its weight is 0, its state does not change, the rule is applied to the
+    other tasks, and its status is INVALID_LOSS. If no task is left, all weights are 0. A loss that
+    is not finite makes the scalar and all weights NaN, so that a gradient scaler skips the step,
+    and changes no state.
     """
 
     family = "loss"
@@ -36,7 +36,7 @@ class LossMethod(Method):
 
     @abstractmethod
     def forward(self, losses: Tensor) -> Tensor:
-        """The scalar of one step.
+        """Returns the scalar of one step.
 
         Args:
             losses: (T) floating-point; `mtlkernels.backward` gives float64.
@@ -46,14 +46,14 @@ class LossMethod(Method):
         """
 
     def register_state(self, name: str, fill: float, kind: Kind = "own") -> None:
-        """A float64 buffer of one number a task, made and filled when the first losses say T."""
+        """Adds a float64 buffer of one number per task, created and filled at the first losses."""
         self.register_lazy(name, kind, fill)
 
     def register_numbers(self, name: str, numbers: Numbers | float) -> None:
-        """A buffer of one given number a task, or one for all; no part of the state."""
+        """Adds a buffer of given numbers, one per task or one for all; not part of the state."""
         given, names = numbers_of(numbers)
         if given.dim() > 1 or not given.isfinite().all():
-            raise ValueError(f"{name}={numbers}: give one finite number, or one a task")
+            raise ValueError(f"{name}={numbers}: give one finite number, or one per task")
         self.register_given(name, given, names)
 
     def admit(self, losses: Tensor, above: float | None = None) -> Tensor:
@@ -61,18 +61,18 @@ class LossMethod(Method):
 
         Args:
             losses: (T) floating-point.
-            above: what each loss has to exceed.
+            above: a bound that each loss must exceed.
 
         Returns:
-            (T) float64: the losses, and a constant 1 in the place of each that takes no part; all
-            NaN where one is not finite.
+            (T) float64: the losses, with a constant 1 for each that takes no part; all NaN if one
+            is not finite.
 
         Raises:
             ValueError: not a vector of floating-point numbers, or not as many as before.
         """
         if losses.dim() != 1 or len(losses) == 0 or not losses.is_floating_point():
             raise ValueError(
-                f"losses must be a floating-point vector with one entry a task, got "
+                f"losses must be a floating-point vector with one entry per task, got "
                 f"{losses.dtype} of shape {tuple(losses.shape)}"
             )
         self._fit(len(losses), losses.device)
@@ -93,7 +93,7 @@ class LossMethod(Method):
         return ((self.status & INVALID_LOSS) == 0) | ~self.fine()
 
     def exclude(self, invalid: Tensor) -> Tensor:
-        """Marks losses that `admit` let pass as invalid; (T) which take part then."""
+        """Marks losses that `admit` accepted as invalid; returns (T) which take part then."""
         self.status = self.status | torch.where(invalid & self.fine(), INVALID_LOSS, 0)
         return self.taking_part()
 
@@ -105,9 +105,9 @@ class LossMethod(Method):
 
     @torch.no_grad()
     def remember(self, **state: Tensor) -> None:
-        """Writes new values into the state in place, where the last losses were fine.
+        """Writes new values into the state in place, if the last losses were finite.
 
-        A number a task moves where the task takes part, a number for all where any of them does.
+        A number per task changes if the task takes part, a number for all if any task does.
         """
         moves = self.fine() & self.taking_part()
         for name, new in state.items():

@@ -20,7 +20,7 @@ class DWA(LossMethod):
         \frac{\bar L_i(\text{last window})}{\bar L_i(\text{window before})}
 
     r_i is the mean of loss i over the last full window of steps by its mean over the one before;
-    equal weights during the first two windows. Scaling one loss for good changes no weight.
+    equal weights during the first two windows. Scaling one loss by a constant changes no weight.
 
     Args:
         temperature: 2, the paper's.
@@ -28,9 +28,9 @@ class DWA(LossMethod):
             nash-mtl's and SamsungLabs', whose two windows slide by one step at a time.
         reduction: "sum", the paper's: the weights sum to T; "mean": to 1, as in nash-mtl.
 
-    A loss of 0 counts as any other. A task's windows are of the steps that have it, and its r is 1
-    until it has had two. A task whose mean over the earlier window is 0 has no ratio: it takes no
-    part until that window has passed, and T counts those that do; INVALID_LOSS.
+    A loss of 0 is valid. A task's windows consist of the steps that have it, and its r is 1 until
+    it has had two. A task whose mean over the earlier window is 0 has no ratio: it takes no part
+    until that window has passed and does not count in T; its status is INVALID_LOSS.
 
     Use when:
         the losses have one unit and fall at different rates.

@@ -32,12 +32,13 @@ class FAMO(LossMethod):
         with torch.no_grad():
             optimizer.method.update(compute_losses(model, batch))
 
-    That second forward costs what a forward costs, updates the statistics of BatchNorm a second
-    time and draws dropout anew, unless the person holds them still. Without it xi stays as it is.
+    This second forward pass updates the statistics of BatchNorm again and draws dropout again,
+    unless you prevent it. Without `update`, xi does not change.
 
-    Scaling one loss for good changes nothing but for b and the 1e-8; scaling all by s makes the
-    scalar's gradient s times as long. D_i <= 0, a loss below its minimum b_i, has no logarithm: the
-    task takes no part, before or after the step, and its xi stays as it was; INVALID_LOSS.
+    Scaling one loss by a constant changes nothing (up to b and the 1e-8); scaling all losses by s
+    scales the gradient of the scalar by s. D_i <= 0, a loss below its minimum b_i, has no
+    logarithm: the task takes no part, before or after the step, its xi does not change, and its
+    status is INVALID_LOSS.
 
     Args:
         lr: of xi; 0.025, the paper's.

@@ -18,16 +18,17 @@ class GO4Align(LossMethod):
         \frac{\sum_j L_j}{L_i}
 
     p <- p exp(-eta L), normalised to sum 1; v_i = p_i sum_j L_j / L_i; the v are clustered, and the
-    weight of a task is the mean v of its cluster. A loss <= 0 takes no part: INVALID_LOSS.
+    weight of a task is the mean v of its cluster. A loss <= 0 takes no part, and its status is
+    INVALID_LOSS.
 
     Args:
         groups: number of clusters, at most T of which are used; the published code asks for it per
             data set. 1 gives all tasks the mean v.
         eta: step of p; 1e-4, the published code's.
 
-    The clusters are those of least variance, found exactly: always the same answer, and nothing is
-    read by the host. The published code runs k-means there from a random start, and may find others
-    from step to step. Scaling all losses changes p unless eta is scaled.
+    The clusters are those of least variance, computed exactly and without a read by the host. The
+    published code runs k-means there from a random start, and may find others from step to step.
+    Scaling all losses changes p unless eta is scaled.
 
     Use when:
         many tasks fall into a few groups.

@@ -22,9 +22,9 @@ class RLW(LossMethod):
     Args:
         reduction: "mean", the paper's, LibMTL's and nash-mtl's: the weights sum to 1; "sum": to T,
             as in IGB4MTL.
-        seed: of the draws. They are a function of the seed and of the number of calls alone, the
-            same on every device and every rank; both are in `state_dict`. A call with losses that
-            are not finite counts as well, so that ranks stay together.
+        seed: the seed of the draws, which depend only on it and on the number of calls and are the
+            same on every device and rank; both are in `state_dict`. A call with losses that are not
+            finite counts too, so that ranks stay in step.
 
     Use when:
         you want a sanity check that any other method should beat.

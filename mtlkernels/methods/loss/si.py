@@ -1,4 +1,4 @@
-"""Losses on a logarithmic scale: what counts is by which factor each one falls."""
+"""Losses on a logarithmic scale: what matters is the factor by which each one falls."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class SI(LossMethod):
 
     .. math:: L = \sum_i \log L_i
 
-    A baseline of Nash-MTL (Navon et al., arXiv 2202.01017). Scaling one loss changes no gradient.
-    A loss <= 0 has no logarithm: it takes no part, INVALID_LOSS. One near 0 gets a weight without
-    bound.
+    A baseline of Nash-MTL (Navon et al., arXiv 2202.01017). Scaling one loss changes no gradient. A
+    loss <= 0 has no logarithm: it takes no part, and its status is INVALID_LOSS. A loss near 0 gets
+    an unbounded weight.
 
     Args:
-        log1p: sum log(1 + L_i) instead, as SamsungLabs does: bounded weights 1 / (1 + L_i) that
-            are not scale-invariant; losses have to exceed -1.
+        log1p: sum log(1 + L_i) instead, as SamsungLabs does: bounded weights 1 / (1 + L_i) that are
+            not scale-invariant; losses have to exceed -1.
 
     Use when:
         the losses have different units: the cheapest answer, in one backward pass.
@@ -50,8 +50,8 @@ class GLS(LossMethod):
 
     The weights are GLS / (T L_i); computed as exp(mean log L), which neither under- nor overflows.
     Degree 1 in the scale of all losses; scaling one of them by s scales every gradient by s^(1/T).
-    A loss <= 0 takes no part, and T counts those that do: INVALID_LOSS. (The weights that LibMTL
-    logs for it are not these.)
+    A loss <= 0 takes no part and does not count in T; its status is INVALID_LOSS. (The weights that
+    LibMTL logs for it are not these.)
 
     Use when:
         as for `SI`, with a total in the unit of a loss.

@@ -20,9 +20,10 @@ class SLAW(LossMethod):
     w_i = T (1 / s_i) / sum_j (1 / s_j), s_i the standard deviation of loss i over time, an estimate
     of its gradient's norm: s_i^2 = EMA(L_i^2) - EMA(L_i)^2, at least eps^2. The averages are
     bias-corrected, and their difference is carried as one variance, so that nothing cancels. In the
-    first step no deviation is known: equal weights, as in the published code. While all s_i exceed
-    eps, scaling one loss for good changes the direction's length alone. The averages of a task move
-    in the steps that have it; in its first one it gets the others' mean weight.
+    first step no deviation is known, and the weights are equal, as in the published code. While all
+    s_i exceed eps, scaling one loss by a constant changes only the direction's length. The averages
+    of a task change in the steps that have it; in its first step it gets the mean weight of the
+    others.
 
     Args:
         beta: of the averages; 0.99, the paper's.

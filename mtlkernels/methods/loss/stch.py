@@ -71,7 +71,7 @@ class STCH(_Warmed):
     LibMTL; z, the nadir, is each loss's mean over the last steps of a warm-up on sum_i log L_i.
     Weights T softmax(log(L / z) / mu)_i / L_i, for mu = 1 exactly T / (z_i sum_j L_j / z_j).
     Scaling one loss for good changes no gradient. A loss <= 0 takes no part, in the warm-up and
-    after it, and T counts those that do: INVALID_LOSS.
+    after it, and does not count in T; its status is INVALID_LOSS.
 
     form="linear": mu log sum_i exp((L_i - z_i) / (T mu)), the paper's definition at uniform
     preferences, z the ideal point; weights softmax((L - z) / (T mu)) / T. No warm-up, no state.

@@ -12,7 +12,7 @@ from mtlkernels.methods.numbers import pick
 
 
 class _Learned(LossMethod):
-    """One learned number a task."""
+    """One learned number per task."""
 
     keeps = "a learned scalar per task"
     _learned = ("s",)
@@ -119,11 +119,12 @@ class UWSO(LossMethod):
 
     w = softmax(1 / (tau L)), the losses in w detached: the analytical optimum 1 / L of uncertainty
     weighting for an L1 loss, tempered. The weights sum to 1. They are not scale-free: losses times
-    s ask for tau / s. A loss <= 0 has no such optimum: it takes no part, INVALID_LOSS.
+    s ask for tau / s. A loss <= 0 has no such optimum: it takes no part, and its status is
+    INVALID_LOSS.
 
     Args:
-        temperature: tau. The paper tunes it for each data set and names no default; 1 here is the
-            absence of a choice, not a recommendation.
+        temperature: tau. The paper tunes it for each data set and names no default; 1 here is not a
+            recommendation.
 
     Use when:
         you want uncertainty weighting with nothing to learn, and can tune the temperature.

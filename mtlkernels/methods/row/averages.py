@@ -1,4 +1,4 @@
-"""State of the gradients' size: one row for each task, in the layout of a flat direction."""
+"""State of the gradients' size: one vector per task, in the layout of a flat direction."""
 
 from __future__ import annotations
 

@@ -17,12 +17,11 @@ class RowStep(NamedTuple):
     """The result of a row method.
 
     Attributes:
-        directions: a flat direction for each gradient list, as `ops.combine` lays it out.
-        weights: (T) float64, where the directions are a weighted sum of T rows; else None.
-        gram: (T, T) float64, inner products of the rows that the weights belong to, where the
-            method has them; else None.
-        head_weights: (T) float64, what `weight_heads=True` multiplies the gradients of heads by,
-            where the rows are not gradients of the losses themselves; None is the weights.
+        directions: a flat direction for each gradient list, in the layout of `ops.combine`.
+        weights: (T) float64 if the direction is a weighted sum of T vectors; else None.
+        gram: (T, T) float64, inner products of these vectors, if the method has them; else None.
+        head_weights: (T) float64, by which `weight_heads=True` multiplies the gradients of heads,
+            if these vectors are not gradients of the losses themselves; None means the weights.
     """
 
     directions: list[Tensor]
@@ -32,13 +31,13 @@ class RowStep(NamedTuple):
 
 
 class RowMethod(Method):
-    """A rule for the gradients themselves: by element, or with a state of their size.
+    """A rule for the task gradients themselves: by element, or with a state of their size.
 
-    A method of one's own only has to define `forward`; where it leaves `status` alone, the report
-    says what its Gram matrix says, or without one what the losses say.
+    A subclass only has to define `forward`. If it does not set `status`, the report derives the
+    status from its Gram matrix, or without one from the losses.
 
     Attributes:
-        weighs: whether its answers have weights, which `weight_heads=True` needs.
+        weighs: whether its results have weights, which `weight_heads=True` needs.
     """
 
     family = "row"
@@ -52,7 +51,7 @@ class RowMethod(Method):
         num_tasks: int,
         losses: Tensor | None = None,
     ) -> RowStep:
-        """The directions of one step.
+        """Returns the directions of one step.
 
         Args:
             lists: one gradient list, T * P tensors as the ops take them, for each dtype and device

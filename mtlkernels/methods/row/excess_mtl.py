@@ -23,9 +23,10 @@ class ExcessMTL(KeepsRows):
         \frac{g_t^2}{\sqrt{S_t + \epsilon}}, \qquad d = \sum_t w_t g_t
 
     S_t <- S_t + g_t^2 by element, e_t = sum g_t^2 / sqrt(S_t + eps) the estimated excess risk of
-    task t, r_t = e_t / (its first value); w <- w exp(eta r), normalised; d = sum_t w_t g_t. The
-    first step's r are all 1 and change nothing. Made for noisy labels: what a task cannot learn is
-    not excess. Independent of each loss's scale as far as eps is small against g^2.
+    task t, r_t = e_t / (its first value); w <- w exp(eta r), normalised; d = sum_t w_t g_t. In the
+    first step all r are 1 and change nothing. The method is made for noisy labels: what a task
+    cannot learn is not excess. It does not depend on the scale of a loss if eps is small against
+    g^2.
 
     Args:
         eta: step of the weights, positive. LibMTL 1e-2; torchjd 1.0.
@@ -37,8 +38,9 @@ class ExcessMTL(KeepsRows):
 
     A task's warm-up counts the steps that have it. One whose excess has been 0 takes its first
     positive one as its first value. S costs T N numbers of memory, float32 (float64 for float64
-    gradients). A step with a gradient that is not finite gives a direction that is not, leaves the
-    weights, and is not counted. The report has weights and no Gram matrix: none is needed.
+    gradients). A step with a gradient that is not finite gives a direction that is not, does not
+    change the weights, and is not counted. The report has weights but no Gram matrix, because none
+    is needed.
 
     Use when:
         some tasks have noisy labels, which should not take over.

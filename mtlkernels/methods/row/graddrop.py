@@ -19,11 +19,11 @@ class GradDrop(RowMethod):
         d = \sum_t \bigl(l_t + (1 - l_t) \, k_t\bigr) g_t, \qquad k_t \in \{0, 1\} \text{ by
         element}
 
-    In each element, with P = (1 + sum_t g_t / sum_t |g_t|) / 2 and a uniform U of its own, positive
-    g_t are kept where P > U and negative ones where P < U:
-    d = sum_t (l_t + (1 - l_t) kept_t) g_t. In expectation over U, without leak, an element is P
-    times its positive part plus (1 - P) times its negative one. T = 1, or elements in which all
-    signs agree, keep everything; a NaN or an infinity reaches the direction. Degree 1.
+    In each element, with P = (1 + sum_t g_t / sum_t |g_t|) / 2 and its own uniform random U,
+    positive g_t are kept if P > U and negative ones if P < U: d = sum_t (l_t + (1 - l_t) kept_t)
+    g_t. In expectation over U, without leak, an element is P times its positive part plus (1 - P)
+    times its negative one. T = 1, or elements in which all signs agree, keep everything; a NaN or
+    an infinity reaches the direction. Homogeneous of degree 1 in the gradients.
 
     The paper draws where tasks meet in the representation, on gradient times activation summed over
     the batch, as LibMTL does; torchjd and the codes of CAGrad and FAMO draw on the parameters, as
@@ -31,13 +31,13 @@ class GradDrop(RowMethod):
     whole task, and its leak means the opposite.
 
     Args:
-        leak: l, one number for all tasks or one a task, in order or by name, in 0 .. 1: the share
+        leak: l, one number for all tasks or one per task, in order or by name, in 0 .. 1: the share
             of a gradient that is never dropped. 0 in the paper's rule and in LibMTL and torchjd;
             SamsungLabs has 0.5.
         seed: of the draws: with the step's number and the element's place it determines them, the
             same on every device. Both are in `state_dict`.
 
-    There are no weights and no Gram matrix: the report has neither.
+    There are no weights and no Gram matrix, so the report has neither.
 
     Use when:
         conflicts differ from element to element, and noise in the direction is welcome.
@@ -57,7 +57,7 @@ class GradDrop(RowMethod):
         super().__init__()
         given, names = numbers_of(leak)
         if given.dim() > 1 or given.numel() == 0 or not bool(((given >= 0) & (given <= 1)).all()):
-            raise ValueError(f"leak={leak}: give one number in 0 .. 1, or one a task")
+            raise ValueError(f"leak={leak}: give one number in 0 .. 1, or one per task")
         self.register_given("leak", given, names)
         self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
         self.register_buffer("step", torch.tensor(0, dtype=torch.int64))

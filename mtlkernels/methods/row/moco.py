@@ -22,28 +22,27 @@ class MoCo(KeepsRows):
         y_t \leftarrow y_t - \beta_k (y_t - h_t), \quad \lambda \leftarrow \Pi\bigl(\lambda -
         \gamma_k (Y Y^T + \rho I) \lambda\bigr), \qquad d = \sum_t \lambda_t y_t
 
-    In step k, with beta_k = beta / k^beta_sigma and gamma_k = gamma / k^gamma_sigma:
-    y_t <- y_t - beta_k (y_t - h_t), K = Y Y^T,
-    lambda <- project(lambda - gamma_k (K + rho I) lambda), d = sum_t lambda_t y_t.
-    The averages y take the noise out of MGDA's min-norm problem, on which lambda makes one step.
-    y starts at zero, lambda at 1 / T. Not scale-free: gamma is in the unit of 1 / ||g||^2.
+    In step k, with beta_k = beta / k^beta_sigma and gamma_k = gamma / k^gamma_sigma: y_t <- y_t -
+    beta_k (y_t - h_t), K = Y Y^T, lambda <- project(lambda - gamma_k (K + rho I) lambda), d = sum_t
+    lambda_t y_t. The averages y reduce the noise in MGDA's min-norm problem, on which lambda takes
+    one step. y starts at zero, lambda at 1 / T. Not scale-free: gamma has the unit of 1 / ||g||^2.
 
     Args:
         beta, beta_sigma: rate of the averages. LibMTL: 0.5 and 0.5; beta in 0 .. 1.
         gamma, gamma_sigma: step of lambda. LibMTL: 0.1 and 0.5.
         rho: regularisation of lambda. LibMTL: 0.
-        project: "simplex" the Euclidean projection of the theory; "softmax" what LibMTL computes
-            in its place, which is no projection: equal numbers, not lambda, are its resting point.
+        project: "simplex" the Euclidean projection of the theory; "softmax" is what LibMTL computes
+            instead, which is not a projection: it moves any lambda towards equal numbers.
         rows: "gradients" tracks h_t = g_t; "normalized" LibMTL's h_t = L_t g_t / ||g_t||, for which
             the norms take one more pass over the gradients and losses have to be positive; a zero
             gradient then tracks zero. `MoCo(project="softmax", rows="normalized")` is LibMTL's.
 
-    A step with a gradient that is not finite gives a direction that is not, leaves lambda as it was
-    and the averages of the elements concerned, and is not counted. With "normalized" a task whose
-    loss is <= 0 takes no part in its step: its lambda and average stay, the others' lambda count
-    as fractions of their sum; INVALID_LOSS. The report's Gram matrix, norms
-    and cosines are those of the averages; its weights are lambda. With `weight_heads=True` a head
-    gets lambda_t h_t, of its own gradient and not of an average.
+    A step with a gradient that is not finite gives a direction that is not, does not change lambda
+    or the averages of the elements concerned, and is not counted. With "normalized" a task whose
+    loss is <= 0 takes no part in its step: its lambda and average do not change, the lambda of the
+    others count as fractions of their sum, and its status is INVALID_LOSS. The report's Gram
+    matrix, norms and cosines are those of the averages; its weights are lambda. With
+    `weight_heads=True` a head gets lambda_t h_t, of its own gradient and not of an average.
 
     Use when:
         you want MGDA's direction under noisy gradients.

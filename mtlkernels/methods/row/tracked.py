@@ -16,29 +16,29 @@ from mtlkernels.methods.row.base import RowStep
 
 
 class Tracked(KeepsRows):
-    r"""A Gram method on m_t <- b m_t + (1 - b) g_t in the place of the gradients g_t.
+    r"""A Gram method on moving averages of the gradients, m_t <- b m_t + (1 - b) g_t.
 
     .. math:: m_t \leftarrow b \, m_t + (1 - b) g_t, \qquad d = \sum_t w_t m_t
 
-    The method gets the Gram matrix of the averages m, taken in the pass that moves them, and
-    d = sum_t w_t m_t. With DBMTL inside it is DB-MTL (arXiv 2308.12029), for which the averages of
+    The method gets the Gram matrix of the averages m, computed in the pass that updates them, and d
+    = sum_t w_t m_t. With DBMTL inside it is DB-MTL (arXiv 2308.12029), for which the averages of
     log-losses were made: `DBMTL(beta=0.9, log_losses=True)`. The averages start at zero, as
     LibMTL's do, so the first step's is (1 - b) g_t; there is no correction for that. They cost T N
-    numbers of memory, float32 (float64 for float64 gradients), and a gradient that a task does not
-    have counts as zero. The report's Gram matrix, norms and cosines are those of the averages.
+    numbers of memory, float32 (float64 for float64 gradients). An absent gradient counts as zero.
+    The report's Gram matrix, norms and cosines are those of the averages.
 
-    A step with a gradient that is not finite gives a direction that is not; the elements concerned,
-    and with `log_losses` a whole task whose loss is not finite, keep their averages, and the step
-    is not counted. With `log_losses` a task whose loss is <= 0 takes no part in its step: its
-    average stays, the method sees a zero gradient, its weight is 0; INVALID_LOSS. A GradScaler's
-    factor would enter the averages: unscale first, or use `log_losses`. With `weight_heads=True` a
-    head gets w_t times its own gradient, not an average of it: with `log_losses` that of log L_t,
-    so w_t / L_t.
+    A step with a gradient that is not finite gives a direction that is not; the averages of the
+    elements concerned (with `log_losses`, of a whole task whose loss is not finite) do not change,
+    and the step is not counted. With `log_losses` a task whose loss is <= 0 takes no part in its
+    step: its average does not change, the method sees a zero gradient, its weight is 0, and its
+    status is INVALID_LOSS. Pass `scaler=` to `backward`: a GradScaler's scale would otherwise enter
+    the averages. With `weight_heads=True` a head gets w_t times its own gradient, not an average of
+    it: with `log_losses` that of log L_t, so w_t / L_t.
 
     Args:
         method: any Gram method.
-        beta: b, in 0 .. 1, 1 excluded. LibMTL's default for DB-MTL is 0.9; the paper searches
-            0.1, 0.5 and 0.9, each also divided by sqrt(k).
+        beta: b, in 0 .. 1, 1 excluded. LibMTL's default for DB-MTL is 0.9; the paper searches 0.1,
+            0.5 and 0.9, each also divided by sqrt(k).
         sigma: in step k, b = beta / k^sigma. LibMTL: 0.
         log_losses: average the gradients of log L_t, g_t / L_t; the method sees log L_t. Losses
             have to be positive. LibMTL's log(L + 1e-8) would damp losses of that size.

@@ -16,17 +16,17 @@ class TrimmedMean(RowMethod):
     .. math:: d = \text{mean of the } T - 2 \, \text{trim} \text{ middle values, by element}
 
     In each element d is the mean of the T values that remain when the `trim` largest and the `trim`
-    smallest are left out. A rule against a few corrupted tasks or workers. A gradient that a task
-    does not have counts as zeros, as a zero row of the Jacobian does in torchjd. An infinity is an
-    extreme value and may be trimmed; a NaN reaches the direction, where torchjd sorts it to the
-    large values and may trim it. Degree 1.
+    smallest are left out. A rule against a few corrupted tasks or workers. An absent gradient
+    counts as zeros, like a zero row of the Jacobian in torchjd. An infinity is an extreme value and
+    may be trimmed; a NaN reaches the direction, where torchjd sorts it to the large values and may
+    trim it. Homogeneous of degree 1 in the gradients.
 
     Args:
-        trim: at least 0 (the plain mean) and below T / 2. torchjd's trim_number, without default
-            there; here 1, the least that trims. In a step that lacks tasks, as many as leave one
-            or two of those that are present, where that is less.
+        trim: at least 0 (the plain mean) and below T / 2. torchjd's trim_number, which has no
+            default there; here 1, the least that trims. In a step with absent tasks it is reduced
+            so that one or two of the present tasks remain.
 
-    There are no weights and no Gram matrix: the report has neither.
+    There are no weights and no Gram matrix, so the report has neither.
 
     Use when:
         one task's (or worker's) gradient may be corrupt.

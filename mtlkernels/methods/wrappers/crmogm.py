@@ -19,15 +19,15 @@ class CRMOGM(SizedByTasks):
     .. math:: s \leftarrow \alpha s + (1 - \alpha) w, \qquad d = \sum_i s_i g_i
 
     s <- alpha s + (1 - alpha) w with w the method's weights. It starts from `initial_weights`;
-    without them the first step takes w itself. The average counters the bias that stochastic
+    without them the first step takes w itself. The average reduces the bias that stochastic
     gradients give a min-max rule. `average` (T) and the method's own state are in `state_dict`. A
-    step whose weights are not finite gives them and leaves the average as it was; a task that takes
-    no part for its loss has weight 0 in that step and leaves its own.
+    step whose weights are not finite returns them and does not change the average. A task that
+    takes no part because of its loss has weight 0 in that step, and its average does not change.
 
     Args:
         method: any Gram method.
         alpha: in 0 .. 1; 0 is the method itself. 0.9 is the usual choice.
-        initial_weights: s before a task's first step, one finite number a task, in order or by
+        initial_weights: s before a task's first step, one finite number per task, in order or by
             name, in the unit of the method's weights. The paper starts at 1/T, for weights that sum
             to 1.
 
@@ -64,7 +64,7 @@ class CRMOGM(SizedByTasks):
             return
         given, names = numbers_of(initial_weights)
         if given.dim() != 1 or len(given) == 0 or not given.isfinite().all():
-            raise ValueError(f"initial_weights={initial_weights}: give one finite number a task")
+            raise ValueError(f"initial_weights={initial_weights}: give one finite number per task")
         self.register_given("initial_weights", given, names)
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:

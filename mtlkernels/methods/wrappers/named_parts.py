@@ -1,4 +1,4 @@
-"""A model's parameters by layer or module, as `parts=` takes them."""
+"""A model's parameters by layer or module, for `parts=`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from torch import nn
 
 
 def named_parts(model: nn.Module, depth: int | None = None) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each layer, or of each module down to some depth, by the module's name.
+    """Returns the parameters of each layer, or of each module down to some depth, by its name.
 
         layers = named_parts(model.encoder)
         optimizer = MTLOptimizer(base, Whole(PCGrad()), parts=list(layers.values()))
         monitor = Monitor(JSONL("run.jsonl"), parts=layers)
 
     Args:
-        model: what to divide.
+        model: the module to divide.
         depth: names are cut behind so many modules: 1 for the model's children, 0 for all in one;
             None for every module that holds parameters of its own.
 
     Returns:
-        Name -> parameters, in the model's order; one that several modules share stands with the
-        first. Parameters of the model itself go by the name of its class.
+        Name -> parameters, in the model's order; a parameter that several modules share is listed
+        with the first. Parameters of the model itself are under the name of its class.
 
     Raises:
         ValueError: depth is below 0.

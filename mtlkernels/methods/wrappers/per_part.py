@@ -14,18 +14,17 @@ _ZERO_GRADIENT = 2  # of mtlkernels.Status
 
 
 class PerPart(GramMethod):
-    r"""Any Gram method a layer (or any other part): one copy of it, with its own state, for each.
+    r"""Any Gram method, applied to each layer (or other part) with its own copy of the method.
 
     .. math:: d^{(b)} = \sum_t w_t\bigl(K^{(b)}\bigr) \, g_t^{(b)} \;\text{ for each part } b
 
-    `aggregate(..., parts=...)`, `backward(..., parts=...)` and `MTLOptimizer(..., parts=...)` hand
+    `aggregate(..., parts=...)`, `backward(..., parts=...)` and `MTLOptimizer(..., parts=...)` pass
     it the parts' Gram matrices and combine each part with its own weights. GradVac (arXiv
     2010.05874) keeps its targets for the whole model, for every layer or for every matrix, LibMTL's
     groups 0, 1 and 2: that is `GradVac()`, and `PerPart(GradVac(), ...)` with such parts.
 
-    A part's direction is the method's on that part alone: what a method promises of all tasks'
-    losses (no conflict, a length) holds in each part. Copies draw the same random numbers. Degree:
-    the method's own.
+    A part's direction is the method's on that part alone: what a method guarantees (no conflict, a
+    length) holds in each part. Copies draw the same random numbers.
 
     Args:
         method: any Gram method; it is copied.

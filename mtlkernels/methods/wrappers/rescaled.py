@@ -1,7 +1,7 @@
-"""Rescale the gradients one by one before any Gram method sees them.
+"""Any Gram method on gradients that are rescaled one by one.
 
-With S a diagonal matrix, a method that is given S K S answers weights of the gradients s_i g_i; S
-times those are weights of the g_i. No gradient is touched.
+With S a diagonal matrix, a method that gets S K S returns weights of the gradients s_i g_i; S times
+these are weights of the g_i. No gradient is read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mtlkernels.methods.numbers import Numbers, numbers_of
 
 
 class _Preconditioned(GramMethod):
-    """method on S K S, its weights mapped back to S w."""
+    """A method on S K S, whose weights are mapped back to S w."""
 
     _needs_losses = False
     _keep_weights = False
@@ -81,14 +81,13 @@ class Normalized(_Preconditioned):
         } \frac{g_i}{\lVert g_i \rVert}
 
     These are the normalisations of MGDA's official code (arXiv 1810.04650), for any Gram method.
-    With "l2" the direction has degree 0 in the gradients, and the method's own where the weights
-    are kept and it depends on cosines alone.
+    With "l2" the direction is homogeneous of degree 0 in the gradients, unless `keep_weights=True`.
 
     Args:
         method: any Gram method.
-        by: "l2", "loss" or "loss+". The last two need positive losses: one <= 0 takes no part in
-            its step, as a zero gradient takes none, and its weight is 0; the status says
-            INVALID_LOSS, also of one that is not finite, which makes all weights NaN.
+        by: "l2", "loss" or "loss+". The last two need positive losses: a loss <= 0 takes no part in
+            its step, like a zero gradient, its weight is 0 and its status is INVALID_LOSS. A loss
+            that is not finite has the same status and makes all weights NaN.
         keep_weights: apply the method's weights to the gradients as they are, as the official MGDA
             does; by default they belong to the normalised gradients, as in LibMTL.
 
@@ -128,13 +127,13 @@ class Normalized(_Preconditioned):
 
 
 class Preferred(_Preconditioned):
-    r"""A method on p_i g_i, p a person's preference: as if the losses had been p_i L_i.
+    r"""A method on p_i g_i, with p a preference: as if the losses were p_i L_i.
 
     .. math:: d = \sum_i w_i p_i g_i, \qquad w \text{ the method's weights for } p_i g_i
 
     Args:
         method: any Gram method.
-        preference: p, one positive number a task, in order or by name.
+        preference: p, one positive number per task, in order or by name.
 
     A baseline, from no paper.
 
@@ -155,7 +154,7 @@ class Preferred(_Preconditioned):
         given, names = numbers_of(preference)
         good = given.isfinite() & (given > 0)
         if given.dim() != 1 or not len(given) or not good.all():
-            raise ValueError(f"preference={preference}: give one positive number a task")
+            raise ValueError(f"preference={preference}: give one positive number per task")
         self.register_given("preference", given, names)
 
     def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
@@ -208,18 +207,18 @@ class ClippedTasks(_Preconditioned):
 
 
 class LogLosses(_Preconditioned):
-    r"""A method on the gradients of log L_i, which are g_i / L_i: no loss's unit matters.
+    r"""A method on the gradients of log L_i, g_i / L_i: the losses' units do not matter.
 
     .. math::
         d = \sum_i \frac{w_i}{L_i} g_i, \qquad w \text{ the method's weights for }
         \frac{g_i}{L_i}
 
     The method sees log L_i as losses. A loss <= 0 takes no part in its step: the method sees a zero
-    gradient, and its weight is 0. One that is not finite makes all weights NaN. The status says
-    INVALID_LOSS of both; nothing is read from the device. With an epsilon inside the
-    logarithm (1e-8 in DB-MTL, arXiv 2308.12029) losses of its size would be damped; here there is
-    none. The direction has degree 0 where gradients and losses scale together and the method has
-    degree 1.
+    gradient, and its weight is 0. A loss that is not finite makes all weights NaN. The status of
+    both is INVALID_LOSS; nothing is read from the device. With an epsilon inside the logarithm
+    (1e-8 in DB-MTL, arXiv 2308.12029) losses of its size would be damped; here there is none.
+    Scaling losses and gradients together does not change the direction if the method is homogeneous
+    of degree 1.
 
     Args:
         method: any Gram method; `LogLosses(DBMTL())` is DB-MTL with beta = 0.

@@ -1,4 +1,4 @@
-"""A Gram method's weights for several steps: found in one, kept in those after it."""
+"""A Gram method's weights for several steps: computed in one, reused in those after it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from mtlkernels.methods.numbers import decoded, encoded
 
 
 class Reused(GramMethod):
-    r"""Any Gram method, asked every k steps; a step between costs one weighted backward.
+    r"""Any Gram method, called every k steps; a step between costs one weighted backward pass.
 
     .. math:: w^{(k)} = w\bigl(K^{(m \lfloor k / m \rfloor)}\bigr)
 
-    `backward` and `MTLOptimizer` measure nothing in a step for which weights are kept, and its
-    report has no Gram matrix. A method with a state moves it only when it is asked. NashMTL's
-    authors call this `update_weights_every` (arXiv 2202.01017).
+    In a step that reuses weights, `backward` and `MTLOptimizer` compute no Gram matrix, and the
+    report has none. The method's state changes only in the steps that call it. NashMTL's authors
+    call this `update_weights_every` (arXiv 2202.01017).
 
-    After a step whose gradients were not finite its weights are not either, nor are those of the
-    steps that reuse them. With a GradScaler, which reads from the device anyway, the next step asks
-    again.
+    After a step whose gradients were not finite, its weights are not finite either, and neither are
+    those of the steps that reuse them. With a GradScaler, which reads from the device anyway, the
+    next step calls the method again.
 
     Args:
         method: any Gram method.

@@ -1,4 +1,4 @@
-"""One set of weights for all parts: the parts are looked at, and change nothing."""
+"""One set of weights for all parts: the report measures parts, and the direction is unchanged."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mtlkernels.methods.gram.base import GramMethod
 class Whole(GramMethod):
     """Any Gram method on whole gradients in a step taken with `parts=`.
 
-    The parts' Gram matrices add up to that of the whole, which the method sees; its weights are
-    those of every part. So the direction is the one without parts (up to the rounding of sums in
-    another order), and the report also knows norms, cosines and conflicts of each part.
+    The method sees the sum of the parts' Gram matrices, and its weights are used for every part. So
+    the direction is the one without parts (up to rounding), and the report also has norms, cosines
+    and conflicts of each part.
 
     Args:
-        method: any Gram method but those that take parts themselves or keep weights (`every=`).
+        method: any Gram method except those that take parts themselves or reuse weights (`every=`).
 
     Raises:
-        ValueError: it is none of those.
+        ValueError: the method takes parts itself or reuses weights.
     """
 
     keeps = "the method's own state"
