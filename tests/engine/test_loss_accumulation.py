@@ -210,7 +210,7 @@ def test_the_two_ways_to_accumulate_do_not_mix() -> None:
     optimizer.loss(model(x)).backward()
     with pytest.raises(ValueError, match="wait"):
         optimizer.backward(model(x), accumulate=True)
-    with pytest.raises(ValueError, match="wait"):
+    with pytest.raises(ValueError, match="have not been combined"):
         optimizer.backward(model(x))
     optimizer.zero_grad()
     optimizer.backward(model(x), accumulate=True)
