@@ -1,8 +1,9 @@
-// mtlkernels._C: build facts, the planner and the solvers on plain arrays, for tests and people. No tensor passes here:
-// operators are registered with torch's dispatcher by torch/, which importing this module loads.
+// mtlkernels._C: build facts, constants and the planner, for tests and people. No tensor passes here: operators are
+// registered with torch's dispatcher by torch/, which importing this module loads.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -10,12 +11,14 @@
 #include "cpu/kernels.h"
 #include "common/gram_noise.h"
 #include "common/plan.h"
-#include "common/lanes.h"
+#include "linalg/screen.h"
+#include "solvers/aligned.h"
+#include "solvers/avgnorm.h"
+#include "solvers/equiangular.h"
+#include "solvers/imgrad.h"
 
 namespace py = pybind11;
 namespace mtl = mtlkernels;
-
-void bind_solvers(py::module_& m);  // module_solvers.cpp
 
 namespace {
 
@@ -35,8 +38,6 @@ py::dict build_info() {
   std::vector<std::string> found;
   for (const mtl::cpu::Kernels* set : mtl::cpu::found_kernels()) found.push_back(set->name);
   info["instruction_sets_found"] = found;
-  info["max_tasks"] = mtl::kMaxTasks;
-  info["gram_noise"] = mtl::kGramNoise;
   return info;
 }
 
@@ -55,13 +56,36 @@ py::dict plan(std::vector<int64_t> numel, int64_t tasks) {
   return result;
 }
 
+// What Python has a copy of: enum -> name -> value, and numbers.
+py::dict constants() {
+  using namespace mtl;
+  using Values = std::map<std::string, int64_t>;
+  const auto number = [](auto value) { return static_cast<int64_t>(value); };
+  py::dict all;
+  all["Status"] = Values{{"NON_FINITE", kNonFinite},         {"ZERO_GRADIENT", kZeroGradient},
+                         {"STATIONARY", kStationary},        {"NO_CONVERGENCE", kNoConvergence},
+                         {"NO_SOLUTION", kNoSolution},       {"INVALID_LOSS", kInvalidLoss},
+                         {"ILL_CONDITIONED", kIllConditioned}, {"INVALID_GRAM", kInvalidGram}};
+  all["Rescale"] = Values{{"NONE", number(Rescale::kNone)}, {"SQUARE", number(Rescale::kSquare)}, {"LINEAR", number(Rescale::kLinear)}};
+  all["NormScale"] = Values{{"SUM", number(NormScale::kSum)}, {"MAX", number(NormScale::kMax)}, {"MEAN", number(NormScale::kMean)},
+                            {"RMS", number(NormScale::kRms)}, {"MEDIAN", number(NormScale::kMedian)}, {"MIN", number(NormScale::kMin)},
+                            {"CONSTANT", number(NormScale::kConstant)}, {"HARMONIC", number(NormScale::kHarmonic)}};
+  all["IMGradForm"] = Values{{"PAPER", number(IMGradForm::kPaper)}, {"CODE", number(IMGradForm::kCode)}};
+  all["EquiangularLength"] = Values{{"PROJECTIONS", number(EquiangularLength::kProjections)}, {"UNIT_SUM", number(EquiangularLength::kUnitSum)}};
+  all["AlignedScale"] = Values{{"MIN", number(AlignedScale::kMin)}, {"MEDIAN", number(AlignedScale::kMedian)}, {"RMSE", number(AlignedScale::kRms)}};
+  all["align"] = kAlign;
+  all["max_tasks"] = kMaxTasks;
+  all["gram_noise"] = kGramNoise;
+  return all;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native side of mtlkernels: build facts, the planner and the solvers on plain arrays.";
+  m.doc() = "Native side of mtlkernels: build facts, constants and the planner.";
   m.def("build_info", &build_info, "Versions, compiler and instruction sets of this build and this processor.");
+  m.def("constants", &constants, "The values that Python has a copy of.");
   m.def("plan", &plan, py::arg("numel"), py::arg("tasks"),
         "Flat offsets (multiples of 16 elements) of parameters with `numel` elements each, and the pieces\n"
         "(parameter, begin, length, flat offset) of every segment of work.");
-  bind_solvers(m);
 }

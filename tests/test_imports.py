@@ -65,7 +65,7 @@ CPP: dict[str, str] = {
     r"torch/\w+\.(cpp|h|cuh?)": rf"{STANDARD}|<dlfcn\.h>"
     r"|<torch/(csrc/stable|headeronly)/[\w/]+\.h>"
     r'|"(\.\./(common|linalg|solvers|cpu|cuda)/)?\w+\.(h|cuh)"',
-    r"module\w*\.cpp": rf'{STANDARD}|<pybind11/\w+\.h>|"(common|cpu|solvers)/\w+\.h"',
+    r"module\.cpp": rf'{STANDARD}|<pybind11/\w+\.h>|"(common|linalg|cpu|solvers)/\w+\.h"',
 }
 
 

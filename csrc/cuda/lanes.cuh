@@ -4,7 +4,6 @@
 // CPU; exp, log, pow and cos come from CUDA's library and may differ in the last places.
 #pragma once
 
-#include "../linalg/screen.h"
 #include "device.cuh"
 
 namespace mtlkernels::cuda {
@@ -14,24 +13,18 @@ struct Warp {
   int lane;
 
   __device__ void sync() const { __syncwarp(); }
+  __device__ bool any(bool x) const { return __any_sync(0xffffffffu, x); }
 };
 
-// solve: a callable on the device that takes the lanes.
-template <class Solve>
-__global__ void __launch_bounds__(kWarp) solve_kernel(const Solve solve) {
-  solve(Warp{lane_of_thread()});
+template <class S, class... Arguments>
+__global__ void __launch_bounds__(kWarp) solve_kernel(Arguments... arguments) {
+  S::solve(Warp{lane_of_thread()}, arguments...);
 }
 
-template <class Solve>
-void launch_solver(Stream stream, const Solve& solve) {
-  launch(solve_kernel<Solve>, dim3(1), kWarp, stream, solve);
-}
-
-// Whether every entry of an order (T, T - 1) names a task: it is data, so the host cannot say. By every lane alike.
-__device__ inline bool names_tasks(const Warp& lanes, const int64_t* order, int tasks) {
-  bool valid = true;
-  for (int i = lanes.lane; i < tasks * (tasks - 1); i += Warp::lanes) valid = valid && order[i] >= 0 && order[i] < tasks;
-  return !__any_sync(0xffffffffu, !valid);
+// S: a class with a static template `solve` (common/solver.h).
+template <class S, class... Arguments>
+void launch_solver(Stream stream, const Arguments&... arguments) {
+  launch(solve_kernel<S, Arguments...>, dim3(1), kWarp, stream, arguments...);
 }
 
 }  // namespace mtlkernels::cuda

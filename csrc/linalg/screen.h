@@ -1,7 +1,7 @@
-// What every solver asks of K first: which tasks can take part, and what is said of the others.
+// Validates K for every solver: lists the tasks that take part and sets the status of the others.
 #pragma once
 
-#include "../common/lanes.h"
+#include "../common/solver.h"
 #include "noise.h"
 
 namespace mtlkernels {
@@ -57,6 +57,14 @@ MTLKERNELS_HOST_DEVICE int screen(const Lanes& lanes, const double* K, int tasks
   lanes.sync();
   return usable ? count : -1;
 }
+
+// `screen` as a solver, which writes no weights.
+struct TaskStatus : Solver {
+  template <class Lanes>
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem) {
+    screen(lanes, problem.K, problem.tasks, problem.status, problem.ints);
+  }
+};
 
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE void fill(const Lanes& lanes, double* x, int n, double value) {

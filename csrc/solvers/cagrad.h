@@ -6,16 +6,14 @@
 // answer is then the direction nearest to g0 that conflicts with no task (dual_cone.h), which the ball contains.
 #pragma once
 
+#include "../common/solver.h"
 #include "../linalg/cosines.h"
 #include "../linalg/dual_cone.h"
 #include "../linalg/simplex.h"
 
 namespace mtlkernels {
 
-enum class Rescale : int64_t { kNone = 0, kSquare = 1, kLinear = 2 };  // d, d / (1 + c^2), d / (1 + c)
-
-constexpr int64_t cagrad_workspace(int64_t tasks) { return tasks * tasks + 3 * tasks + active_set_doubles(tasks); }
-constexpr int64_t cagrad_ints(int64_t tasks) { return tasks + active_set_ints(tasks); }
+enum class Rescale : int64_t { kNone = 0, kSquare = 1, kLinear = 2, kLast = kLinear };  // d, d / (1 + c^2), d / (1 + c)
 
 // ||g_w||^2 below this share of sum_i w_i K_ii is rounding, and says nothing of the direction of g_w.
 constexpr double kStationaryShare = 4 * kNoise;
@@ -153,30 +151,40 @@ MTLKERNELS_HOST_DEVICE inline double mean_norm(const double* A, int n) {
   return sum / n;
 }
 
-template <class Lanes>
-MTLKERNELS_HOST_DEVICE void cagrad(const Lanes& lanes, const double* K, int tasks, double c, Rescale rescale, bool sum,
-                                   double* weights, int64_t* status, double* workspace, int* ints) {
-  int* active = ints;
-  const int n = screen(lanes, K, tasks, status, active);
-  fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
-  if (n <= 0) return;
-  double* A = workspace;
-  double *b = A + tasks * tasks, *w = b + tasks, *v = w + tasks;
-  const ActiveSetMemory memory(v + tasks, ints + tasks, n);
-  normalise(lanes, K, tasks, active, n, A, b);
-  const double k = c * mean_length(b, n);
-  Pull pull{0.0, w, false, true};
-  if (k > 0) {
-    const SimplexRoot dual{A, b, k, n};
-    const double mean = mean_norm(A, n);
-    pull = cagrad_pull(lanes, dual, mean, w, v, memory);
-    if (!is_known(lanes, pull, A, k, mean, k / c, n, memory.target, memory.Kx)) {
-      add_ridge_to(lanes, A, n);
-      pull = cagrad_pull(lanes, dual, mean, w, v, memory);
-      flag_all(lanes, status, tasks, kIllConditioned);
-    }
+struct CAGrad : Solver {
+  static constexpr const char* kName = "cagrad";
+  static constexpr const char* kArguments[] = {"c", "rescale", "sum"};
+  static constexpr int64_t doubles(int64_t tasks) { return tasks * tasks + 3 * tasks + active_set_doubles(tasks); }
+  static constexpr int64_t ints(int64_t tasks) { return tasks + active_set_ints(tasks); }
+  static const char* refusal(double c, auto...) {
+    return c >= 0 && c < INFINITY ? nullptr : "c must be finite and at least 0";
   }
-  pulled_mean(lanes, pull, c, rescale, sum, active, n, tasks, weights, status);
-}
+
+  template <class Lanes>
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, double c, Rescale rescale, bool sum) {
+    const auto [K, tasks, weights, status, workspace, ints] = problem;
+    int* active = ints;
+    const int n = screen(lanes, K, tasks, status, active);
+    fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
+    if (n <= 0) return;
+    double* A = workspace;
+    double *b = A + tasks * tasks, *w = b + tasks, *v = w + tasks;
+    const ActiveSetMemory memory(v + tasks, ints + tasks, n);
+    normalise(lanes, K, tasks, active, n, A, b);
+    const double k = c * mean_length(b, n);
+    Pull pull{0.0, w, false, true};
+    if (k > 0) {
+      const SimplexRoot dual{A, b, k, n};
+      const double mean = mean_norm(A, n);
+      pull = cagrad_pull(lanes, dual, mean, w, v, memory);
+      if (!is_known(lanes, pull, A, k, mean, k / c, n, memory.target, memory.Kx)) {
+        add_ridge_to(lanes, A, n);
+        pull = cagrad_pull(lanes, dual, mean, w, v, memory);
+        flag_all(lanes, status, tasks, kIllConditioned);
+      }
+    }
+    pulled_mean(lanes, pull, c, rescale, sum, active, n, tasks, weights, status);
+  }
+};
 
 }  // namespace mtlkernels

@@ -6,15 +6,11 @@
 // noise of K may move the answer, a ridge bounds it.
 #pragma once
 
+#include "../common/solver.h"
 #include "../linalg/cosines.h"
 #include "../linalg/dual_cone.h"
 
 namespace mtlkernels {
-
-constexpr int64_t cone_projection_workspace(int64_t tasks) {
-  return tasks * tasks + 4 * tasks + active_set_doubles(tasks);
-}
-constexpr int64_t cone_projection_ints(int64_t tasks) { return tasks + active_set_ints(tasks); }
 
 // The projections, of all problems. weights: what they start from, the shares, and what they end at. Returns whether all
 // reached their optimum, and sets `moved` to how far noise moves their sum: over the supports where `careful`, else by
@@ -56,36 +52,51 @@ MTLKERNELS_HOST_DEVICE bool project(const Lanes& lanes, const double* C, const d
 }
 
 // preference: (T) not negative, or null for the mean over the tasks that take part. each: UPGrad.
-template <class Lanes>
-MTLKERNELS_HOST_DEVICE void cone_projection(const Lanes& lanes, const double* K, int tasks, const double* preference,
-                                            bool each, double* weights, int64_t* status, double* workspace, int* ints) {
-  int* active = ints;
-  const int n = screen(lanes, K, tasks, status, active);
-  fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
-  if (n <= 0) return;
-  double* C = workspace;
-  double *norm = C + tasks * tasks, *share = norm + tasks, *b = share + tasks, *x = b + tasks;
-  const ActiveSetMemory memory(x + tasks, ints + tasks, n);
-  cosines(lanes, K, tasks, active, n, C, norm);
-  for (int r = lanes.lane; r < n; r += lanes.lanes) share[r] = preference ? preference[active[r]] : 1.0 / n;
-  lanes.sync();
+template <bool each>
+struct ConeProjection : Solver {
+  static constexpr const char* kArguments[] = {"preference"};
+  static constexpr int64_t doubles(int64_t tasks) { return tasks * tasks + 4 * tasks + active_set_doubles(tasks); }
+  static constexpr int64_t ints(int64_t tasks) { return tasks + active_set_ints(tasks); }
 
-  double moved = 0;
-  bool converged = project(lanes, C, norm, share, active, n, each, b, x, weights, false, moved, memory);
-  for (int r = lanes.lane; r < n; r += lanes.lanes) x[r] = weights[active[r]] * norm[r];
-  lanes.sync();
-  double square = 0;
-  multiply(lanes, C, x, n, memory.Kx);
-  for (int r = 0; r < n; ++r) square += x[r] * memory.Kx[r];
-  lanes.sync();
-  const double tolerance = kTolerance * std::sqrt(std::fmax(square, 0.0));
-  if (moved > tolerance) project(lanes, C, norm, share, active, n, each, b, x, weights, true, moved, memory);
-  if (moved > tolerance) {
-    add_ridge(lanes, C, n);
-    converged = project(lanes, C, norm, share, active, n, each, b, x, weights, false, moved, memory);
-    flag_all(lanes, status, tasks, kIllConditioned);
+  template <class Lanes>
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, NumbersOrEmpty preference) {
+    const auto [K, tasks, weights, status, workspace, ints] = problem;
+    int* active = ints;
+    const int n = screen(lanes, K, tasks, status, active);
+    fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
+    if (n <= 0) return;
+    double* C = workspace;
+    double *norm = C + tasks * tasks, *share = norm + tasks, *b = share + tasks, *x = b + tasks;
+    const ActiveSetMemory memory(x + tasks, ints + tasks, n);
+    cosines(lanes, K, tasks, active, n, C, norm);
+    for (int r = lanes.lane; r < n; r += lanes.lanes) share[r] = preference ? preference[active[r]] : 1.0 / n;
+    lanes.sync();
+
+    double moved = 0;
+    bool converged = project(lanes, C, norm, share, active, n, each, b, x, weights, false, moved, memory);
+    for (int r = lanes.lane; r < n; r += lanes.lanes) x[r] = weights[active[r]] * norm[r];
+    lanes.sync();
+    double square = 0;
+    multiply(lanes, C, x, n, memory.Kx);
+    for (int r = 0; r < n; ++r) square += x[r] * memory.Kx[r];
+    lanes.sync();
+    const double tolerance = kTolerance * std::sqrt(std::fmax(square, 0.0));
+    if (moved > tolerance) project(lanes, C, norm, share, active, n, each, b, x, weights, true, moved, memory);
+    if (moved > tolerance) {
+      add_ridge(lanes, C, n);
+      converged = project(lanes, C, norm, share, active, n, each, b, x, weights, false, moved, memory);
+      flag_all(lanes, status, tasks, kIllConditioned);
+    }
+    if (!converged) flag_all(lanes, status, tasks, kNoConvergence);
   }
-  if (!converged) flag_all(lanes, status, tasks, kNoConvergence);
-}
+};
+
+struct DualProj : ConeProjection<false> {
+  static constexpr const char* kName = "dualproj";
+};
+
+struct UPGrad : ConeProjection<true> {
+  static constexpr const char* kName = "upgrad";
+};
 
 }  // namespace mtlkernels

@@ -10,6 +10,7 @@
 //     <x, e> by kNoise (|C^+ x| |r| + |x - C C^+ x| |y|).
 #pragma once
 
+#include "../common/solver.h"
 #include "../linalg/eigen.h"
 
 namespace mtlkernels {
@@ -17,11 +18,8 @@ namespace mtlkernels {
 enum class EquiangularLength : int64_t {
   kProjections = 0,  // ConFIG: the sum of the gradients' projections on d; where that is negative, 0
   kUnitSum = 1,      // IMTL-G: sum_i w_i = 1; where the sum is not positive, sum_i |w_i| = 1
+  kLast = kUnitSum,
 };
-
-constexpr int64_t equiangular_workspace(int64_t tasks) {  // doubles
-  return 2 * tasks * tasks + 8 * tasks + factor_doubles(tasks);
-}
 
 // A sum of weights below this share of the sum of their sizes does not count as positive. Below the next it is zero.
 constexpr double kPositiveSum = 1e-6, kNoSum = 1e-12;
@@ -142,54 +140,60 @@ MTLKERNELS_HOST_DEVICE double moved_square(const Lanes& lanes, const double* F, 
   return kNoise * moved;
 }
 
-template <class Lanes>
-MTLKERNELS_HOST_DEVICE void equiangular(const Lanes& lanes, const double* K, int tasks, EquiangularLength length,
-                                        double* weights, int64_t* status, double* workspace, int* active) {
-  const int n = screen(lanes, K, tasks, status, active);
-  fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
-  if (n <= 0) return;
-  double *S = workspace, *F = S + n * n, *norm = F + n * n, *unit = norm + n, *y = unit + n, *e = y + n, *r = e + n;
-  double *x = r + n, *to = x + n, *memory = to + n;
-  scaled_gram(lanes, K, tasks, active, n, S, norm, unit);
-  const Rank found = factorise(lanes, S, nullptr, n, F, memory);
-  const int rank = found.rank;
-  for (int i = lanes.lane; i < n; i += lanes.lanes)
-    for (int k = 0; k < rank; ++k) F[k * n + i] /= unit[i];
-  lanes.sync();
-  if (!orthogonalise(lanes, F, rank, n)) flag_all(lanes, status, tasks, kNoConvergence);
-  double moved = 0;
-  const double reach = equal_projections(lanes, F, rank, n, y, e, r, &moved), size = std::sqrt(reach);
-  if (found.doubtful) flag_all(lanes, status, tasks, kIllConditioned);
-  if (!(2 * moved < size)) return flag_all(lanes, status, tasks, kStationary);  // the unit gradients add up to zero
+struct Equiangular : Solver {
+  static constexpr const char* kName = "equiangular";
+  static constexpr const char* kArguments[] = {"length"};
+  static constexpr int64_t doubles(int64_t tasks) { return 2 * tasks * tasks + 8 * tasks + factor_doubles(tasks); }
 
-  double sum = 0, sizes = 0, projections = 0;
-  for (int i = 0; i < n; ++i) {
-    sum += y[i] / norm[i];
-    sizes += std::fabs(y[i] / norm[i]);
-    projections += norm[i] * e[i];
-  }
-  double factor = 0, change = 0;
-  if (length == EquiangularLength::kProjections) {
-    // A negative sum of projections (gradients are dependent then) leaves 0 alone on the line of d: to one side the sum
-    // of the losses rises, to the other that of the losses in units of their gradients.
-    factor = projections < 0 ? 0.0 : projections / reach;
-    change = moved_square(lanes, F, rank, n, y, r, to) / reach + moved_image(lanes, F, rank, n, norm, y, r, to) / std::fabs(projections);
-  } else {
-    const bool positive = sum > kPositiveSum * sizes;
-    factor = 1 / (positive ? sum : sizes);
-    for (int i = lanes.lane; i < n; i += lanes.lanes) x[i] = 1 / norm[i];
+  template <class Lanes>
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, EquiangularLength length) {
+    const auto [K, tasks, weights, status, workspace, active] = problem;
+    const int n = screen(lanes, K, tasks, status, active);
+    fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
+    if (n <= 0) return;
+    double *S = workspace, *F = S + n * n, *norm = F + n * n, *unit = norm + n, *y = unit + n, *e = y + n, *r = e + n;
+    double *x = r + n, *to = x + n, *memory = to + n;
+    scaled_gram(lanes, K, tasks, active, n, S, norm, unit);
+    const Rank found = factorise(lanes, S, nullptr, n, F, memory);
+    const int rank = found.rank;
+    for (int i = lanes.lane; i < n; i += lanes.lanes)
+      for (int k = 0; k < rank; ++k) F[k * n + i] /= unit[i];
     lanes.sync();
-    const double moved_total = moved_sum(lanes, F, rank, n, x, y, r, to);
-    if (std::fabs(sum) > kNoSum * sizes) {  // else it is zero for a reason
-      change = moved_total * factor;
-      if (moved_total >= std::fabs(sum - kPositiveSum * sizes)) change = 1;  // which of the two it is
+    if (!orthogonalise(lanes, F, rank, n)) flag_all(lanes, status, tasks, kNoConvergence);
+    double moved = 0;
+    const double reach = equal_projections(lanes, F, rank, n, y, e, r, &moved), size = std::sqrt(reach);
+    if (found.doubtful) flag_all(lanes, status, tasks, kIllConditioned);
+    if (!(2 * moved < size)) return flag_all(lanes, status, tasks, kStationary);  // the unit gradients add up to zero
+
+    double sum = 0, sizes = 0, projections = 0;
+    for (int i = 0; i < n; ++i) {
+      sum += y[i] / norm[i];
+      sizes += std::fabs(y[i] / norm[i]);
+      projections += norm[i] * e[i];
     }
+    double factor = 0, change = 0;
+    if (length == EquiangularLength::kProjections) {
+      // A negative sum of projections (gradients are dependent then) leaves 0 alone on the line of d: to one side the sum
+      // of the losses rises, to the other that of the losses in units of their gradients.
+      factor = projections < 0 ? 0.0 : projections / reach;
+      change = moved_square(lanes, F, rank, n, y, r, to) / reach + moved_image(lanes, F, rank, n, norm, y, r, to) / std::fabs(projections);
+    } else {
+      const bool positive = sum > kPositiveSum * sizes;
+      factor = 1 / (positive ? sum : sizes);
+      for (int i = lanes.lane; i < n; i += lanes.lanes) x[i] = 1 / norm[i];
+      lanes.sync();
+      const double moved_total = moved_sum(lanes, F, rank, n, x, y, r, to);
+      if (std::fabs(sum) > kNoSum * sizes) {  // else it is zero for a reason
+        change = moved_total * factor;
+        if (moved_total >= std::fabs(sum - kPositiveSum * sizes)) change = 1;  // which of the two it is
+      }
+    }
+    const double error = moved / size + change;
+    if (!(error <= kTolerance)) flag_all(lanes, status, tasks, kIllConditioned);
+    if (factor == 0) return flag_all(lanes, status, tasks, kStationary);
+    for (int i = lanes.lane; i < n; i += lanes.lanes) weights[active[i]] = factor * y[i] / norm[i];
+    lanes.sync();
   }
-  const double error = moved / size + change;
-  if (!(error <= kTolerance)) flag_all(lanes, status, tasks, kIllConditioned);
-  if (factor == 0) return flag_all(lanes, status, tasks, kStationary);
-  for (int i = lanes.lane; i < n; i += lanes.lanes) weights[active[i]] = factor * y[i] / norm[i];
-  lanes.sync();
-}
+};
 
 }  // namespace mtlkernels

@@ -9,13 +9,11 @@
 // too, and the status says kIllConditioned, where there is a solution by rounding only, or none within the bound on work.
 #pragma once
 
+#include "../common/solver.h"
 #include "../linalg/active_set.h"
 #include "../linalg/cosines.h"
 
 namespace mtlkernels {
-
-constexpr int64_t fair_workspace(int64_t tasks) { return 2 * tasks * tasks + 8 * tasks; }  // doubles
-constexpr int64_t fair_ints(int64_t tasks) { return 2 * tasks; }
 
 constexpr int kFairRounds = 300;
 constexpr double kFairResidual = 1e-13;  // of u_i
@@ -181,41 +179,48 @@ MTLKERNELS_HOST_DEVICE double fair_moved(const Lanes& lanes, const FairProblem& 
 
 // p: (T), or null for ones; a p that is not positive and finite makes all weights NaN. max_norm: the direction is
 // shortened to it where it is longer.
-template <class Lanes>
-MTLKERNELS_HOST_DEVICE void fair(const Lanes& lanes, const double* K, const double* p, int tasks, double alpha,
-                                 double max_norm, double* weights, int64_t* status, double* workspace, int* ints) {
-  int *active = ints, *index = ints + tasks;
-  const int n = screen(lanes, K, tasks, status, active);
-  bool valid = n >= 0;
-  for (int a = 0; p && a < n; ++a) valid = valid && p[active[a]] > 0 && std::isfinite(p[active[a]]);
-  fill(lanes, weights, tasks, valid ? 0.0 : NAN);
-  if (n <= 0 || !valid) return;
+struct Fair : Solver {
+  static constexpr const char* kName = "fairgrad";
+  static constexpr const char* kArguments[] = {"alpha", "importance", "max_norm"};
+  static constexpr int64_t doubles(int64_t tasks) { return 2 * tasks * tasks + 8 * tasks; }
+  static constexpr int64_t ints(int64_t tasks) { return 2 * tasks; }
 
-  double *C = workspace, *norm = C + n * n, *log_q = norm + n;
-  const FairMemory m(log_q + n, n);
-  const double largest = cosines(lanes, K, tasks, active, n, C, norm);
-  for (int r = lanes.lane; r < n; r += lanes.lanes) {
-    log_q[r] = (p ? std::log(p[active[r]]) : 0.0) + (1 - alpha) * std::log(norm[r]);
-    index[r] = r;
+  template <class Lanes>
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, double alpha, OptionalNumbers p, double max_norm) {
+    const auto [K, tasks, weights, status, workspace, ints] = problem;
+    int *active = ints, *index = ints + tasks;
+    const int n = screen(lanes, K, tasks, status, active);
+    bool valid = n >= 0;
+    for (int a = 0; p && a < n; ++a) valid = valid && p[active[a]] > 0 && std::isfinite(p[active[a]]);
+    fill(lanes, weights, tasks, valid ? 0.0 : NAN);
+    if (n <= 0 || !valid) return;
+
+    double *C = workspace, *norm = C + n * n, *log_q = norm + n;
+    const FairMemory m(log_q + n, n);
+    const double largest = cosines(lanes, K, tasks, active, n, C, norm);
+    for (int r = lanes.lane; r < n; r += lanes.lanes) {
+      log_q[r] = (p ? std::log(p[active[r]]) : 0.0) + (1 - alpha) * std::log(norm[r]);
+      index[r] = r;
+    }
+    lanes.sync();
+
+    FairProblem equations{C, log_q, alpha, 0.0, n, index};
+    FairEnd end = fair_newton(lanes, equations, m);
+    const bool known = end == FairEnd::kSolved && fair_moved(lanes, equations, m) <= kTolerance;
+    if (!known) {
+      flag_all(lanes, status, tasks, end == FairEnd::kUnsolvable ? kNoSolution : kIllConditioned);
+      equations.ridge = end == FairEnd::kUnsolvable ? kFairRidge : kRidge;
+      end = fair_newton(lanes, equations, m);
+    }
+    if (end == FairEnd::kBound) flag_all(lanes, status, tasks, kNoConvergence);
+
+    double energy = 0;
+    for (int r = 0; r < n; ++r) energy += m.y[r] * (m.Cy[r] - equations.ridge * m.y[r]);
+    const double length = std::sqrt(std::fmax(energy, 0.0)) * std::pow(largest, (1 - alpha) / (1 + alpha));
+    const double factor = std::pow(largest, -2 * alpha / (1 + alpha)) * (length > max_norm ? max_norm / length : 1.0);
+    for (int r = lanes.lane; r < n; r += lanes.lanes) weights[active[r]] = factor * m.y[r] / norm[r];
+    lanes.sync();
   }
-  lanes.sync();
-
-  FairProblem problem{C, log_q, alpha, 0.0, n, index};
-  FairEnd end = fair_newton(lanes, problem, m);
-  const bool known = end == FairEnd::kSolved && fair_moved(lanes, problem, m) <= kTolerance;
-  if (!known) {
-    flag_all(lanes, status, tasks, end == FairEnd::kUnsolvable ? kNoSolution : kIllConditioned);
-    problem.ridge = end == FairEnd::kUnsolvable ? kFairRidge : kRidge;
-    end = fair_newton(lanes, problem, m);
-  }
-  if (end == FairEnd::kBound) flag_all(lanes, status, tasks, kNoConvergence);
-
-  double energy = 0;
-  for (int r = 0; r < n; ++r) energy += m.y[r] * (m.Cy[r] - problem.ridge * m.y[r]);
-  const double length = std::sqrt(std::fmax(energy, 0.0)) * std::pow(largest, (1 - alpha) / (1 + alpha));
-  const double factor = std::pow(largest, -2 * alpha / (1 + alpha)) * (length > max_norm ? max_norm / length : 1.0);
-  for (int r = lanes.lane; r < n; r += lanes.lanes) weights[active[r]] = factor * m.y[r] / norm[r];
-  lanes.sync();
-}
+};
 
 }  // namespace mtlkernels

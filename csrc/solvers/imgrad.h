@@ -6,11 +6,12 @@
 // conditions give x > 0; where its direction is zero there is no angle, and the answer is CAGrad's.
 #pragma once
 
+#include "../common/solver.h"
 #include "mgda.h"
 
 namespace mtlkernels {
 
-enum class IMGradForm : int64_t { kPaper = 0, kCode = 1 };
+enum class IMGradForm : int64_t { kPaper = 0, kCode = 1, kLast = kCode };
 
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE Pull imgrad_pull(const Lanes& lanes, const double* A, const double* b, double length, double c,
@@ -52,28 +53,33 @@ MTLKERNELS_HOST_DEVICE Pull imgrad_pull(const Lanes& lanes, const double* A, con
   return {k / std::sqrt(square), w, false, converged, moved};
 }
 
-template <class Lanes>
-MTLKERNELS_HOST_DEVICE void imgrad(const Lanes& lanes, const double* K, int tasks, double c, IMGradForm form,
-                                   Rescale rescale, double* weights, int64_t* status, double* workspace, int* ints) {
-  int* active = ints;
-  const int n = screen(lanes, K, tasks, status, active);
-  fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
-  if (n <= 0) return;
-  double* A = workspace;
-  double *b = A + tasks * tasks, *w = b + tasks, *v = w + tasks;
-  const ActiveSetMemory memory(v + tasks, ints + tasks, n);
-  const double unit = std::sqrt(normalise(lanes, K, tasks, active, n, A, b));
-  const double length = mean_length(b, n);
-  Pull pull{0.0, w, false, true};
-  if (c * length > 0) {
-    pull = imgrad_pull(lanes, A, b, length, c, unit, form, n, w, v, memory);
-    if (!is_known(lanes, pull, A, c * length, mean_norm(A, n), length, n, memory.target, memory.Kx)) {
-      add_ridge_to(lanes, A, n);
+struct IMGrad : CAGrad {  // its memory and its bound on c
+  static constexpr const char* kName = "imgrad";
+  static constexpr const char* kArguments[] = {"c", "form", "rescale"};
+
+  template <class Lanes>
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, double c, IMGradForm form, Rescale rescale) {
+    const auto [K, tasks, weights, status, workspace, ints] = problem;
+    int* active = ints;
+    const int n = screen(lanes, K, tasks, status, active);
+    fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
+    if (n <= 0) return;
+    double* A = workspace;
+    double *b = A + tasks * tasks, *w = b + tasks, *v = w + tasks;
+    const ActiveSetMemory memory(v + tasks, ints + tasks, n);
+    const double unit = std::sqrt(normalise(lanes, K, tasks, active, n, A, b));
+    const double length = mean_length(b, n);
+    Pull pull{0.0, w, false, true};
+    if (c * length > 0) {
       pull = imgrad_pull(lanes, A, b, length, c, unit, form, n, w, v, memory);
-      flag_all(lanes, status, tasks, kIllConditioned);
+      if (!is_known(lanes, pull, A, c * length, mean_norm(A, n), length, n, memory.target, memory.Kx)) {
+        add_ridge_to(lanes, A, n);
+        pull = imgrad_pull(lanes, A, b, length, c, unit, form, n, w, v, memory);
+        flag_all(lanes, status, tasks, kIllConditioned);
+      }
     }
+    pulled_mean(lanes, pull, c, rescale, false, active, n, tasks, weights, status);
   }
-  pulled_mean(lanes, pull, c, rescale, false, active, n, tasks, weights, status);
-}
+};
 
 }  // namespace mtlkernels

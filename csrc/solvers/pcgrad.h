@@ -3,17 +3,16 @@
 // component along g_j goes: C_ij -= (C_i K_:j) / K_jj. The direction sums the v_i, so w = C^T 1. O(T^3), nothing N-long.
 #pragma once
 
+#include "../common/solver.h"
 #include "../common/draws.h"
 #include "../linalg/screen.h"
 
 namespace mtlkernels {
 
-constexpr int64_t pcgrad_workspace(int64_t tasks) { return tasks * tasks; }  // doubles
-
-// order: (T, T - 1), row i the other tasks as task i visits them. mean: divide by the number of tasks that take part.
-template <class Lanes>
-MTLKERNELS_HOST_DEVICE void pcgrad(const Lanes& lanes, const double* K, const int64_t* order, int tasks, bool mean,
-                                   double* weights, int64_t* status, double* C, int* active) {
+// order: row i the other tasks as task i visits them. mean: divide by the number of tasks that take part.
+template <class Lanes, class Index>
+MTLKERNELS_HOST_DEVICE void project_in_order(const Lanes& lanes, const Problem& problem, const Index* order, bool mean) {
+  const auto [K, tasks, weights, status, C, active] = problem;
   const int count = screen(lanes, K, tasks, status, active);
   if (count < 0) return fill(lanes, weights, tasks, NAN);
   for (int i = lanes.lane; i < tasks; i += lanes.lanes) {
@@ -35,16 +34,33 @@ MTLKERNELS_HOST_DEVICE void pcgrad(const Lanes& lanes, const double* K, const in
   lanes.sync();
 }
 
-constexpr int64_t pcgrad_order(int64_t tasks) { return tasks * (tasks - 1); }
+// An order that names no task: the weights are NaN.
+struct PCGrad : Solver {
+  static constexpr const char* kName = "pcgrad";
+  static constexpr const char* kArguments[] = {"order", "mean"};
+  static constexpr int64_t doubles(int64_t tasks) { return tasks * tasks; }
 
-// The same in the order that (seed, step) draws; counts the step. order: pcgrad_order(tasks) int64 of memory.
-template <class Lanes>
-MTLKERNELS_HOST_DEVICE void pcgrad_drawn(const Lanes& lanes, const double* K, const int64_t* seed, int64_t* step,
-                                         int tasks, bool mean, double* weights, int64_t* status, int64_t* order,
-                                         double* C, int* active) {
-  visiting_order(lanes, static_cast<uint64_t>(*seed), static_cast<uint64_t>(*step), tasks, order);
-  pcgrad(lanes, K, order, tasks, mean, weights, status, C, active);
-  if (lanes.lane == 0) ++*step;
-}
+  template <class Lanes>
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, TaskOrder order, bool mean) {
+    if (names_tasks(lanes, order, problem.tasks)) return project_in_order(lanes, problem, order.at, mean);
+    screen(lanes, problem.K, problem.tasks, problem.status, problem.ints);
+    fill(lanes, problem.weights, problem.tasks, NAN);
+  }
+};
+
+// In the order that (seed, step) draws; counts the step.
+struct PCGradDrawn : PCGrad {
+  static constexpr const char* kName = "pcgrad_drawn";
+  static constexpr const char* kArguments[] = {"seed", "step", "mean"};
+  static constexpr int64_t ints(int64_t tasks) { return tasks * tasks; }
+
+  template <class Lanes>
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, Word seed, Counter step, bool mean) {
+    int* order = problem.ints + problem.tasks;
+    visiting_order(lanes, static_cast<uint64_t>(*seed.at), static_cast<uint64_t>(*step.at), problem.tasks, order);
+    project_in_order(lanes, problem, order, mean);
+    if (lanes.lane == 0) ++*step.at;
+  }
+};
 
 }  // namespace mtlkernels

@@ -5,11 +5,10 @@
 // of the sqrt(max(A_ii, 0)): the same step at every scale of the gradients. Where s = 0 there is no unit and w stays.
 #pragma once
 
+#include "../common/solver.h"
 #include "../linalg/screen.h"
 
 namespace mtlkernels {
-
-constexpr int64_t simplex_descent_workspace(int64_t tasks) { return 2 * tasks; }  // doubles
 
 // As `screen`, for products of two batches: a task takes part unless its row and its column are zero.
 template <class Lanes>
@@ -56,44 +55,49 @@ MTLKERNELS_HOST_DEVICE void project_to_simplex(const Lanes& lanes, double* x, in
 }
 
 // state: (T) on the simplex; next: the next step's. A task without gradient keeps its share of the state.
-template <class Lanes>
-MTLKERNELS_HOST_DEVICE void simplex_descent(const Lanes& lanes, const double* A, const double* state, int tasks,
-                                            int64_t rounds, double rate, double momentum, double pull, double damping,
-                                            bool relative, double* weights, int64_t* status, double* next,
-                                            double* workspace, int* active) {
-  const int n = screen_cross(lanes, A, tasks, status, active);
-  fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
-  for (int i = lanes.lane; i < tasks; i += lanes.lanes) next[i] = state[i];
-  lanes.sync();
-  if (n <= 0) return;
-  double *w = workspace, *v = w + tasks;
-  double share = 0, length = 0;
-  for (int r = 0; r < n; ++r) {
-    share += state[active[r]];
-    length += std::sqrt(std::fmax(A[active[r] * tasks + active[r]], 0.0)) / n;
-  }
-  for (int r = lanes.lane; r < n; r += lanes.lanes) {
-    w[r] = share > 0 ? state[active[r]] / share : 1.0 / n;
-    v[r] = 0;
-  }
-  lanes.sync();
-  const double unit = relative ? length : 1.0;
-  for (int64_t round = 0; unit > 0 && round < rounds; ++round) {
+struct SimplexDescent : Solver {
+  static constexpr const char* kName = "simplex_descent";
+  static constexpr const char* kArguments[] = {"state", "rounds", "rate", "momentum", "pull", "damping", "relative"};
+  static constexpr bool kOneBatch = false;
+  static constexpr int64_t doubles(int64_t tasks) { return 2 * tasks; }
+
+  template <class Lanes>
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, TaskNumbers state, int64_t rounds, double rate, double momentum, double pull, double damping, bool relative, NextTaskNumbers next) {
+    const auto [A, tasks, weights, status, workspace, active] = problem;
+    const int n = screen_cross(lanes, A, tasks, status, active);
+    fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
+    for (int i = lanes.lane; i < tasks; i += lanes.lanes) next[i] = state[i];
+    lanes.sync();
+    if (n <= 0) return;
+    double *w = workspace, *v = w + tasks;
+    double share = 0, length = 0;
+    for (int r = 0; r < n; ++r) {
+      share += state[active[r]];
+      length += std::sqrt(std::fmax(A[active[r] * tasks + active[r]], 0.0)) / n;
+    }
     for (int r = lanes.lane; r < n; r += lanes.lanes) {
-      double slope = 0;
-      for (int s = 0; s < n; ++s) slope += A[active[r] * tasks + active[s]] / unit / unit * (w[s] + pull / n);
-      v[r] = momentum * v[r] + slope + damping * w[r];
+      w[r] = share > 0 ? state[active[r]] / share : 1.0 / n;
+      v[r] = 0;
     }
     lanes.sync();
-    for (int r = lanes.lane; r < n; r += lanes.lanes) w[r] -= rate * v[r];
+    const double unit = relative ? length : 1.0;
+    for (int64_t round = 0; unit > 0 && round < rounds; ++round) {
+      for (int r = lanes.lane; r < n; r += lanes.lanes) {
+        double slope = 0;
+        for (int s = 0; s < n; ++s) slope += A[active[r] * tasks + active[s]] / unit / unit * (w[s] + pull / n);
+        v[r] = momentum * v[r] + slope + damping * w[r];
+      }
+      lanes.sync();
+      for (int r = lanes.lane; r < n; r += lanes.lanes) w[r] -= rate * v[r];
+      lanes.sync();
+      project_to_simplex(lanes, w, n);
+    }
+    for (int r = lanes.lane; r < n; r += lanes.lanes) {
+      weights[active[r]] = (w[r] + pull / n) / (1 + pull);
+      next[active[r]] = (share > 0 ? share : 0.0) * w[r];
+    }
     lanes.sync();
-    project_to_simplex(lanes, w, n);
   }
-  for (int r = lanes.lane; r < n; r += lanes.lanes) {
-    weights[active[r]] = (w[r] + pull / n) / (1 + pull);
-    next[active[r]] = (share > 0 ? share : 0.0) * w[r];
-  }
-  lanes.sync();
-}
+};
 
 }  // namespace mtlkernels

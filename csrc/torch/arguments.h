@@ -7,12 +7,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdlib>
-#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string_view>
 
-#include "../common/lanes.h"
+#include "../linalg/screen.h"
 
 namespace mtlkernels::ops {
 
@@ -59,11 +58,6 @@ inline const double* task_vector(const Tensor& x, const char* name, const Tensor
   return task_vector(x, name, gram.size(0), gram, "gram");
 }
 
-// One number a task, or null where none were given.
-inline const double* task_numbers(const std::optional<Tensor>& numbers, const char* name, const Tensor& gram) {
-  return numbers ? task_vector(*numbers, name, gram) : nullptr;
-}
-
 // A number a pair of tasks.
 inline const double* task_matrix(const Tensor& x, const char* name, const Tensor& gram) {
   check(same_device(x, gram) && x.scalar_type() == ScalarType::Double && x.dim() == 2 && x.is_contiguous() &&
@@ -72,12 +66,15 @@ inline const double* task_matrix(const Tensor& x, const char* name, const Tensor
   return static_cast<const double*>(x.const_data_ptr());
 }
 
-// The tasks' visits of each other, (T, T - 1). Their values are not looked at.
-inline const int64_t* order_pointer(const Tensor& order, const Tensor& gram) {
+// The tasks' visits of each other, (T, T - 1). readable: the entries are in the host's memory, and checked.
+inline const int64_t* task_order(const Tensor& order, const Tensor& gram, bool readable) {
   check(same_device(order, gram) && order.scalar_type() == ScalarType::Long && order.dim() == 2 &&
             order.is_contiguous() && order.size(0) == gram.size(0) && order.size(1) == gram.size(0) - 1,
         "order must be a contiguous int64 matrix (T, T - 1) on gram's device");
-  return static_cast<const int64_t*>(order.const_data_ptr());
+  const auto* visits = static_cast<const int64_t*>(order.const_data_ptr());
+  for (int64_t i = 0; readable && i < order.numel(); ++i)
+    check(visits[i] >= 0 && visits[i] < gram.size(0), "order names task ", visits[i], " of ", gram.size(0));
+  return visits;
 }
 
 // model: any tensor on the device where the scalar has to be.
@@ -87,13 +84,16 @@ inline const int64_t* word_pointer(const Tensor& scalar, const Tensor& model) {
   return static_cast<const int64_t*>(scalar.const_data_ptr());
 }
 
-// A word that the op counts up.
-inline int64_t* counter_pointer(Tensor& scalar, const Tensor& model) {
-  word_pointer(scalar, model);
-  return static_cast<int64_t*>(scalar.mutable_data_ptr());
+// Raises where finite numbers cannot be inner products of gradients. On a device the status says so instead.
+inline void check_inner_products(const double* K, int tasks) {
+  for (int i = 0; i < tasks; ++i) {
+    const double square = K[i * tasks + i];
+    check(!(square < 0) || std::isinf(square), "gram[", i, ", ", i, "] = ", square,
+          " is negative, which no squared norm is: give the gradients' inner products, as ops.gram returns them");
+    for (int j = 0; j < i; ++j)
+      check(agree(K, tasks, i, j), "gram is not symmetric, gram[", j, ", ", i, "] = ", K[j * tasks + i], " but gram[", i,
+            ", ", j, "] = ", K[i * tasks + j], ": give inner products of one batch, as ops.gram returns them");
+  }
 }
-
-inline int64_t task_ints(int64_t tasks) { return tasks; }
-inline int64_t no_doubles(int64_t) { return 0; }
 
 }  // namespace mtlkernels::ops

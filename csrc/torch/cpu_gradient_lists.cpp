@@ -3,12 +3,13 @@
 #include <vector>
 
 #include "../cpu/combine.h"
+#include "../cpu/elementwise.h"
 #include "../cpu/gram.h"
+#include "../cpu/track.h"
 #include "gradient_list.h"
 #include "parallel.h"
-#include "host.h"
 
-namespace mtlkernels::ops_cpu {
+namespace mtlkernels::ops {
 namespace {
 
 namespace mtl = mtlkernels;
@@ -60,6 +61,49 @@ void combine_out(std::vector<Tensor> grads, Tensor weights, Tensor out, double b
                     kParallelFor);
 }
 
+Tensor graddrop(std::vector<Tensor> grads, int64_t num_tasks, Tensor seed, Tensor step, Tensor leak) {
+  const GradientList list(grads, num_tasks);
+  const double* leaks = task_vector(leak, "leak", num_tasks, grads[0], "the gradient");
+  const mtl::Plan plan = list.plan();
+  Tensor out = flat_direction(grads[0], plan);
+  mtl::cpu::graddrop(plan, list.rows, std::vector<double>(leaks, leaks + num_tasks), list.dtype, *word_pointer(seed, grads[0]),
+                     *word_pointer(step, grads[0]), out.mutable_data_ptr(), kParallelFor);
+  return out;
+}
+
+Tensor trimmed_mean(std::vector<Tensor> grads, int64_t num_tasks, int64_t trim) {
+  const GradientList list(grads, num_tasks);
+  check_trim(trim, num_tasks);
+  const mtl::Plan plan = list.plan();
+  Tensor out = flat_direction(grads[0], plan);
+  mtl::cpu::trimmed_mean(plan, list.rows, num_tasks, list.dtype, trim, out.mutable_data_ptr(), kParallelFor);
+  return out;
+}
+
+Tensor track_gram(std::vector<Tensor> grads, int64_t num_tasks, Tensor scale, Tensor rate, Tensor state) {
+  const GradientList list(grads, num_tasks);
+  const double* factors = task_vector(scale, "scale", num_tasks, grads[0], "the gradient");
+  const double* share = rate_pointer(rate, grads[0]);
+  const mtl::Plan plan = list.plan();
+  void* rows = state_rows(state, list, grads[0], plan);
+  const int64_t shape[] = {num_tasks, num_tasks};
+  Tensor K = torch::stable::new_empty(grads[0], {shape, 2}, ScalarType::Double);
+  mtl::cpu::track_gram(plan, list.rows, std::vector<double>(factors, factors + num_tasks),
+                       *share, list.dtype, rows,
+                       static_cast<double*>(K.mutable_data_ptr()), kParallelFor);
+  return K;
+}
+
+Tensor excess(std::vector<Tensor> grads, int64_t num_tasks, double eps, Tensor state) {
+  const GradientList list(grads, num_tasks);
+  const mtl::Plan plan = list.plan();
+  void* rows = state_rows(state, list, grads[0], plan);
+  Tensor e = torch::stable::new_empty(grads[0], {&num_tasks, 1}, ScalarType::Double);
+  mtl::cpu::excess(plan, list.rows, num_tasks, eps, list.dtype, rows, static_cast<double*>(e.mutable_data_ptr()),
+                   kParallelFor);
+  return e;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(mtlkernels, CPU, m) {
@@ -67,6 +111,10 @@ STABLE_TORCH_LIBRARY_IMPL(mtlkernels, CPU, m) {
   m.impl("gram", TORCH_BOX(&gram));
   m.impl("combine", TORCH_BOX(&combine));
   m.impl("combine_out", TORCH_BOX(&combine_out));
+  m.impl("graddrop", TORCH_BOX(&graddrop));
+  m.impl("trimmed_mean", TORCH_BOX(&trimmed_mean));
+  m.impl("track_gram", TORCH_BOX(&track_gram));
+  m.impl("excess", TORCH_BOX(&excess));
 }
 
-}  // namespace mtlkernels::ops_cpu
+}  // namespace mtlkernels::ops

@@ -1,9 +1,9 @@
-// Registration of the CUDA kernels of GradDrop and the trimmed mean. Schemas are defined in mtlkernels/ops/rows.py.
+// Registration of the CUDA kernels of GradDrop and the trimmed mean. Schemas are defined in mtlkernels/ops/gradient_lists.py.
 #include "../cuda/graddrop.cuh"
 #include "../cuda/trimmed.cuh"
 #include "lists.cuh"
 
-namespace mtlkernels::ops_cuda {
+namespace mtlkernels::ops {
 namespace {
 
 Tensor graddrop(std::vector<Tensor> grads, int64_t num_tasks, Tensor seed, Tensor step, Tensor leak) {
@@ -43,4 +43,4 @@ STABLE_TORCH_LIBRARY_IMPL(mtlkernels, CUDA, m) {
   m.impl("trimmed_mean", TORCH_BOX(&trimmed_mean));
 }
 
-}  // namespace mtlkernels::ops_cuda
+}  // namespace mtlkernels::ops

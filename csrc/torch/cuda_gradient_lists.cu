@@ -1,12 +1,12 @@
 // Registration of the CUDA kernels over gradient lists, and of those of states as long as the gradients, which have a Gram
-// matrix too: unpack tensors, check, call. Schemas are defined in mtlkernels/ops/gradient_lists.py and rows.py.
+// matrix too: unpack tensors, check, call. Schemas are defined in mtlkernels/ops/gradient_lists.py.
 #include "../cuda/combine.cuh"
 #include "../cuda/gram.cuh"
 #include "../cuda/state.cuh"
 #include "lists.cuh"
 #include "tickets.cuh"
 
-namespace mtlkernels::ops_cuda {
+namespace mtlkernels::ops {
 namespace {
 
 Tensor gram(std::vector<Tensor> grads, int64_t num_tasks) {
@@ -61,21 +61,11 @@ void combine_out(std::vector<Tensor> grads, Tensor weights, Tensor out, double b
   combine_into(plan, list, weights, out, out_dtype, beta, device);
 }
 
-void* state_rows(const Tensor& state, const GradientList& list, const Tensor& grad, const Plan& plan) {
-  const auto wide = list.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
-  check(same_device(state, grad) && state.scalar_type() == wide && state.dim() == 2 && state.size(0) == list.tasks &&
-            state.size(1) == plan.flat_length() && state.is_contiguous(),
-        "state must be a contiguous matrix of ", list.tasks, " x ", plan.flat_length(), " numbers, a row a task as combine "
-        "lays it out, in float64 for float64 gradients and else in float32, on the gradients' device");
-  return state.mutable_data_ptr();
-}
-
 Tensor track_gram(std::vector<Tensor> grads, int64_t num_tasks, Tensor scale, Tensor rate, Tensor state) {
   const GradientList list(grads, num_tasks);
   check_tasks(num_tasks);
   const double* factors = task_vector(scale, "scale", num_tasks, grads[0], "the gradient");
-  check(same_device(rate, grads[0]) && rate.scalar_type() == ScalarType::Double && rate.numel() == 1,
-        "rate must be a float64 scalar on the gradients' device");
+  const double* share = rate_pointer(rate, grads[0]);
   const OnDevice device(grads[0]);
   const Plan plan = list.plan();
   void* rows = state_rows(state, list, grads[0], plan);
@@ -86,7 +76,7 @@ Tensor track_gram(std::vector<Tensor> grads, int64_t num_tasks, Tensor scale, Te
   Tensor spoilt = torch::stable::new_empty(grads[0], {&ints, 1}, ScalarType::Int);
   const int ticket = tickets().first(device, cuda::gram_tickets(plan, num_tasks));
   with_element(list.dtype, [&]<class S>(S) {
-    cuda::track_gram<S>(plan, list.rows, num_tasks, factors, static_cast<const double*>(rate.const_data_ptr()), rows,
+    cuda::track_gram<S>(plan, list.rows, num_tasks, factors, share, rows,
                         static_cast<double*>(K.mutable_data_ptr()), static_cast<int*>(spoilt.mutable_data_ptr()),
                         static_cast<double*>(workspace.mutable_data_ptr()), ticket, device.stream());
   });
@@ -122,4 +112,4 @@ STABLE_TORCH_LIBRARY_IMPL(mtlkernels, CUDA, m) {
   m.impl("excess", TORCH_BOX(&excess));
 }
 
-}  // namespace mtlkernels::ops_cuda
+}  // namespace mtlkernels::ops

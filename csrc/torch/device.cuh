@@ -10,9 +10,7 @@
 #include "../cuda/device.cuh"
 #include "arguments.h"
 
-namespace mtlkernels::ops_cuda {
-
-using namespace mtlkernels::ops;
+namespace mtlkernels::ops {
 
 // torch's shim for the current stream lives in its CUDA library, which a build against a CPU-only torch cannot link to
 // and which torch does not make visible: it is looked up in the library that the process has loaded.
@@ -46,4 +44,4 @@ class OnDevice {
   cuda::Stream stream_;
 };
 
-}  // namespace mtlkernels::ops_cuda
+}  // namespace mtlkernels::ops

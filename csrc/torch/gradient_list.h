@@ -138,6 +138,22 @@ inline void check_trim(int64_t trim, int64_t tasks) {
         " values: it must be at least 0 and below half the number of tasks");
 }
 
+// The memory of a state as long as the gradients.
+inline void* state_rows(const Tensor& state, const GradientList& list, const Tensor& grad, const Plan& plan) {
+  const auto wide = list.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
+  check(same_device(state, grad) && state.scalar_type() == wide && state.dim() == 2 && state.size(0) == list.tasks &&
+            state.size(1) == plan.flat_length() && state.is_contiguous(),
+        "state must be a contiguous matrix of ", list.tasks, " x ", plan.flat_length(), " numbers, a row a task as combine "
+        "lays it out, in float64 for float64 gradients and else in float32, on the gradients' device");
+  return state.mutable_data_ptr();
+}
+
+inline const double* rate_pointer(const Tensor& rate, const Tensor& grad) {
+  check(same_device(rate, grad) && rate.scalar_type() == ScalarType::Double && rate.numel() == 1,
+        "rate must be a float64 scalar on the gradients' device");
+  return static_cast<const double*>(rate.const_data_ptr());
+}
+
 // Memory for a direction as combine lays it out.
 inline Tensor flat_direction(const Tensor& model, const Plan& plan) {
   const int64_t length = plan.flat_length();

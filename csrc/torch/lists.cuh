@@ -5,7 +5,7 @@
 #include "gradient_list.h"
 #include "device.cuh"
 
-namespace mtlkernels::ops_cuda {
+namespace mtlkernels::ops {
 
 // Calls body with a value of the element type.
 template <class Body>
@@ -23,4 +23,4 @@ inline void check_tasks(int64_t tasks) {
         ": pass fewer, or set MTLKERNELS_BACKEND=reference before the import");
 }
 
-}  // namespace mtlkernels::ops_cuda
+}  // namespace mtlkernels::ops

@@ -5,10 +5,10 @@
 
 #include <cstdint>
 
-namespace mtlkernels::ops_cpu {
+namespace mtlkernels::ops {
 
 inline constexpr auto kParallelFor = [](int64_t end, int64_t grain, const auto& body) {
   torch::stable::parallel_for(0, end, grain, body);
 };
 
-}  // namespace mtlkernels::ops_cpu
+}  // namespace mtlkernels::ops

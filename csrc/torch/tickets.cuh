@@ -8,7 +8,7 @@
 #include "../cuda/last_block.cuh"
 #include "device.cuh"
 
-namespace mtlkernels::ops_cuda {
+namespace mtlkernels::ops {
 
 // Launches of one stream run one after another and share their counters. What a CUDA graph has captured runs beside
 // anything, wherever it is replayed: it keeps its own for good.
@@ -51,4 +51,4 @@ inline Tickets& tickets() {
   return all;
 }
 
-}  // namespace mtlkernels::ops_cuda
+}  // namespace mtlkernels::ops

@@ -85,12 +85,3 @@ def test_refuses_fewer_tasks_than_one(tasks: int, message: str) -> None:
 def test_refuses_negative_sizes() -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         _C.plan([3, -1], 2)
-
-
-def test_status_flags_are_those_of_python() -> None:
-    """Python has more: what is said of losses never reaches a solver."""
-    assert _C.STATUS_FLAGS.items() <= {flag.name: flag.value for flag in mtlkernels.Status}.items()
-
-
-def test_bound_on_tasks_is_that_of_python() -> None:
-    assert _C.build_info()["max_tasks"] == mtlkernels.ops.MAX_NATIVE_TASKS

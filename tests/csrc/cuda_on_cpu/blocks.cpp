@@ -1,6 +1,6 @@
 // What blocks of one launch tell each other, with all of them running at the same time: a Gram matrix that its last block
 // finishes, against one finished by a launch of its own.
-#include "../../csrc/cuda/gram.cuh"
+#include "../../../csrc/cuda/gram.cuh"
 #include "cases.h"
 
 namespace {

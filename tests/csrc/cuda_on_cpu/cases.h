@@ -8,7 +8,7 @@
 #include <random>
 #include <string>
 
-#include "../../csrc/cuda/table.cuh"
+#include "../../../csrc/cuda/table.cuh"
 
 using namespace mtlkernels;
 using namespace mtlkernels::cuda;

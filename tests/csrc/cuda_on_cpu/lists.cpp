@@ -1,7 +1,7 @@
 // The CUDA kernels over gradient lists against float64, on the CPU. The slower sanitizer gets fewer cases and types.
-#include "../../csrc/cuda/combine.cuh"
-#include "../../csrc/cuda/gram.cuh"
-#include "../../csrc/common/gram_noise.h"
+#include "../../../csrc/cuda/combine.cuh"
+#include "../../../csrc/cuda/gram.cuh"
+#include "../../../csrc/common/gram_noise.h"
 #include "cases.h"
 
 namespace {

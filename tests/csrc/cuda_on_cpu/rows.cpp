@@ -1,6 +1,6 @@
 // The CUDA kernels of the row methods on the CPU, bit for bit against the rule written an element at a time.
-#include "../../csrc/cuda/graddrop.cuh"
-#include "../../csrc/cuda/trimmed.cuh"
+#include "../../../csrc/cuda/graddrop.cuh"
+#include "../../../csrc/cuda/trimmed.cuh"
 #include "cases.h"
 
 namespace {

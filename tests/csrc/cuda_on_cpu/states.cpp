@@ -1,7 +1,7 @@
 // The CUDA kernels of states as long as the gradients, on the CPU: the state bit for bit against the rule written an
 // element at a time, what is measured of it against wider sums.
-#include "../../csrc/cuda/state.cuh"
-#include "../../csrc/common/gram_noise.h"
+#include "../../../csrc/cuda/state.cuh"
+#include "../../../csrc/common/gram_noise.h"
 #include "cases.h"
 
 namespace {
