@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlkernels import reference
+
+__all__ = ["FLOAT_DTYPES", "LIBRARY", "MAX_NATIVE_TASKS", "SCHEMAS", "check_gram"]
 
 MAX_NATIVE_TASKS = 64
 FLOAT_DTYPES = reference.FLOAT_DTYPES
@@ -29,10 +31,26 @@ def define(name: str, schema: str) -> Any:
     return getattr(torch.ops.mtlkernels, name).default
 
 
-def define_solver(name: str, arguments: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Defines an op from K and a method's numbers to weights (T) and status (T); returns a call."""
-    solve = define_sized(name, f"(Tensor gram{arguments}) -> (Tensor, Tensor)")
-    fake(name)(_fake_solver)
+def define_solver(name: str, arguments: str, next_of: Sequence[str] = ()) -> Callable[..., Any]:
+    """Defines an op from K and a method's numbers to weights (T) and status (T); returns a call.
+
+    Args:
+        name: of the op.
+        arguments: the schema's after K, each with a comma before it.
+        next_of: arguments that come back after weights and status as the next step has them.
+    """
+    outputs = ", ".join(["Tensor"] * (2 + len(next_of)))
+    solve = define_sized(name, f"(Tensor gram{arguments}) -> ({outputs})")
+    names = [argument.split()[-1] for argument in arguments.split(",")[1:]]
+    places = [names.index(each) for each in next_of]
+
+    def shapes(gram: Tensor, *numbers: Any) -> tuple[Tensor, ...]:
+        check_gram(gram)
+        status = gram.new_empty(gram.shape[0], dtype=torch.int64)
+        following = (torch.empty_like(numbers[place]) for place in places)
+        return gram.new_empty(gram.shape[0]), status, *following
+
+    fake(name)(shapes)
     refuse_gradients(name)
     return lambda gram, *numbers: solve(gram.shape[0], gram, *numbers)
 
@@ -93,11 +111,6 @@ def call(op: Callable[..., Any], *args: object) -> Any:
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
-
-
-def _fake_solver(gram: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    check_gram(gram)
-    return gram.new_empty(gram.shape[0]), gram.new_empty(gram.shape[0], dtype=torch.int64)
 
 
 def refuse_backward(ctx: Any, *cotangents: Tensor) -> None:

@@ -16,7 +16,7 @@ from mtlkernels.reference.active_set import (
     simplex_slack,
 )
 from mtlkernels.reference.noise import NOISE, TOLERANCE
-from mtlkernels.reference.weights import (
+from mtlkernels.reference.status import (
     ILL_CONDITIONED,
     NO_CONVERGENCE,
     STATIONARY,
@@ -25,6 +25,8 @@ from mtlkernels.reference.weights import (
     unusable,
     with_ridge,
 )
+
+__all__ = ["cagrad"]
 
 # What the direction is divided by, from c.
 RESCALE: dict[int, Callable[[float], float]] = {

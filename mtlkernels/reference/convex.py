@@ -28,7 +28,7 @@ from mtlkernels.reference.cagrad import (
     moved_root,
 )
 from mtlkernels.reference.noise import NOISE, TOLERANCE
-from mtlkernels.reference.weights import (
+from mtlkernels.reference.status import (
     ILL_CONDITIONED,
     NO_CONVERGENCE,
     STATIONARY,
@@ -37,6 +37,8 @@ from mtlkernels.reference.weights import (
     unusable,
     with_ridge,
 )
+
+__all__ = ["dualproj", "imgrad", "mgda", "upgrad"]
 
 
 def mgda(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels.reference.noise import NOISE, RIDGE, TOLERANCE
-from mtlkernels.reference.weights import (
+from mtlkernels.reference.status import (
     ILL_CONDITIONED,
     NO_CONVERGENCE,
     NO_SOLUTION,
@@ -15,6 +15,8 @@ from mtlkernels.reference.weights import (
     task_status,
     unusable,
 )
+
+__all__ = ["fairgrad"]
 
 ROUNDS = 300
 NOTHING = 4 * NOISE

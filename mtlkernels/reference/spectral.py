@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlkernels.reference.noise import CLEAR, NOISE, TOLERANCE
-from mtlkernels.reference.weights import (
+from mtlkernels.reference.status import (
     ILL_CONDITIONED,
     NO_CONVERGENCE,
     STATIONARY,
@@ -18,6 +18,8 @@ from mtlkernels.reference.weights import (
     task_status,
     unusable,
 )
+
+__all__ = ["aligned", "equiangular"]
 
 SMALL_PIVOT = 1e-4
 POSITIVE_SUM, NO_SUM = 1e-6, 1e-12

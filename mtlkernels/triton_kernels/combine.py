@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mtlkernels.triton_kernels.rows import ABSENT, find_block, find_row, load_piece, widen
+from mtlkernels.triton_kernels.gradient_lists import ABSENT, find_block, find_row, load_piece, widen
 
 
 @triton.jit(do_not_specialize=["weight_stride", "beta_high", "beta_low", "num_tasks", "num_params"])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mtlkernels.triton_kernels.rows import find_block, find_row, load_piece
+from mtlkernels.triton_kernels.gradient_lists import find_block, find_row, load_piece
 
 
 @triton.jit

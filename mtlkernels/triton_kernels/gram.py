@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mtlkernels.triton_kernels.rows import ABSENT, find_block, find_row, load_piece
+from mtlkernels.triton_kernels.gradient_lists import ABSENT, find_block, find_row, load_piece
 
 SLOTS: tl.constexpr = tl.constexpr(64)  # a triangle of eight rows has 36 pairs
 GROUP = 4  # tasks

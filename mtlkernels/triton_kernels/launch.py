@@ -31,7 +31,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtlkernels.triton_kernels.rows import ABSENT
+from mtlkernels.triton_kernels.gradient_lists import ABSENT
 
 ALIGN = 16  # elements; every parameter's place in a flat direction starts at a multiple of it
 BLOCK = 4096  # elements of one parameter at most

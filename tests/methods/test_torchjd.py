@@ -13,7 +13,7 @@ from torchjd.aggregation import TrimmedMean as TorchjdTrimmedMean
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 import mtlkernels
-from mtlkernels.reference import rows as row_reference
+from mtlkernels.reference import draws
 
 
 def rows(T: int, n: int, seed: int) -> Tensor:
@@ -49,7 +49,7 @@ def test_graddrop_of_the_same_draws(leak: list[float], monkeypatch: pytest.Monke
     """torchjd's uniform numbers are ours: U = (1 + tau) / 2, exact in float64."""
     for seed in range(5):
         G = rows(3, 200, seed)
-        tau = row_reference.thresholds(0, 200, torch.tensor(seed), torch.tensor(0))
+        tau = draws.thresholds(0, 200, torch.tensor(seed), torch.tensor(0))
         monkeypatch.setattr(torch, "rand", lambda *_, tau=tau, **__: (1 + tau) / 2)
         want = TorchjdGradDrop(leak=torch.tensor(leak, dtype=torch.float64))(G)
         got = direction(mtlkernels.GradDrop(leak, seed=seed), G)

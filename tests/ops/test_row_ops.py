@@ -20,7 +20,7 @@ from row_formulas import (
 from torch import Tensor
 
 from mtlkernels import ops, reference
-from mtlkernels.reference import rows as row_reference
+from mtlkernels.reference import draws
 
 pytestmark = pytest.mark.usefixtures("one_thread", "poisoned")
 
@@ -68,19 +68,19 @@ def test_philox_gives_the_published_words(counter: str, key: str, answer: str) -
         torch.tensor(a | b << 32, dtype=torch.uint64).view(torch.int64)
         for a, b in ((low, high), step, words(key))
     )
-    drawn = row_reference.philox(group.reshape(1), number, seed)
+    drawn = draws.philox(group.reshape(1), number, seed)
     assert [int(word) for word in drawn] == words(answer)
 
 
 def test_thresholds_lie_inside_and_are_symmetric() -> None:
-    draws = row_reference.thresholds(0, 1 << 16, scalar(1), scalar(2))
-    assert (draws.abs() < 1).all()
-    assert (draws * 2**24 % 2 == 1).all()
-    assert torch.equal(draws, draws.float().double())
-    assert abs(draws.mean()) < 0.01
-    assert abs(draws.square().mean() - 1 / 3) < 0.01
+    numbers = draws.thresholds(0, 1 << 16, scalar(1), scalar(2))
+    assert (numbers.abs() < 1).all()
+    assert (numbers * 2**24 % 2 == 1).all()
+    assert torch.equal(numbers, numbers.float().double())
+    assert abs(numbers.mean()) < 0.01
+    assert abs(numbers.square().mean() - 1 / 3) < 0.01
     want = [float(threshold(k, 1, 2)) for k in range(40)]
-    assert draws[:40].tolist() == want
+    assert numbers[:40].tolist() == want
 
 
 # ------------------------------------------------------------------------------------ GradDrop

@@ -1,15 +1,13 @@
-"""GradVac, GradNorm, projected descent and normal numbers, in plain torch."""
+"""PCGrad, AvgNorm, GradVac, GradNorm and projected descent on the simplex, in plain torch."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from mtlkernels.reference.draws import splitmix64, stream
+from mtlkernels.reference.draws import visiting_order
 from mtlkernels.reference.noise import NOISE, TOLERANCE
-from mtlkernels.reference.weights import (
+from mtlkernels.reference.status import (
     ILL_CONDITIONED,
     INVALID_LOSS,
     NON_FINITE,
@@ -20,6 +18,70 @@ from mtlkernels.reference.weights import (
     task_status,
     unusable,
 )
+
+__all__ = [
+    "avgnorm",
+    "gradnorm",
+    "gradvac",
+    "onto_simplex",
+    "pcgrad",
+    "pcgrad_drawn",
+    "simplex_descent",
+]
+
+
+def pcgrad(gram: Tensor, order: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+    """PCGrad's weights: all rows of C walk their own order at once (see csrc/solvers/pcgrad.h)."""
+    status = task_status(gram)
+    T = gram.shape[0]
+    check_order(order, T)
+    takes_part = status == 0
+    C = torch.eye(T, dtype=gram.dtype, device=gram.device)
+    square = gram.diagonal()
+    for visit in range(T - 1):
+        j = order[:, visit]
+        dot = (C * gram[:, j].T).sum(dim=1)
+        step = torch.where((dot < 0) & (square[j] > 0), dot / square[j], 0.0)
+        C.scatter_add_(1, j[:, None], -step[:, None])
+    weights = (C * takes_part[:, None]).sum(dim=0)
+    if mean:
+        weights = weights / takes_part.sum()
+    return finish(weights, status)
+
+
+def pcgrad_drawn(gram: Tensor, seed: Tensor, step: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+    """PCGrad's weights in the order of (seed, step); counts the step."""
+    answer = pcgrad(gram, visiting_order(seed, step, len(gram)), mean)
+    step.add_(1)
+    return answer
+
+
+def avgnorm(gram: Tensor, scale: int, constant: float) -> tuple[Tensor, Tensor]:
+    """AvgNorm's weights S / ||g_i||; scale picks S (see csrc/solvers/avgnorm.h)."""
+    if not 0 <= scale <= 7:
+        raise RuntimeError("scale must be a NormScale")
+    status = task_status(gram)
+    takes_part = status == 0
+    norm = gram.diagonal().clamp_min(0).sqrt()
+    count = takes_part.sum()
+    absent = torch.full_like(norm, torch.inf)
+    ordered = torch.where(takes_part, norm, absent).sort().values
+    last = (count - 1).clamp_min(0)
+    length = {
+        0: lambda: gram.sum().clamp_min(0).sqrt(),
+        1: lambda: norm.max(),
+        2: lambda: norm.sum() / count,
+        3: lambda: (gram.diagonal().sum() / count).sqrt(),
+        4: lambda: 0.5 * (ordered[last // 2] + ordered[(last + 1) // 2]),
+        5: lambda: ordered[0],
+        7: lambda: count / torch.where(takes_part, 1 / norm, 0.0).sum(),
+        6: lambda: torch.full_like(norm[0], constant),
+    }[scale]()
+    if scale == 0:
+        known = 0.5 * NOISE * norm.sum() ** 2 <= TOLERANCE * length**2  # noise of the sum's square
+        flagged = takes_part & ~unusable(status) & ~known
+        status = torch.where(flagged, ILL_CONDITIONED, status)
+    return finish(length / norm, status)
 
 
 def gradvac(
@@ -159,13 +221,3 @@ def onto_simplex(x: Tensor) -> Tensor:
     shifts = (ordered.cumsum(dim=0) - 1) / place
     held = (ordered > shifts).sum()
     return (x - shifts.gather(0, (held - 1).clamp_min(0).reshape(1))).clamp_min(0)
-
-
-def normal_numbers(seed: Tensor, step: Tensor, n: int) -> Tensor:
-    """(n) standard normal numbers, by the transform of Box and Muller, from (seed, step)."""
-    if any(x.numel() != 1 or x.dtype != torch.int64 for x in (seed, step)):
-        raise RuntimeError("seed and step must be int64 scalars")
-    draws = splitmix64(stream(seed, step) + torch.arange(2 * n, device=seed.device))
-    unit = ((draws >> 11) & ((1 << 53) - 1)).to(torch.float64)
-    radius, angle = (unit[0::2] + 1) * 2.0**-53, unit[1::2] * 2.0**-53
-    return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
