@@ -127,7 +127,7 @@ def backward(
             not with parts, which have several. The weights belong to the gradients of the losses as
             they were given: those of `LogLosses` and `Normalized` hold the factor 1 / L or
             1 / ||g||. A row method's weights belong to its rows, so a head gets w / L of
-            `DBMTL(beta=0.9, log_losses=True)`, whose rows are gradients of log L. `NashMTL`
+            `DBMTL`, whose rows are gradients of log L. `NashMTL`
             shortens the shared direction alone, as published. A loss method weighs heads always.
         parts: lists of parameters, for example one a layer, that hold every shared parameter once.
             Each part gets weights of its own, from its own Gram matrix; the method is then a

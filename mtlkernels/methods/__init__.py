@@ -17,7 +17,7 @@ from mtlkernels.methods.gram.imgrad import IMGrad
 from mtlkernels.methods.gram.imtlg import IMTLG
 from mtlkernels.methods.gram.mgda import MGDA
 from mtlkernels.methods.gram.nash_mtl import NashMTL
-from mtlkernels.methods.gram.norm_scaling import DBMTL, NTKMTL, SLW, NGDiff
+from mtlkernels.methods.gram.norm_scaling import NTKMTL, SLW, NGDiff
 from mtlkernels.methods.gram.pcgrad import PCGrad
 from mtlkernels.methods.gram.pivrg import PIVRG
 from mtlkernels.methods.gram.sdmgrad import MoDo, SDMGrad
@@ -32,6 +32,7 @@ from mtlkernels.methods.loss.slaw import SLAW
 from mtlkernels.methods.loss.stch import IGB, STCH
 from mtlkernels.methods.loss.uw import IMTLL, UW, UWSO
 from mtlkernels.methods.row.base import RowMethod, RowStep
+from mtlkernels.methods.row.dbmtl import DBMTL
 from mtlkernels.methods.row.excess_mtl import ExcessMTL
 from mtlkernels.methods.row.graddrop import GradDrop
 from mtlkernels.methods.row.moco import MoCo
@@ -116,7 +117,6 @@ _GRAM: tuple[type[GramMethod], ...] = (
     GradVac,
     NTKMTL,
     SLW,
-    DBMTL,
     NGDiff,
     FixedWeights,
     RandomWeights,
@@ -141,7 +141,7 @@ _LOSS: tuple[type[LossMethod], ...] = (
     *(SI, GLS, UW, UWSO, IMTLL, RLW, DWA, SLAW),
     *(STCH, IGB, FAMO, GO4Align),
 )
-_ROW: tuple[type[RowMethod], ...] = (GradDrop, TrimmedMean, Tracked, MoCo, ExcessMTL)
+_ROW: tuple[type[RowMethod], ...] = (GradDrop, TrimmedMean, Tracked, DBMTL, MoCo, ExcessMTL)
 METHODS: dict[str, type[GramMethod] | type[LossMethod] | type[RowMethod]] = {
     **{cls.__name__.lower(): cls for cls in _GRAM},
     **{cls.__name__.lower(): cls for cls in _LOSS},

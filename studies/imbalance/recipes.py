@@ -71,7 +71,7 @@ RECIPES: dict[str, Recipe] = {
     },
     "slw": Recipe(lambda tasks, seed: mtlkernels.SLW(), heads=True, last=True),
     "ntkmtl": Recipe(lambda tasks, seed: mtlkernels.NTKMTL(), heads=True),
-    "dbmtl": Recipe(lambda tasks, seed: mtlkernels.DBMTL(beta=0.9, log_losses=True)),
+    "dbmtl": Recipe(lambda tasks, seed: mtlkernels.DBMTL()),
     "imtlg": Recipe(lambda tasks, seed: mtlkernels.IMTLG(), heads=True),
     "pcgrad": Recipe(lambda tasks, seed: mtlkernels.PCGrad(seed=seed)),
     "cagrad": Recipe(lambda tasks, seed: mtlkernels.CAGrad()),

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from mtlkernels import (
-    DBMTL,
+    AvgNorm,
     MTLOptimizer,
 )
 
@@ -35,7 +35,7 @@ WORLDS = (2, 4)
 
 def _trained(steps: int) -> tuple[nn.Module, MTLOptimizer, Sequence[Tensor]]:
     model = sharded()
-    optimizer = MTLOptimizer(sgd(model), DBMTL(), module=model)
+    optimizer = MTLOptimizer(sgd(model), AvgNorm("max"), module=model)
     data = batches(4)
     for batch in data[:steps]:
         optimizer.backward(losses(model, own(batch)))
@@ -69,7 +69,7 @@ def check_load_on_four() -> None:
         set_model_state_dict(model, states["model"])
         set_optimizer_state_dict(model, optimizer, optim_state_dict=states["optimizer"])
     expected = fresh(Heads)
-    plain = reference(expected, DBMTL())
+    plain = reference(expected, AvgNorm("max"))
     with alone():
         for batch in data[:2]:
             plain.backward(losses(expected, batch))

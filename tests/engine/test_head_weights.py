@@ -83,7 +83,7 @@ def test_a_gram_method_s_head_gets_its_weight_times_its_gradient(name: str) -> N
     assert_heads(model, report.weights, own(model))
 
 
-@pytest.mark.parametrize("method", [PCGrad(), NashMTL(), DBMTL(0.9, log_losses=True), MoCo()])
+@pytest.mark.parametrize("method", [PCGrad(), NashMTL(), DBMTL(), MoCo()])
 def test_by_default_a_head_gets_its_own_gradient(method: object) -> None:
     model, _ = balanced(method)
     assert_heads(model, torch.ones(3), own(model))
@@ -146,7 +146,7 @@ def test_dbmtl_s_heads_get_the_gradients_of_weighted_log_losses(beta: float) -> 
     """Its published code balances log-losses, whatever the averages: w g / L, not w g."""
     model = Model()
     params = list(model.parameters())
-    method = DBMTL(beta, log_losses=True) if beta else LogLosses(DBMTL())
+    method = DBMTL(beta) if beta else LogLosses(AvgNorm("max"))
     for _ in range(2):  # the second step's rows are averages, and heads have none
         model.zero_grad()
         losses = model(X)[1]
@@ -162,7 +162,7 @@ def test_dbmtl_s_heads_get_the_gradients_of_weighted_log_losses(beta: float) -> 
 
 
 def test_rows_that_are_gradients_of_the_losses() -> None:
-    for method in (Tracked(AvgNorm(), 0.5), MoCo(), ExcessMTL(), DBMTL(0.9)):
+    for method in (Tracked(AvgNorm(), 0.5), MoCo(), ExcessMTL(), DBMTL(log_losses=False)):
         model, report = balanced(method, weight_heads=True)
         assert_heads(model, report.weights, own(model))
 
@@ -179,9 +179,7 @@ def test_a_task_that_takes_no_part_gives_its_head_nothing() -> None:
     model = Model()
     losses = model(X)[1]
     losses[0] = losses[0] - losses[0].detach()
-    report = mtlkernels.backward(
-        losses, list(model.parameters()), DBMTL(0.9, log_losses=True), weight_heads=True
-    )
+    report = mtlkernels.backward(losses, list(model.parameters()), DBMTL(), weight_heads=True)
     assert report.weights[0] == 0
     grads = [param.grad for param in model.heads[0].parameters()]
     assert all(grad is None or not grad.any() for grad in grads)

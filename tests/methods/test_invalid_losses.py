@@ -21,6 +21,7 @@ from mtlkernels import (
     DBMTL,
     DWA,
     FAMO,
+    NTKMTL,
     RLW,
     UW,
     CAGrad,
@@ -240,7 +241,7 @@ def test_to_a_gram_method_the_gradient_is_zero(name: str, wrap, at: int, bad: fl
         assert not any(f & Status.INVALID_LOSS for t, f in enumerate(flags) if t != at)
 
 
-@pytest.mark.parametrize("make", [UPGrad, CAGrad, DBMTL, FairGrad])
+@pytest.mark.parametrize("make", [UPGrad, CAGrad, NTKMTL, FairGrad])
 def test_the_others_are_combined_as_if_it_were_absent(make) -> None:
     G, losses = random_rows(T, 9, seed=3), torch.tensor([0.5, 0.0, 3.0]).double()
     weights = LogLosses(make())(G @ G.T, losses)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ from row_cases import (
 import mtlkernels
 from mtlkernels import (
     DBMTL,
+    NTKMTL,
     SLW,
+    AvgNorm,
     CAGrad,
     ExcessMTL,
     GradDrop,
@@ -42,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # ---------------------------------------------------------------------------- rules by hand
 
 
-@pytest.mark.parametrize("inner", [Sum, CAGrad, UPGrad, DBMTL, SLW], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("inner", [Sum, CAGrad, UPGrad, NTKMTL, SLW], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("sigma", [0.0, 0.5])
 def test_tracked_is_the_method_on_the_averages(inner, sigma: float) -> None:
     method, m = Tracked(inner(), 0.8, sigma=sigma), torch.zeros_like(matrix(batch(3, 0)))
@@ -59,8 +62,8 @@ def test_tracked_is_the_method_on_the_averages(inner, sigma: float) -> None:
     assert method.step == 4
 
 
-def test_dbmtl_with_a_beta_is_the_papers_rule() -> None:
-    method, m = DBMTL(beta=0.9, log_losses=True), torch.zeros_like(matrix(batch(3, 0)))
+def test_dbmtl_is_the_papers_rule() -> None:
+    method, m = DBMTL(), torch.zeros_like(matrix(batch(3, 0)))
     for step in range(4):
         G = matrix(batch(3, step)) / losses_of(3, step)[:, None]
         m = 0.9 * m + 0.1 * G
@@ -68,14 +71,23 @@ def test_dbmtl_with_a_beta_is_the_papers_rule() -> None:
         close(step_of(method, 3, step)[0], norms.max() * (m / norms[:, None]).sum(dim=0))
 
 
-def test_dbmtl_without_a_beta_is_what_it_was() -> None:
-    assert type(DBMTL()) is type(DBMTL(0.0)) is DBMTL
-    assert isinstance(DBMTL(log_losses=True), LogLosses)
-    assert isinstance(mtlkernels.get_method("dbmtl", beta=0.9), Tracked)
-    assert not DBMTL().state_dict()
-    K = torch.tensor([[4.0, 1], [1, 1]], dtype=torch.float64)
-    assert DBMTL()(K).tolist() == [1, 2]
-    assert isinstance(copy.deepcopy(DBMTL()), DBMTL)
+@pytest.mark.parametrize("options", [{}, {"beta": 0.5, "sigma": 0.5}, {"log_losses": False}])
+def test_dbmtl_is_one_class_whatever_its_settings(options: dict[str, Any]) -> None:
+    method = mtlkernels.get_method("dbmtl", **options)
+    assert type(method) is DBMTL
+    assert isinstance(copy.deepcopy(method), DBMTL)
+    settings = {"beta": 0.9, "log_losses": True, **options}
+    twin = Tracked(AvgNorm("max"), **settings)
+    for step in range(3):
+        close(step_of(method, 3, step)[0], step_of(twin, 3, step)[0])
+    twin.load_state_dict(method.state_dict())
+
+
+def test_dbmtl_without_a_past_is_its_gram_rule() -> None:
+    """With beta = 0 the direction is that of the stateless method, with and without logarithm."""
+    for log_losses, plain in ((True, LogLosses(AvgNorm("max"))), (False, AvgNorm("max"))):
+        direction, _ = step_of(DBMTL(0.0, log_losses=log_losses), 3, 1)
+        close(direction, flat(mtlkernels.aggregate(batch(3, 1), plain, losses_of(3, 1))[0]))
 
 
 def test_no_past_is_the_method_itself() -> None:

@@ -7,9 +7,6 @@ from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.methods.gram.base import GramMethod
-from mtlkernels.methods.row.base import RowMethod
-from mtlkernels.methods.row.tracked import Tracked
-from mtlkernels.methods.wrappers.rescaled import LogLosses
 
 
 class _NormScaling(GramMethod):
@@ -67,45 +64,6 @@ class SLW(_NormScaling):
     paper = "arXiv 2109.08218"
 
     _scale = ops.NormScale.HARMONIC
-
-
-class DBMTL(_NormScaling):
-    r"""DB-MTL (Lin et al., arXiv 2308.12029): w_i = max_j n_j / n_i, n_i = ||g_i||.
-
-    .. math:: w_i = \frac{\max_j \lVert g_j \rVert}{\lVert g_i \rVert}
-
-    The paper's rule is on averages over the steps of the gradients of log L_i:
-    `DBMTL(beta=0.9, log_losses=True)`. With beta = 0 the method has no state and sees K alone. A
-    zero gradient gets weight 0 and does not count. Homogeneous of degree 1 in the gradients.
-
-    Args:
-        beta: 0, or the weight of the past in moving averages; the class then returns the row method
-            `Tracked(DBMTL(), beta)`, whose docstring has the conventions. LibMTL's default is 0.9.
-        sigma: in step k, beta / k^sigma. LibMTL: 0.
-        log_losses: use the gradients of log L_i, as the paper and LibMTL do; with beta = 0 the
-            class returns `LogLosses(DBMTL())`.
-
-    Use when:
-        the losses differ in units as well: `LogLosses(DBMTL())`, or with averages
-        `DBMTL(beta=0.9, log_losses=True)`.
-
-    Avoid when:
-        one gradient is long because it is noisy: all others are lengthened to it.
-    """
-
-    paper = "arXiv 2308.12029"
-
-    _scale = ops.NormScale.MAX
-
-    def __new__(  # type: ignore[misc]  # what is made depends on the arguments
-        cls, beta: float = 0.0, *, sigma: float = 0.0, log_losses: bool = False
-    ) -> GramMethod | RowMethod:
-        if beta != 0:
-            return Tracked(DBMTL(), beta, sigma=sigma, log_losses=log_losses)
-        return LogLosses(DBMTL()) if log_losses else super().__new__(cls)
-
-    def __init__(self, beta: float = 0.0, *, sigma: float = 0.0, log_losses: bool = False) -> None:
-        super().__init__()
 
 
 class NGDiff(GramMethod):

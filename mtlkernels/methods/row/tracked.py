@@ -21,11 +21,11 @@ class Tracked(KeepsRows):
     .. math:: m_t \leftarrow b \, m_t + (1 - b) g_t, \qquad d = \sum_t w_t m_t
 
     The method gets the Gram matrix of the averages m, computed in the pass that updates them, and d
-    = sum_t w_t m_t. With DBMTL inside it is DB-MTL (arXiv 2308.12029), for which the averages of
-    log-losses were made: `DBMTL(beta=0.9, log_losses=True)`. The averages start at zero, as
-    LibMTL's do, so the first step's is (1 - b) g_t; there is no correction for that. They cost T N
-    numbers of memory, float32 (float64 for float64 gradients). An absent gradient counts as zero.
-    The report's Gram matrix, norms and cosines are those of the averages.
+    = sum_t w_t m_t. `DBMTL` (arXiv 2308.12029) is this with `AvgNorm("max")` and log-losses. The
+    averages start at zero, as LibMTL's do, so the first step's is (1 - b) g_t; there is no
+    correction for that. They cost T N numbers of memory, float32 (float64 for float64 gradients).
+    An absent gradient counts as zero. The report's Gram matrix, norms and cosines are those of the
+    averages.
 
     A step with a gradient that is not finite gives a direction that is not; the averages of the
     elements concerned (with `log_losses`, of a whole task whose loss is not finite) do not change,

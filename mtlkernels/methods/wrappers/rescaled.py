@@ -221,7 +221,7 @@ class LogLosses(_Preconditioned):
     of degree 1.
 
     Args:
-        method: any Gram method; `LogLosses(DBMTL())` is DB-MTL with beta = 0.
+        method: any Gram method; `LogLosses(AvgNorm("max"))` is DB-MTL without averages.
 
     Use when:
         the losses have different units.
