@@ -207,6 +207,7 @@ CHOICES: dict[str, Callable[[Workload, str], Run]] = {
     GRADIENTS: gradients,
     "textbook loop": textbook,
     ROWS: _ours(),
+    'ours collect="ghost"': _ours(collect="ghost"),
     'ours collect="batched"': _ours(collect="batched"),
     "ours rows_dtype=bfloat16": _ours(rows_dtype=torch.bfloat16),
     'ours apply="backward"': _ours(apply="backward"),
@@ -227,6 +228,7 @@ SLOW_TO_COMPILE = (_COMPILED,)
 EXACT = (
     "textbook loop",
     ROWS,
+    'ours collect="ghost"',
     'ours collect="batched"',
     'ours apply="backward"',
 )

@@ -42,7 +42,7 @@ def balanced_loss(
     measure: Sequence[Tensor] | None = None,
     features: Tensor | Sequence[Tensor] | None = None,
     apply: Literal["combine", "backward"] = "combine",
-    collect: Literal["loop", "batched"] = "loop",
+    collect: Literal["loop", "batched", "ghost"] = "loop",
     rows_dtype: torch.dtype | None = None,
     check: bool = False,
     on_report: Callable[[Report], object] | None = None,

@@ -161,12 +161,13 @@ def without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
 def gradients_below(
     cut: Cut,
     cotangents: Sequence[Tensor | None],
-    params: Sequence[Tensor],
+    params: Sequence[Tensor | GradientEdge],
     retain_graph: bool = False,
     again: bool = False,
 ) -> Row:
     """One backward from the cut's edges; P gradients, None where they do not reach.
 
+    params: P parameters, or edges of the graph, of which the gradients that pass are returned.
     again: whether another backward ran through that part of the graph before.
     """
     passed = [(edge, c) for edge, c in zip(cut.edges, cotangents, strict=True) if c is not None]
@@ -175,6 +176,11 @@ def gradients_below(
     edges, kept = zip(*passed, strict=True)
     seeds = [c.clone() for c in kept]  # a Function may work in place on the gradient it gets
     return list(_grad(edges, params, seeds, retain_graph, again=again))
+
+
+def gradient_through(edge: GradientEdge, grad: Tensor | None, param: Tensor) -> Tensor | None:
+    """A parameter's gradient from the one at an edge, which leads to it through one node."""
+    return None if grad is None else _grad([edge], [param], [grad], True, again=True)[0]
 
 
 def add_below(

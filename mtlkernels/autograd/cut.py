@@ -119,7 +119,7 @@ def cut_at_features(
     nodes: list[dict[Node, None]] = []
     for start in starts:
         passed: dict[Place, None] = {}
-        nodes.append(_reach([(start.node, start.output_nr)], given, passed))
+        nodes.append(reach([(start.node, start.output_nr)], given, passed))
         crossed.append(passed)
     union = {node: None for own in nodes for node in own}
     entangled = len(union) < sum(map(len, nodes))
@@ -127,7 +127,7 @@ def cut_at_features(
     under: dict[frozenset[Place], list[int]] = {}  # tasks that cross alike reach alike below
     for passed in crossed:
         if frozenset(passed) not in under:
-            under[frozenset(passed)] = _leaves(_reach(list(passed)), position)
+            under[frozenset(passed)] = _leaves(reach(list(passed)), position)
     trunk = {p for leaves in under.values() for p in leaves}
     for t, (own, passed) in enumerate(zip(above, crossed, strict=True)):
         others = {p for u, leaves in enumerate(above) if u != t for p in leaves}
@@ -152,7 +152,7 @@ def reached_by(starts: Sequence[GradientEdge], params: Sequence[Tensor]) -> list
     for crossed in map(frozenset, cut.crossed):
         if crossed not in below:
             places = [(cut.edges[e].node, cut.edges[e].output_nr) for e in crossed]
-            below[crossed] = _leaves(_reach(places), position)
+            below[crossed] = _leaves(reach(places), position)
     return [
         sorted({*above, *below[frozenset(crossed)]})
         for above, crossed in zip(cut.above, cut.crossed, strict=True)
@@ -238,7 +238,7 @@ def dtypes_below(edges: Sequence[GradientEdge]) -> set[torch.dtype]:
 
     A node of a person's own, or of a compiled or scripted function, may compute in 16 bits inside.
     """
-    nodes = _reach([(edge.node, edge.output_nr) for edge in edges])
+    nodes = reach([(edge.node, edge.output_nr) for edge in edges])
     dtypes = {meta.dtype for node in nodes for meta in node._input_metadata}
     return dtypes | {torch.bfloat16, torch.float16} if any(map(_opaque, nodes)) else dtypes
 
@@ -262,7 +262,7 @@ def _cut(
 ) -> Cut:
     places = {place: None for passed in crossed for place in passed}
     number = {place: e for e, place in enumerate(places)}
-    beneath = _reach([place for node, _ in places for place in _sources(node)])
+    beneath = reach([place for node, _ in places for place in _sources(node)])
     gates: dict[Node, list[tuple[int, int]]] = {}
     for node in nodes:
         hits = [(i, number[at]) for i, at in enumerate(node.next_functions) if at in number]
@@ -294,7 +294,7 @@ def _claim(owner: dict[Node, int], start: Node, task: int) -> None:
         todo += [(source, who) for source, _ in _sources(node)]
 
 
-def _reach(
+def reach(
     starts: Sequence[Place],
     stop: Container[Place] = (),
     passed: dict[Place, None] | None = None,

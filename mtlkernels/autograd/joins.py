@@ -96,15 +96,15 @@ def _behind(place: Place, index: int) -> tuple[Node | None, int, int, int | None
     if kind == "Split":
         return source, number, output * saved._saved_split_size + index, None
     if kind == "Select":
-        return (source, number, _signed(saved._saved_index) % size, None) if size else None
+        return (source, number, signed(saved._saved_index) % size, None) if size else None
     if kind == "Slice":
-        begin = _signed(saved._saved_start)
+        begin = signed(saved._saved_start)
         begin = max(begin + size, 0) if begin < 0 else begin
         return source, number, begin + index * saved._saved_step, None
     return None
 
 
-def _signed(saved: int) -> int:
+def signed(saved: int) -> int:
     """A number saved by autograd, which returns negative ones as unsigned."""
     return saved - 2**64 if saved >= 2**63 else saved
 

@@ -17,7 +17,7 @@ def try_twice(
     params: Sequence[Tensor],
     members: Sequence[int],
     trial: Trial,
-) -> None:
+) -> Row:
     """Runs two passes from the cut, which must give equal gradients and write no .grad.
 
     Args:
@@ -28,12 +28,15 @@ def try_twice(
             there are none.
         trial: compares the two passes.
 
+    Returns:
+        P gradients of the first pass, None elsewhere.
+
     Raises:
         SelfCheckError: the gradients differ, or a pass wrote a .grad.
     """
     trial.compared = not members
     if not members:
-        return
+        return [None] * len(params)
     seeds: Row = []
     for column in zip(*cotangents, strict=True):
         known = [c for c in column if c is not None]
@@ -50,3 +53,4 @@ def try_twice(
     trial.refer_to(rows[0], cut.edges)
     trial.add(rows[1])
     trial.judge()
+    return rows[0]

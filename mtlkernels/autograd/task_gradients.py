@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -138,7 +137,7 @@ def _sum(have: Tensor | None, more: Tensor | None, ratio: Tensor | None) -> Tens
 def collect_rows(
     losses: Sequence[Tensor],
     params: Sequence[Tensor],
-    how: Literal["loop", "batched"],
+    how: str,
     dtype: torch.dtype | None = None,
     scale: Tensor | None = None,
     retain_graph: bool = False,
@@ -149,7 +148,8 @@ def collect_rows(
     Args:
         losses: T scalar losses.
         params: P parameters.
-        how: a backward a loss; or the heads one by one and one batched backward below them.
+        how: "loop", a backward a loss; "batched", the heads one by one and one batched backward
+            below them.
         dtype: what the gradients of float32 parameters are kept in.
         scale: what the gradients are multiplied by, a scalar on the device.
         retain_graph: keep the graph.

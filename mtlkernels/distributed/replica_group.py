@@ -105,6 +105,11 @@ class Meeting(OfRanks):
         held = Held(kept)
         if held.sharded:
             _refuse_pieces(method, options, features)
+        if options.collect == "ghost":
+            raise NotImplementedError(
+                'collect="ghost" finds K of the gradients of one process, and of replicas K is of '
+                "their sums over the ranks, which it never forms: leave collect= out"
+            )
         if features and self.setting.gram != "exact":
             raise ValueError(
                 'gram="unbiased" is for rows over all shared parameters: leave out features='

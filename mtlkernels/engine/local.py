@@ -84,7 +84,7 @@ def backward(
     measure: Sequence[Tensor] | None = None,
     features: Tensor | Sequence[Tensor] | None = None,
     apply: Literal["combine", "backward"] = "combine",
-    collect: Literal["loop", "batched"] = "loop",
+    collect: Literal["loop", "batched", "ghost"] = "loop",
     rows_dtype: torch.dtype | None = None,
     scaler: Scaler | Tensor | None = None,
     retain_graph: bool = False,
@@ -142,7 +142,13 @@ def backward(
         collect: "loop", a backward a loss; "batched", one backward of T gradients below the heads
             (`is_grads_batched`), which saves time where starting operations takes more than
             running them: many losses of a small model, a GPU; `python -m benchmarks
-            --suites steps` compares the two.
+            --suites steps` compares the two. "ghost", the same K without the task gradients of
+            layers whose inputs are small beside their weights (linear, embedding and 1 x 1
+            convolution layers, not under checkpointing or offloading), and one weighted backward:
+            for wide layers and small batches about half of the T backwards' time, and no memory
+            for task gradients there. What it does not know, and what would not gain, keeps its
+            task gradients; the report's `collected` counts the others. Gram methods only, and not
+            over several ranks.
         rows_dtype: what the rows of float32 parameters are kept in, torch.bfloat16 or
             torch.float16; sums over them are float32 and .grad too.
         scaler: a GradScaler, or its scale as a scalar tensor. The losses come unscaled, .grad goes

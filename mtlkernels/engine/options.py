@@ -28,7 +28,7 @@ class Options:
     parts: Sequence[Sequence[Tensor]] | None = None
     measure: Sequence[Tensor] | None = None
     apply: Literal["combine", "backward"] = "combine"
-    collect: Literal["loop", "batched"] = "loop"
+    collect: Literal["loop", "batched", "ghost"] = "loop"
     rows_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
@@ -46,8 +46,8 @@ class Options:
         """
         if self.apply not in ("combine", "backward"):
             raise ValueError(f'apply={self.apply!r}: choose "combine" or "backward"')
-        if self.collect not in ("loop", "batched"):
-            raise ValueError(f'collect={self.collect!r}: choose "loop" or "batched"')
+        if self.collect not in ("loop", "batched", "ghost"):
+            raise ValueError(f'collect={self.collect!r}: choose "loop", "batched" or "ghost"')
         if self.rows_dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(
                 f"rows_dtype={self.rows_dtype}: choose torch.bfloat16 or torch.float16, or leave "
@@ -76,6 +76,7 @@ class Options:
                 "own losses' gradients"
             )
         refused = sorted(given & {"parts", "measure", "features", "apply", "rows_dtype"})
+        refused += ["collect"] if self.collect == "ghost" else []
         if refused:
             raise ValueError(
                 f"{refused[0]}= does not apply to {name}: it takes whole gradients as they are, "
@@ -93,7 +94,12 @@ class Options:
         if self.parts is not None and (features or self.weighted):
             raise ValueError(
                 "parts= makes weights for each part, which no one backward applies: leave out "
-                "measure=, features= and apply="
+                'measure=, features=, apply= and collect="ghost"'
+            )
+        if self.collect == "ghost" and self.apply != "combine":
+            raise ValueError(
+                'collect="ghost" already takes one weighted backward: leave out apply="backward", '
+                "which finds K in another way"
             )
         if where and self.collect != "loop":
             raise ValueError(
@@ -101,7 +107,8 @@ class Options:
             )
         if self.rows_dtype is not None and (features or self.weighted):
             raise ValueError(
-                "rows_dtype= is for rows that are kept: measure=, features= and apply= keep none"
+                "rows_dtype= is for rows that are kept: measure=, features=, apply= and "
+                'collect="ghost" keep none'
             )
 
     def of_plain_step(self) -> Options:
@@ -111,7 +118,7 @@ class Options:
     @property
     def weighted(self) -> bool:
         """Whether the direction comes from one weighted backward."""
-        return self.measure is not None or self.apply == "backward"
+        return self.measure is not None or self.apply == "backward" or self.collect == "ghost"
 
 
 def check_step(
@@ -144,7 +151,7 @@ def check_step(
 def check_keeps_rows(method: AnyMethod, options: Options) -> None:
     """Raises ValueError where there would be no rows to accumulate."""
     if weighs_losses(method) or options.weighted or keeps_weights(method):
-        who = "measure= or apply=" if options.weighted else type(method).__name__
+        who = 'measure=, apply= or collect="ghost"' if options.weighted else type(method).__name__
         raise ValueError(
             f"accumulate= adds up the task gradients of micro-batches, and {who} stores none: "
             "leave it out, so that each micro-batch is weighed on its own"

@@ -40,6 +40,7 @@ from mtlkernels.autograd.backwards import (
 from mtlkernels.autograd.cut import Cut, cut_at_features, cut_at_heads
 from mtlkernels.autograd.repeated import try_twice
 from mtlkernels.autograd.self_check import SelfCheck
+from mtlkernels.engine.ghost_gram import check_ghosts, gram_of_ghosts
 from mtlkernels.engine.options import Options
 from mtlkernels.engine.parameters import refuse_reentrant_checkpoints, shared_positions, trainable
 from mtlkernels.report import Report, Status
@@ -60,9 +61,10 @@ def backward_weighted(
     """One weighted backward, with kept weights or with those of what is measured."""
     losses = stack(values)
     heads = run_heads(values, params, options, features, scale, retain_graph)
+    summed: Row | None = None
     if check is not None and (trial := check.trial(tasks, params)) is not None:
         members = _run_again(heads, params, options, kept is None and features is None)
-        try_twice(heads.cut, heads.above.cotangents, params, members, trial)
+        summed = try_twice(heads.cut, heads.above.cotangents, params, members, trial)
         reach = [{*own, *heads.cut.below} for own in heads.cut.above]
         check.saw(tasks, params, reach, trial)
     if not heads.balanced:
@@ -73,6 +75,12 @@ def backward_weighted(
         status = torch.where(losses.isfinite(), 0, Status.NON_FINITE.value)
         own = kept_head_weights(method, kept) if options.weight_heads else None
         found = Balanced(None, kept, status, head_weights=own)
+    elif options.collect == "ghost":
+        gram, share = gram_of_ghosts(heads.cut, heads.above, params, heads.balanced, losses.device)
+        where = f"measured on {share}"
+        if summed is not None:
+            check_ghosts(gram, summed, heads.above, heads.balanced)
+        found = balance_gram(gram, cast(Weighting, method), losses, scale, options.weight_heads)
     else:
         named = "all rows" if options.measure is None else "given parameters"
         where = f"measured on {named if features is None else 'features'}"

@@ -25,6 +25,7 @@ WAYS = [
     {},
     {"collect": "batched"},
     {"apply": "backward"},
+    {"collect": "ghost"},
     {"measure": True},
     {"features": True},
     {"every": 2},
@@ -74,8 +75,8 @@ def _kept(tensor: Tensor, saved: list[weakref.ref[Tensor]]) -> Tensor:
         ({"parts": [[]], "features": True}, "which no one backward applies"),
         ({"parts": [[]], "weight_heads": True}, "one a task and part"),
         ({"apply": "sum"}, 'choose "combine" or'),
-        ({"collect": "vmap"}, 'choose "loop" or "batched"'),
-        ({"collect": "auto"}, 'choose "loop" or "batched"'),
+        ({"collect": "vmap"}, 'choose "loop", "batched" or "ghost"'),
+        ({"collect": "auto"}, 'choose "loop", "batched" or "ghost"'),
     ],
     ids=str,
 )

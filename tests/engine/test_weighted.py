@@ -52,6 +52,7 @@ WAYS = {
     "rows": {},
     "batched": {"collect": "batched"},
     "no rows": {"apply": "backward"},
+    "ghost": {"collect": "ghost"},
 }
 
 
