@@ -117,10 +117,9 @@ def aggregate(
             `PerPart(method, len(parts))`.
 
     Returns:
-        direction: P tensors in the shapes and strides of their parameters (of each first gradient
-            where `params` is not given), None where all tasks have None. They are views of one flat
-            vector for each dtype and device.
-        report: Gram matrix, weights, status and what follows from them, see `Report`.
+        The direction, P tensors in the shapes and strides of their parameters (of each first
+        gradient if `params` is not given), None where all tasks have None; they are views of one
+        flat vector for each dtype and device. And the report of the step, see `Report`.
 
     Raises:
         ValueError, TypeError: the gradients do not fit together, see `layout.group_gradients`;

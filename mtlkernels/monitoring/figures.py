@@ -1,9 +1,8 @@
-"""Pictures of a run from a monitor's records; they need matplotlib, the extra `plot`.
+"""Figures of a run from a monitor's records; they need matplotlib, the extra `plot`.
 
-Each function takes records, as `Monitor.flush` gives them or `mtlkernels.monitoring.records.read`
-reads them from a `JSONL` file, and the Axes to draw on; without Axes it makes a figure of its own,
-which `axes.figure.savefig(path)` saves. No window is opened and no global state of matplotlib is
-touched.
+Each function takes records, from `Monitor.flush` or `mtlkernels.monitoring.records.read`, and the
+Axes to draw on; without Axes it creates a figure, which `axes.figure.savefig(path)` saves. No
+window is opened, and matplotlib's global state does not change.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ def losses(records: Sequence[Record], axes: Axes | None = None) -> Axes:
 
 
 def norms(records: Sequence[Record], axes: Axes | None = None) -> Axes:
-    """Norms of the tasks' gradients over the steps, on a logarithmic scale."""
+    """Norms of the task gradients over the steps, on a logarithmic scale."""
     return _lines(records, "norms", "gradient norm", axes, log=True)
 
 
 def weights(records: Sequence[Record], axes: Axes | None = None) -> Axes:
-    """The tasks' weights over the steps; those of a method that weighs parts apart are not one."""
+    """The tasks' weights over the steps; none for a method with separate weights for each part."""
     return _lines(records, "weights", "weight", axes)
 
 
 def shares(records: Sequence[Record], axes: Axes | None = None) -> Axes:
-    """Each task's part in the direction over the steps; they add up to 1."""
+    """Each task's share of the direction over the steps; they add up to 1."""
     axes = _lines(records, "shares", "share of the direction", axes)
     axes.axhline(0, color="black", linewidth=0.8)
     return axes
@@ -64,7 +63,7 @@ def conflict_rate(records: Sequence[Record], axes: Axes | None = None) -> Axes:
 
 
 def cosines(records: Sequence[Record], axes: Axes | None = None) -> Axes:
-    """Heat map of the cosines between the tasks' gradients, means over the run."""
+    """Heat map of the cosines between the task gradients, means over the run."""
     axes = _axes(axes)
     tasks, values = records[0]["tasks"], mean(records, "cosines")
     axes.set_title("cosine between gradients")
@@ -88,7 +87,8 @@ def cosines(records: Sequence[Record], axes: Axes | None = None) -> Axes:
 def conflict_rate_by_part(records: Sequence[Record], axes: Axes | None = None) -> Axes:
     """Share of the pairs of tasks that conflict in each layer, of those in which both reach it.
 
-    The records are of a `Monitor(..., parts=names)`; parts that no two tasks reach are left out.
+    The records are those of a `Monitor(..., parts=names)`; parts with fewer than two tasks are left
+    out.
     """
     axes = _axes(axes)
     rates = conflicts_by_part(records)
@@ -123,7 +123,7 @@ def summary(records: Sequence[Record], title: str = "") -> Figure:
 def _lines(
     records: Sequence[Record], name: str, title: str, axes: Axes | None, log: bool = False
 ) -> Axes:
-    """One line a task."""
+    """One line per task."""
     axes = _axes(axes)
     values, tasks = column(records, name), records[0]["tasks"]
     axes.set(title=title, xlabel="step")

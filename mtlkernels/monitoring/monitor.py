@@ -1,4 +1,4 @@
-"""Running averages of reports, fetched from the device now and then and handed to sinks."""
+"""Running averages of reports, which are read from the device now and then and given to sinks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mtlkernels.report import Report, Status
 
 
 class Monitor:
-    """Averages what reports say over k steps, and writes one record for them.
+    """Averages reports over k steps and writes one record for them.
 
         monitor = Monitor(JSONL("run.jsonl"), every=50)
         for batch in loader:
@@ -31,21 +31,21 @@ class Monitor:
             monitor(optimizer.backward(losses))
 
     Between records everything stays on the device; a record costs one transfer of a few T x T
-    numbers. A record holds `step` (the last one), `steps` (how many are in the averages), `tasks`,
-    `statistic` (of the last Gram matrix, see `Report`; as no number it stands in JSONL only),
-    means of `losses`, `weights` and what `Report` tells under the same names: `norms`,
+    numbers. A record holds `step` (the last one), `steps` (how many are averaged), `tasks`,
+    `statistic` (of the last Gram matrix, see `Report`; in JSONL only, because it is not a number),
+    and means of `losses`, `weights` and the following methods of `Report`: `norms`,
     `weighted_norms`, `projections`, `shares`, `cosines`, `conflicts`, `magnitude_similarity`,
     `curvature_bound`, `conflict_rate`, `norm_ratio` and `direction_norm`; and `status`, for each
-    task the names of all flags that came up. `known` is the share of the steps in which a pair's
-    cosine is finite, or on the diagonal a task's norm; the mean of `conflicts` is how often two
-    tasks did, of those steps. Means are over the steps in which a number is finite and known, and
-    NaN, in JSON null, where there is none such step, so a step without a task is in none of the
-    task's; `weights` are NaN where parts had different
-    ones. The condition number is not among them: each step's would wait for a GPU.
+    task the names of all flags that were set. `known` is the share of the steps in which a pair's
+    cosine (on the diagonal, a task's norm) is finite; the mean of `conflicts` is how often two
+    tasks conflicted in those steps. Means are over the steps in which a number is finite and known,
+    and NaN (null in JSON) if there is none; so a step without a task does not count for that task.
+    `weights` are NaN if parts had different ones. The condition number is left out, because it
+    would wait for a GPU in every step.
 
-    With names of parts, `parts` has for each of them means of `norms`, `cosines` and
-    `conflict_rate` there, of steps taken with `parts=`; of all steps those of `pairs`, how many
-    pairs of tasks both reach it with a known gradient, and of `conflicting_pairs` among them:
+    With names of parts, `parts` has for each part the means of `norms`, `cosines` and
+    `conflict_rate` over the steps taken with `parts=`, and over all steps the means of `pairs` (how
+    many pairs of tasks both reach the part with a known gradient) and of `conflicting_pairs`:
 
         layers = mtlkernels.named_parts(model.encoder)  # heads have no pairs, only columns
         optimizer = MTLOptimizer(base, Whole(PCGrad()), parts=list(layers.values()))
@@ -56,13 +56,13 @@ class Monitor:
             has, or with `log(numbers, step=step)` as Weights & Biases' run has.
         every: k, at least 1.
         parts: names of the parts, in the order of `parts=`.
-        step: how many steps were taken before, for a run that is continued. Without it the steps
-            start at 1 again, and Weights & Biases drops them, TensorBoard draws over the old ones.
+        step: how many steps were taken before, for a continued run. Without it the steps start at 1
+            again; Weights & Biases then drops them, and TensorBoard draws over the old ones.
 
     Raises:
-        TypeError: a sink is none.
-        ValueError: every is no positive whole number, step a negative or none, or two parts have
-            one name.
+        TypeError: a sink is of another kind.
+        ValueError: every is not a positive integer, step is not a non-negative integer, or two
+            parts have one name.
     """
 
     def __init__(
@@ -84,11 +84,12 @@ class Monitor:
 
     @torch.no_grad()
     def __call__(self, report: Report) -> None:
-        """Takes one step's report; writes a record after every k-th.
+        """Adds one step's report; writes a record after every k-th.
 
         Raises:
-            ValueError: it has a task that the first one has not, its parts are not as many as there
-                are names, or names with slashes make two columns of a sink one.
+            ValueError: the report has a task that the first one did not have or another number of
+                parts than there are names, or names with slashes give two columns of a sink one
+                name.
         """
         if self._tasks not in ((), report.tasks):
             if not set(report.tasks) <= set(self._tasks):
@@ -117,7 +118,7 @@ class Monitor:
     def flush(self) -> dict[str, Any] | None:
         """Writes the record of the steps since the last one; None where there are none.
 
-        What sinks raise, the first of it, is raised once all of them have been written to.
+        If sinks raise, the first error is raised after all of them have been written to.
         """
         if self._totals is None:
             return None
@@ -161,7 +162,7 @@ class Monitor:
         return record
 
     def postfix(self, report: Report) -> dict[str, str]:
-        """Losses and weights of a step for a progress bar. Reads them from the device."""
+        """Returns losses and weights of a step for a progress bar. Reads them from the device."""
         shown = {}
         for name, values in (("loss", report.losses), ("weight", report.weights)):
             if values is not None and values.dim() == 1:
@@ -171,7 +172,7 @@ class Monitor:
 
 
 def _shapes(T: int, B: int) -> dict[str, torch.Size]:
-    """What a record's numbers are."""
+    """The shapes of a record's numbers, by name."""
     whole = {
         **dict.fromkeys(VECTORS, torch.Size([T])),
         **dict.fromkeys(MATRICES, torch.Size([T, T])),
@@ -185,7 +186,7 @@ def _by_part(name: str) -> str:
 
 
 def _numbers(report: Report, parts: tuple[str, ...]) -> Tensor:
-    """All of them in one float64 vector, NaN where the report does not know."""
+    """All numbers in one float64 vector, NaN where the report has none."""
     found = _found(report, parts)
     device = report.status.device
     numbers = []
@@ -199,7 +200,7 @@ def _numbers(report: Report, parts: tuple[str, ...]) -> Tensor:
 
 
 def _of_present(name: str, value: Tensor, here: Tensor) -> Tensor:
-    """A record's numbers, NaN where they speak of an absent task; there no pair is known."""
+    """A record's numbers, NaN for absent tasks, whose pairs are not known."""
     kind = name.removeprefix(_by_part(""))
     pair = here & here[:, None]
     if kind == "known":
@@ -210,7 +211,7 @@ def _of_present(name: str, value: Tensor, here: Tensor) -> Tensor:
 
 
 def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
-    """What the report knows, by name."""
+    """The report's numbers, by name."""
     T, device = len(report.tasks), report.status.device
     found: dict[str, Tensor | None] = {
         "losses": report.losses,
@@ -252,7 +253,7 @@ def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
 
 
 def _conflicts(report: Report) -> Tensor:
-    """Those of known cosines: an infinite product has a sign, and no cosine."""
+    """Conflicts of pairs with a known cosine: an infinite product has a sign but no cosine."""
     return torch.where(report.cosines().isfinite(), report.conflicts(), torch.nan)
 
 
@@ -267,7 +268,7 @@ def _pairs(report: Report) -> dict[str, Tensor]:
 
 
 def _apart(report: Report) -> Tensor:
-    """(1) whether the parts have weights of their own, so that no one number is a task's."""
+    """(1) whether the parts have different weights, so that a task has no single weight."""
     weights = report.weights
     if weights is None or weights.dim() == 1:
         return torch.zeros(1)
@@ -283,7 +284,7 @@ def _check_parts(names: tuple[str, ...], num_parts: int) -> None:
 
 
 def _flags(status: Tensor) -> Tensor:
-    """(T * bits) whether each flag of each task is up."""
+    """(T * bits) whether each flag of each task is set."""
     bits = torch.arange(_bits(), device=status.device)
     return (status[:, None] >> bits & 1).reshape(-1)
 

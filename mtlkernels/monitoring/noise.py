@@ -1,4 +1,4 @@
-"""What micro-batches tell that one batch cannot: the Gram matrix without noise, and the noise."""
+"""Estimates from micro-batches: the Gram matrix without noise, and the noise scale."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mtlkernels.aggregation.weighting import total_gram
 
 
 class NoiseMeter:
-    """Compares the gradients of independent micro-batches of one size.
+    """Estimates gradient noise by comparing independent micro-batches of one size.
 
         meter = NoiseMeter(samples=16)
         for step in range(100):
@@ -20,20 +20,21 @@ class NoiseMeter:
             meter.step()
         meter.gram(), meter.noise_scale()
 
-    Noise makes every norm of a batch's gradient too long, and noise that tasks share turns their
-    cosines. For M micro-batches with gradients g_m, of Gram matrices K_m, and G that of their mean,
+    Noise makes the gradients of a batch too long, and noise that tasks share changes their cosines.
+    For M micro-batches with Gram matrices K_m, and G the Gram matrix of their mean gradients,
 
         U = (M G - mean_m K_m) / (M - 1)
 
-    has none of it: it is the mean of the products <g_m, h_n> over m != n. It may be indefinite.
-    Little signal makes U uncertain, so it is averaged over steps, and the noise scale is a ratio of
-    two averages. Nothing is read back from the device. It keeps the sum of a step's gradients.
+    is free of this bias: it is the mean of the products <g_m, h_n> over m != n. It may be
+    indefinite. With little signal U is uncertain, so it is averaged over steps, and the noise scale
+    is a ratio of two averages. Nothing is read back from the device. The meter stores the sum of a
+    step's gradients.
 
     Args:
-        samples: how many samples a micro-batch has.
+        samples: the number of samples in a micro-batch.
 
     Raises:
-        ValueError: samples is no positive whole number.
+        ValueError: samples is not a positive integer.
     """
 
     def __init__(self, samples: int) -> None:
@@ -49,10 +50,10 @@ class NoiseMeter:
 
     @torch.no_grad()
     def add(self, task_grads: TaskGrads) -> None:
-        """Takes a micro-batch's gradients: T lists of P tensors, None where there is none.
+        """Adds a micro-batch's gradients: T lists of P tensors, None for an absent gradient.
 
         Raises:
-            ValueError: there are other tasks or parameters than in the micro-batch before.
+            ValueError: the tasks or parameters differ from those of the micro-batch before.
         """
         rows = [list(row) for row in task_grads]
         if self._count:
@@ -71,8 +72,7 @@ class NoiseMeter:
         """Ends a step, after which the parameters may change.
 
         Returns:
-            (T, T) float64, U of its micro-batches. Where it is not finite it is left out of the
-            averages.
+            (T, T) float64, U of its micro-batches. If it is not finite, the averages leave it out.
 
         Raises:
             ValueError: fewer than two micro-batches were added.
@@ -97,7 +97,7 @@ class NoiseMeter:
         return gram
 
     def gram(self) -> Tensor:
-        """(T, T) float64, the mean of U over the steps: of the gradients without their noise.
+        """(T, T) float64, the mean of U over the steps: the Gram matrix without noise.
 
         Raises:
             ValueError: no step has ended.
@@ -108,9 +108,9 @@ class NoiseMeter:
     def noise_scale(self) -> Tensor:
         """(T) each task's simple noise scale tr(S) / |g|^2 in samples (arXiv 1812.06162).
 
-        S is the covariance of one sample's gradient, g the gradient without noise. A batch of as
-        many samples has as much noise as signal; much larger ones gain little, smaller ones are
-        mostly noise. Infinite where the averages show no signal, NaN where there was no gradient.
+        S is the covariance of one sample's gradient, g the gradient without noise. A batch of that
+        size has as much noise as signal; a much larger one gains little, a smaller one is mostly
+        noise. Infinite if the averages show no signal, NaN if there was no gradient.
 
         Raises:
             ValueError: no step has ended.
@@ -126,7 +126,7 @@ class NoiseMeter:
 
 
 def _check_alike(have: list[list[Tensor | None]], more: list[list[Tensor | None]]) -> None:
-    """Raises ValueError where two micro-batches' gradients cannot be added up."""
+    """Raises ValueError if the gradients of two micro-batches cannot be added up."""
     if list(map(len, have)) != list(map(len, more)):
         raise ValueError(
             f"a micro-batch has gradients of {len(more)} tasks, {list(map(len, more))}, those "

@@ -1,4 +1,4 @@
-"""A monitor's records, read back from the lines that `JSONL` wrote, as numbers over the run."""
+"""A monitor's records, read from a `JSONL` file, and their means over the run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Record = Mapping[str, Any]
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a file, at least one.
+    """Reads the records of a file, at least one.
 
     Raises:
-        ValueError: the file is not there or cannot be read, holds no record, a line that is none,
-            or records of different tasks or parts; one sentence that names the line.
+        ValueError: the file does not exist or cannot be read, has no record, a line that is not a
+            record, or records of different tasks or parts; the message names the line.
     """
     path = Path(path)
     try:
@@ -59,7 +59,7 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
 
 
 def _wrong(record: Any) -> str | None:
-    """What keeps it from being a record; None for one."""
+    """Says why an object is not a record; None if it is one."""
     if not isinstance(record, dict):
         return "it is no object"
     for name in ("step", "steps"):
@@ -98,7 +98,7 @@ def _shape(name: str, T: int) -> tuple[int, ...]:
 
 
 def _fits(value: Any, shape: tuple[int, ...]) -> bool:
-    """Whether it is numbers, or null, nested that way."""
+    """Whether a value consists of numbers or null, nested in this shape."""
     if not shape:
         return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     return (
@@ -121,16 +121,16 @@ def _check_alike(first: Record, record: Record, where: str) -> None:
 
 
 def column(records: Sequence[Record], name: str, part: str | None = None) -> Tensor:
-    """(R, ...) float64: a number of all R records, in a part or in the whole; NaN for null."""
+    """(R, ...) float64: one number of all R records, of a part or of the whole; NaN for null."""
     found = [record if part is None else record["parts"][part] for record in records]
     return torch.tensor([_with_nan(numbers[name]) for numbers in found], dtype=torch.float64)
 
 
 def mean(records: Sequence[Record], name: str, part: str | None = None) -> Tensor:
-    """The mean of a number over the run's records; NaN where never known.
+    """The mean of a number over the run's records; NaN if it is never known.
 
-    What comes from the Gram matrix counts for the steps in which it is `known`. Losses, weights and
-    what parts have count for all steps of their record, also where their own mean is over fewer.
+    A number from the Gram matrix is weighted by the steps in which it is `known`; losses, weights
+    and numbers of parts by all steps of their record, even if their own mean is over fewer.
     """
     values = column(records, name, part)
     steps = torch.tensor([record["steps"] for record in records], dtype=torch.float64)
@@ -163,7 +163,7 @@ def steps_known(records: Sequence[Record]) -> Tensor:
 
 
 def steps_taken(records: Sequence[Record]) -> list[int]:
-    """R numbers of steps since the first: `step`, but growing on where a run was continued."""
+    """R numbers of steps since the first: like `step`, but growing on in a continued run."""
     taken, total = [], 0
     for record in records:
         total += record["steps"]
@@ -199,12 +199,12 @@ def flags(records: Sequence[Record]) -> list[tuple[str, str, int]]:
 
 
 def unbiased(records: Sequence[Record]) -> bool:
-    """Whether some of the numbers are of a Gram matrix without the batch's noise."""
+    """Whether some of the numbers are from an unbiased Gram matrix (`gram="unbiased"`)."""
     return any(record["statistic"] == "unbiased" for record in records)
 
 
 def conflicts_by_part(records: Sequence[Record]) -> dict[str, float]:
-    """Share of the pairs that conflict there, of those in which both tasks reach the part.
+    """Part -> share of the pairs that conflict there, among those in which both tasks reach it.
 
     A task's head, which no other task reaches, has no pairs and is left out.
     """

@@ -1,4 +1,4 @@
-"""Where records go: files of our own, or what another library logs with."""
+"""Sinks for records: a JSONL file, or the logger of another library."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ PART = ("norms", "cosines", "conflict_rate", *PAIRS)  # of each part
 
 
 class Sink(Protocol):
-    """What takes a record, see `Monitor`."""
+    """Takes the records of a `Monitor`."""
 
     def write(self, record: Mapping[str, Any]) -> None: ...
 
 
 class JSONL:
-    """A file with one JSON object a line; an interrupted run's is continued.
+    """A file with one JSON object per line, to which a continued run appends.
 
-    A run that goes on from a checkpoint of step n appends to its file and counts on:
+    A run that continues from the checkpoint of step n also continues its count of steps:
 
         monitor = Monitor(JSONL("run.jsonl"), step=n)
 
     Args:
-        path: it is appended to.
+        path: the file; new records are appended.
 
     Raises:
-        ValueError: the path's folder is not there, or it is a folder itself.
+        ValueError: the path's folder does not exist, or the path is a folder.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = _checked(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends a line, NaN as null, and closes the file: nothing is lost by a crash."""
+        """Appends a line, with NaN as null, and closes the file, so that a crash loses nothing."""
         text = json.dumps(_without_nan(record), allow_nan=False) + "\n"
         with self.path.open("a+b") as file:
             _append_line(file, text.encode())
@@ -57,7 +57,7 @@ def _checked(path: str | os.PathLike[str]) -> Path:
 
 
 def _append_line(file: BinaryIO, line: bytes) -> None:
-    """A line that was cut off before it stays one of its own."""
+    """Appends a line, and first ends a line that was cut off."""
     if file.seek(0, os.SEEK_END):
         file.seek(-1, os.SEEK_END)
         line = line if file.read() == b"\n" else b"\n" + line
@@ -70,7 +70,7 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_names(tasks: Sequence[str], parts: Sequence[str]) -> None:
-    """Raises ValueError where two of a record's numbers, one by one, would have one name."""
+    """Raises ValueError if two numbers of a record would have one name."""
     zeros: dict[str, Any] = dict.fromkeys(SCALARS, 0.0)
     zeros |= dict.fromkeys(VECTORS, [0.0] * len(tasks))
     zeros |= dict.fromkeys(MATRICES, [[0.0] * len(tasks)] * len(tasks))
@@ -122,10 +122,10 @@ class _Log:
 
 
 def as_sink(sink: Any) -> Sink:
-    """A sink of ours, around what another library logs with.
+    """Wraps the logger of another library as a sink.
 
     Raises:
-        TypeError: it is neither, as far as can be told before the first record.
+        TypeError: the object is neither a sink nor a logger, as far as its signature shows.
     """
     if isinstance(sink, JSONL):
         return sink
@@ -140,10 +140,10 @@ def as_sink(sink: Any) -> Sink:
     )
 
 
-def _takes(function: Any, untold: bool, *args: Any, **kwargs: Any) -> bool:
-    """Whether it can be called so; `untold` where it is compiled and does not tell.
+def _takes(function: Any, unknown: bool, *args: Any, **kwargs: Any) -> bool:
+    """Whether a function accepts these arguments; `unknown` if it has no signature.
 
-    A compiled writer may have `add_scalar`, but `log` is a logarithm there: `math.log`.
+    A compiled object with `add_scalar` is a writer; a compiled `log` is a logarithm (`math.log`).
     """
     if not callable(function):
         return False
@@ -152,7 +152,7 @@ def _takes(function: Any, untold: bool, *args: Any, **kwargs: Any) -> bool:
     except TypeError:
         return False
     except ValueError:
-        return untold
+        return unknown
     return True
 
 
