@@ -32,6 +32,9 @@ default_role = "code"  # docstrings put names between single backquotes
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_numpy_docstring = False
+napoleon_custom_sections = [
+    "Returns"
+]  # as text: the default takes what is before a colon for a type
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!mtlkernels).*")]  # torch's names have no inventory here
 html_theme = "furo"

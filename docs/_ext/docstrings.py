@@ -51,8 +51,9 @@ def _in_section(above: list[str]) -> bool:
 
 
 def _escaped(line: str) -> str:
-    """The line without substitutions, references and emphasis, outside of backquotes."""
+    """The line without substitutions, references, emphasis and lists, as "(T)" and "T." begin."""
+    line = re.sub(r"(?<=: )(?=\w\.(\s|$))", r"\\", line)
     parts = re.split(r"(`[^`]*`)", line)
     for i in range(0, len(parts), 2):
-        parts[i] = re.sub(r"([|*]|(?<=\w)_(?!\w))", r"\\\1", parts[i])
+        parts[i] = re.sub(r"([|*]|(?<=\w)_(?!\w)|\((?=\w\)))", r"\\\1", parts[i])
     return "".join(parts)

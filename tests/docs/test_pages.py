@@ -10,6 +10,9 @@ import pytest
 import torch
 from pages import ON_SEVERAL_RANKS, ROOT, code_of, marks, pages, prelude
 
+import mtlkernels
+from mtlkernels.methods import METHODS
+
 CODE = {
     f"{page}#{heading}" if heading else page: code
     for page in pages()
@@ -64,3 +67,10 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
         assert there.exists(), f"{page} links to {target}"
         if anchor:
             assert anchor in anchors(there.read_text()), f"{page} links to {target}"
+
+
+def test_every_public_name_has_a_place_in_the_reference() -> None:
+    reference = (ROOT / "docs" / "api.md").read_text()
+    named = set(re.findall(r"^\.\. auto\w+:: mtlkernels\.(\w+)", reference, re.M))
+    methods = {cls.__name__ for cls in METHODS.values()}
+    assert set(mtlkernels.__all__) <= named | methods
