@@ -20,12 +20,12 @@ from benchmarks.suite.pages import fill
 from benchmarks.suite.providers import PROVIDERS
 from benchmarks.suite.results import Results, Row, environment, load, load_average
 from benchmarks.suite.stages import stages, step
-from benchmarks.suite.steps import Work, steps
+from benchmarks.suite.steps import Work, memory, steps
 from benchmarks.suite.tables import text
 from benchmarks.suite.timing import CLOCKS
 from examples.demo.names import gram_methods
 
-SUITES = ("steps", "providers", "stages", "step", "scaling")
+SUITES = ("steps", "memory", "providers", "stages", "step", "scaling")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -88,6 +88,13 @@ def measure(options: argparse.Namespace, results: Results) -> None:
                 for model, tasks in plans.steps(options.full, options.models, options.tasks):
                     work = Work(model, tasks, method, options.device)
                     add(steps(work, plans.choices(options.choices, options.full), options.seconds))
+    if "memory" in options.suites:
+        with torch.enable_grad():
+            for method in options.methods:
+                for model, counts in plans.memories(options.models, options.tasks):
+                    works = [Work(model, T, method, options.device) for T in counts]
+                    names = plans.choices(options.choices, options.full)
+                    add([row for work in works for row in memory(work, names)])
     if "scaling" in options.suites:
         for point in points(options.full):
             add(
@@ -132,9 +139,9 @@ def _parser() -> argparse.ArgumentParser:
         help="providers: one set of gradients, as a backward leaves them in the cache")  # fmt: skip
     add("--methods", type=gram_methods, default=["pcgrad"], help="Gram methods (default: pcgrad)")
     add("--providers", type=_of(PROVIDERS), default=[], help="names as printed, split by commas")
-    add("--models", type=_of(MODELS), default=[], help=f"steps: of {', '.join(MODELS)}")
+    add("--models", type=_of(MODELS), default=[], help=f"steps and memory: of {', '.join(MODELS)}")
     add("--choices", type=_of(CHOICES), default=[],
-        help="steps: names as printed; the plain step is always there")  # fmt: skip
+        help="steps and memory: names as printed; the plain step is always there")  # fmt: skip
     add("--suites", type=_of(SUITES), default=["providers", "stages", "step"],
         help=f"of {', '.join(SUITES)} (default: providers, stages, step)")  # fmt: skip
     add("--seconds", type=float, default=2.0, help="budget of a table (default: %(default)s)")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 from benchmarks.suite.results import Results, Row
-from benchmarks.suite.tables import WHOLE_HEAD, milliseconds, ratio, whole_steps
+from benchmarks.suite.tables import WHOLE_HEAD, memory_tables, milliseconds, ratio, whole_steps
 from benchmarks.suite.targets import TORCHJD, targets, times_ours
 
 BLOCK = re.compile(r"(<!-- bench: (?!end)([\w-]+) -->\n).*?(<!-- bench: end -->)", re.DOTALL)
@@ -180,6 +180,12 @@ def whole(results: Results) -> str:
     return _table(lines)
 
 
+def memory(results: Results) -> str:
+    """Peak memory of each way to take a step, a table a model."""
+    tables = memory_tables(results).items()
+    return "\n".join(_table([[model, *lines[0][1:]], *lines[1:]]) for model, lines in tables)
+
+
 def scaling(results: Results) -> str:
     """Along each axis."""
     lines = [["axis", "N", "T", "tensors", "threads", "ms", "GB/s", "x copy"]]
@@ -203,5 +209,6 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "stages": stages,
     "steps": steps,
     "whole-steps": whole,
+    "memory": memory,
     "scaling": scaling,
 }

@@ -45,6 +45,8 @@ WHOLE_FULL = [
     ("recommender", 8),
     *(("wide", T) for T in (8, 40)),
 ]
+MEMORY_MODELS = ("wide", "recommender", "resnet18_narrow", "demo")
+MEMORY_TASKS = (3, 8, 40)
 STEPS_QUICK = [("dense maps", 3)]
 STEPS_FULL = [("dense maps", 2), ("dense maps", 3), ("dense maps", 8), ("digits", 2)]
 # Elements of a large case: there the reference, in float64, would take most of a run's time, and
@@ -89,6 +91,11 @@ def steps(full: bool, models: Sequence[str], tasks: Sequence[int]) -> list[tuple
     if not models and not tasks:
         return plan
     return [(m, T) for m in models or dict.fromkeys(m for m, _ in plan) for T in tasks or (3, 8)]
+
+
+def memories(models: Sequence[str], tasks: Sequence[int]) -> list[tuple[str, Sequence[int]]]:
+    """The models of the table of memory, each with its numbers of tasks."""
+    return [(model, tasks or MEMORY_TASKS) for model in models or MEMORY_MODELS]
 
 
 def choices(asked: Sequence[str], full: bool) -> list[str]:

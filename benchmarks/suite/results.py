@@ -25,7 +25,7 @@ class Row:
     """One measurement, or why there is none.
 
     Attributes:
-        suite: "steps", "providers", "stages", "step" or "scaling".
+        suite: "steps", "memory", "providers", "stages", "step" or "scaling".
         case, tasks, dtype, method, tensors, numel, threads: of what; numel and tensors of one task.
         name: of the provider, the stage or the part.
         bytes: that have to be moved; 0 where that is not the question.

@@ -42,13 +42,42 @@ def steps(what: Work, names: Sequence[str], budget: float) -> list[Row]:
         names: of `CHOICES`.
         budget: seconds for all turns, shared by the two clocks.
     """
+    runs, rows, directions = _set_up(what, names, "steps")
+    wall = interleaved(runs, budget / 2, what.device)
+    # The time of one thread; torch's others would not be in it.
+    one = what.device.type == "cpu" and torch.get_num_threads() == 1
+    thread = interleaved(runs, budget / 2, what.device, CLOCKS["cpu"]) if one else {}
+    for name, seconds in wall.items():
+        cycle = CYCLES.get(name, 1)
+        low, median, high = (quartile / cycle for quartile in quartiles(seconds))
+        rows[name] = replace(
+            rows[name],
+            seconds=(low, median, high),
+            turns=len(seconds),
+            how="wall",
+            thread=quartiles(thread[name])[1] / cycle if one else None,
+            error=_distance(directions.get(name), directions.get(ROWS)),
+        )
+    return list(rows.values())
+
+
+def memory(what: Work, names: Sequence[str]) -> list[Row]:
+    """`steps` that measures memory and takes no time, so that it does not matter what else runs."""
+    _, rows, _ = _set_up(what, names, "memory")
+    return list(rows.values())
+
+
+def _set_up(
+    what: Work, names: Sequence[str], suite: str
+) -> tuple[dict[str, Callable[[], str]], dict[str, Row], dict[str, Tensor]]:
+    """By name: what to time, a row with the memory of a step, and the direction of one."""
     torch.manual_seed(0)
     work = MODELS[what.model](what.tasks).to(what.device)
     runs: dict[str, Callable[[], str]] = {}
     rows: dict[str, Row] = {}
     directions: dict[str, Tensor] = {}
     blank = Row(
-        *("steps", what.model, what.tasks, "float32", what.method, ""),
+        *(suite, what.model, what.tasks, "float32", what.method, ""),
         tensors=len(work.shared),
         numel=sum(param.numel() for param in work.shared),
         threads=torch.get_num_threads(),
@@ -70,22 +99,7 @@ def steps(what: Work, names: Sequence[str], budget: float) -> list[Row]:
         rows[name] = replace(blank, name=name, peak=peak, told=told)
         if name not in (PLAIN, GRADIENTS):
             directions[name] = _direction(own)
-    wall = interleaved(runs, budget / 2, what.device)
-    # The time of one thread; torch's others would not be in it.
-    one = what.device.type == "cpu" and torch.get_num_threads() == 1
-    thread = interleaved(runs, budget / 2, what.device, CLOCKS["cpu"]) if one else {}
-    for name, seconds in wall.items():
-        cycle = CYCLES.get(name, 1)
-        low, median, high = (quartile / cycle for quartile in quartiles(seconds))
-        rows[name] = replace(
-            rows[name],
-            seconds=(low, median, high),
-            turns=len(seconds),
-            how="wall",
-            thread=quartiles(thread[name])[1] / cycle if one else None,
-            error=_distance(directions.get(name), directions.get(ROWS)),
-        )
-    return list(rows.values())
+    return runs, rows, directions
 
 
 def _fresh(work: Workload, run: Callable[[], str], device: torch.device) -> Callable[[], str]:

@@ -13,6 +13,10 @@ def text(results: Results) -> str:
     parts = [_environment(results)]
     for key, rows in results.of("steps").items():
         parts.append(_titled(key, rows, [WHOLE_HEAD, *whole_steps(rows)]))
+    for model, table in memory_tables(results).items():
+        parts.append(
+            "\n".join([f"memory: {model}, MB at the peak and over a plain step", *aligned(table)])
+        )
     for key, rows in results.of("providers").items():
         parts.append(
             _titled(key, rows, [_PROVIDER_HEAD, *map(_provider, rows, [rows] * len(rows))])
@@ -94,6 +98,25 @@ def whole_steps(rows: list[Row]) -> list[Cells]:
             ]
         )
     return lines
+
+
+def memory_tables(results: Results) -> dict[str, list[Cells]]:
+    """By model: a line for each way to take a step, two cells for each number of tasks."""
+    rows = [row for row in results.rows if row.suite == "memory"]
+    tables = {}
+    for model in dict.fromkeys(row.case for row in rows):
+        peaks = {(row.name, row.tasks): row.peak for row in rows if row.case == model}
+        counts = dict.fromkeys(tasks for _, tasks in peaks)
+        lines = [["", *(cell for T in counts for cell in (f"T = {T}", "x plain"))]]
+        for name in dict.fromkeys(name for name, _ in peaks):
+            cells = [name]
+            for tasks in counts:
+                peak, base = peaks.get((name, tasks)), peaks.get((PLAIN, tasks))
+                cells.append("-" if peak is None else f"{peak / 1e6:.1f}")
+                cells.append("" if peak is None or not base else f"{peak / base:.2f}")
+            lines.append(cells)
+        tables[model] = lines
+    return tables
 
 
 _PROVIDER_HEAD = [

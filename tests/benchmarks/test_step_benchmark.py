@@ -49,6 +49,24 @@ def test_choices_are_asked_for_by_name(tmp_path: Path) -> None:
     assert [row["name"] for row in rows] == [PLAIN, "ours", "textbook loop"]
 
 
+def test_memory_is_a_table_of_ways_and_numbers_of_tasks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads, saved = torch.get_num_threads(), tmp_path / "run.json"
+    try:
+        asked = ["--suites", "memory", "--models", "recommender", "--tasks", "2,4"]
+        asked += ["--choices", 'ours,ours collect="ghost"', "--methods", "upgrad"]
+        assert main([*asked, "--threads", "1", "--json", str(saved)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    peaks = {(r["name"], r["tasks"]): r["peak"] for r in json.loads(saved.read_text())["rows"]}
+    assert set(peaks) == {(n, T) for n in (PLAIN, ROWS, 'ours collect="ghost"') for T in (2, 4)}
+    # Twice as many tasks need twice the task gradients, and ghosts store none of wide layers.
+    assert peaks[ROWS, 4] > 1.5 * peaks[ROWS, 2]
+    assert peaks['ours collect="ghost"', 4] < 0.6 * peaks[ROWS, 4]
+    assert "T = 4" in capsys.readouterr().out
+
+
 def test_names_that_are_listed_by_commas_hold_none() -> None:
     assert not [name for name in (*CHOICES, *MODELS, *PROVIDERS) if "," in name]
 
