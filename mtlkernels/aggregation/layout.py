@@ -153,38 +153,44 @@ def group_gradients(
     """
     check_lengths(task_grads, params)
     groups: dict[tuple[torch.dtype, torch.dtype, torch.device, int], Group] = {}
-    for p in range(len(task_grads[0])):
-        grads = [row[p] for row in task_grads]
-        present = [grad for grad in grads if grad is not None]
-        if not present:
+    for p, grads in enumerate(zip(*task_grads, strict=True)):
+        first = next((grad for grad in grads if grad is not None), None)
+        if first is None:
             continue
-        first = present[0]
         model = first if params is None else params[p]
         shape, dtype, device = model.shape, first.dtype, first.device
+        fits = dtype in FLOAT_DTYPES
         for t, grad in enumerate(grads):
             if grad is not None and not (
-                grad.shape == shape
+                fits
+                and grad.shape == shape
                 and grad.dtype is dtype
-                and dtype in FLOAT_DTYPES
                 and grad.layout is torch.strided
                 and grad.device == device
             ):
                 _refuse(grad, model, first, t, p)
-        into = model.dtype if params is None else grad_dtype(model)
-        widened = dtype in (torch.bfloat16, torch.float16) and into == torch.float32
-        summed = torch.float32 if widened else dtype
+        summed = dtype
+        if dtype is torch.bfloat16 or dtype is torch.float16:
+            into = model.dtype if params is None else grad_dtype(model)
+            summed = torch.float32 if into == torch.float32 else dtype
         count = 1 if copies is None else copies[p]
-        key = (dtype, summed, device, count)
-        if key not in groups:
-            groups[key] = Group(rows=[[] for _ in grads], direction_dtype=summed, copies=count)
-        group = groups[key]
+        group = groups.get((dtype, summed, device, count))
+        if group is None:
+            group = Group(rows=[[] for _ in grads], direction_dtype=summed, copies=count)
+            groups[dtype, summed, device, count] = group
         strides, in_order = memory_order(model)
-        absent = first if len(present) == len(grads) else first.new_empty(0)
+        absent: Tensor | None = None
         group.params.append(p)
         group.shapes.append(shape)
         group.strides.append(strides)
         for row, grad in zip(group.rows, grads, strict=True):
-            row.append(absent if grad is None else canonical(grad, strides, in_order))
+            if grad is None:
+                absent = first.new_empty(0) if absent is None else absent
+                row.append(absent)
+            elif in_order and grad.is_contiguous():
+                row.append(grad)
+            else:
+                row.append(canonical(grad, strides, in_order))
     for group in groups.values():
         group.offsets = flat_offsets([shape.numel() for shape in group.shapes])
     return list(groups.values())

@@ -85,8 +85,10 @@ def rows_of_tasks(
     roots = [root(loss) for loss in losses]
     later = needed_later([start for start, _ in roots])
     for t, (start, seed) in enumerate(roots):
-        seed = seed if scale is None else seed * scale.to(seed)
-        yield list(_grad([start], params, [seed], retain_graph or later[t], again=t > 0))
+        seeds: Sequence[Tensor | None] = [seed if scale is None else seed * scale.to(seed)]
+        if scale is None and start is losses[t] and not torch.compiler.is_compiling():
+            seeds = [None]  # torch makes the same one, and has less to check
+        yield list(_grad([start], params, seeds, retain_graph or later[t], again=t > 0))
 
 
 def weighted_gradient(
@@ -271,7 +273,7 @@ def _stacked(
 def _grad(
     outputs: Sequence[Tensor | GradientEdge],
     inputs: Sequence[Tensor | GradientEdge],
-    seeds: Sequence[Tensor],
+    seeds: Sequence[Tensor | None],
     retain_graph: bool,
     batched: bool = False,
     again: bool = False,

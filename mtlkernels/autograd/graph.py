@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
-from functools import reduce
+from functools import cache, reduce
 from operator import and_, or_
 
 from torch import Tensor
@@ -132,7 +131,12 @@ def _mixes(node: Node) -> bool:
     """Whether a node is a layer; one of several inputs that torch does not know may be."""
     if isinstance(node, BackwardCFunction):
         return sum(source is not None for source, _ in node.next_functions) > 1
-    return _MIXING.search(kind_of(node)) is not None
+    return _is_layer(kind_of(node))
+
+
+@cache
+def _is_layer(kind: str) -> bool:
+    return _MIXING.search(kind) is not None
 
 
 def _is_number(node: Node, output: int) -> bool:
@@ -156,7 +160,7 @@ def outputs_of_one_compiled_function(losses: Sequence[Tensor]) -> bool:
     Its backward is one node: it hands a gradient, of zeros, to every parameter that it knows. Where
     all losses use the same outputs, a compiled trunk's for example, all reach what it reaches.
     """
-    if "torch._dynamo" not in sys.modules:  # nothing has been compiled in this process
+    if not _any_function(losses, "CompiledFunctionBackward"):
         return False
     entered = [_compiled_outputs(loss) for loss in losses]
     nodes = {node for outputs in entered for node in outputs}
@@ -214,6 +218,22 @@ def nodes(losses: Iterable[Tensor]) -> Iterator[Node]:
 
 def reentrant_checkpoint(losses: Sequence[Tensor]) -> bool:
     """Whether a loss goes through checkpoint(use_reentrant=True), which hides its parameters."""
-    return any(
-        node.name() == "CheckpointFunctionBackward" for loss in losses for node, _ in _edges(loss)
-    )
+    return _any_function(losses, "CheckpointFunctionBackward")
+
+
+def _any_function(losses: Sequence[Tensor], name: str) -> bool:
+    """Whether a Function written in Python, of that name, is anywhere in the losses' graphs.
+
+    Every step asks this, so the graphs are walked together: what they share is visited once.
+    """
+    todo = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, BackwardCFunction) and node.name() == name:
+            return True
+        for source, _ in node.next_functions:
+            if source is not None and source not in seen:
+                seen.add(source)
+                todo.append(source)
+    return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -63,7 +64,12 @@ def root(loss: Tensor) -> tuple[Tensor | GradientEdge, Tensor]:
 
 def kind_of(node: Node) -> str:
     """The operation of a node: Select for SelectBackward0 and its variants."""
-    return _VARIANT.sub("", node.name().rpartition("::")[2])
+    return _kind(node.name())
+
+
+@cache
+def _kind(name: str) -> str:
+    return _VARIANT.sub("", name.rpartition("::")[2])
 
 
 def _behind(place: Place, index: int) -> tuple[Node | None, int, int, int | None] | None:

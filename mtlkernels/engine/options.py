@@ -38,12 +38,21 @@ class Options:
         self.shared = None if self.shared is None else list(self.shared)
         self.measure = None if self.measure is None else list(self.measure)
         self.parts = None if self.parts is None else [list(part) for part in self.parts]
+        self._passed: tuple[object, bool] = None, False  # what `check` has let pass last
 
     def check(self, method: object, features: bool = False) -> None:
         """Raises ValueError where an option is wrong or the method has no use for it.
 
         features: whether the method is to weigh gradients of features.
         """
+        known, with_features = self._passed
+        if known is method and with_features == features:
+            return
+        self._check(method, features)
+        if not torch.compiler.is_compiling():  # a graph would be traced again for it
+            self._passed = method, features
+
+    def _check(self, method: object, features: bool) -> None:
         if self.apply not in ("combine", "backward"):
             raise ValueError(f'apply={self.apply!r}: choose "combine" or "backward"')
         if self.collect not in ("loop", "batched", "ghost"):

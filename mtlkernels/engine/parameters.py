@@ -170,7 +170,7 @@ def check_params(params: Sequence[Tensor], sharded: bool = False) -> list[Tensor
     for i, param in enumerate(params):
         if not isinstance(param, Tensor):
             raise TypeError(f"parameter {i} is a {type(param).__name__}, not a tensor")
-        if not sharded and hasattr(param, "device_mesh"):
+        if not sharded and type(param) is not nn.Parameter and hasattr(param, "device_mesh"):
             raise NotImplementedError(f"parameter {i} is a DTensor: {_SAY_IT}")
         if id(param) in seen:
             raise ValueError(f"parameter {i} stands twice in the list: give each one once")
