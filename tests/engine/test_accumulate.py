@@ -79,7 +79,7 @@ def test_wrong_use_is_told_and_loses_nothing() -> None:
     with pytest.raises(ValueError, match="nothing was accumulated"):
         optimizer.combine()
     optimizer.backward(model(x), accumulate=True)
-    with pytest.raises(ValueError, match="earlier micro-batches wait"):
+    with pytest.raises(ValueError, match="earlier micro-batches have not been combined"):
         optimizer.backward(model(x))
     with pytest.raises(ValueError, match="to be added to those of an earlier batch"):
         optimizer.backward(list(model(x).values()), accumulate=True)
