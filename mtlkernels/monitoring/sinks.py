@@ -121,6 +121,22 @@ class _Log:
         self.run.log(_known(record), step=record["step"])
 
 
+class _LogMetrics:
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self.logger.log_metrics(_known(record), step=record["step"])
+
+
+class _TrainerLog:
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self.trainer.log(_known(record))  # which counts the steps itself
+
+
 def as_sink(sink: Any) -> Sink:
     """Wraps the logger of another library as a sink.
 
@@ -132,11 +148,16 @@ def as_sink(sink: Any) -> Sink:
     if not isinstance(sink, type):  # a class's functions take its instance first
         if _takes(getattr(sink, "add_scalar", None), True, "tag", 0.0, 0):
             return _AddScalar(sink)
+        if hasattr(sink, "callback_handler") and _takes(getattr(sink, "log", None), False, {}):
+            return _TrainerLog(sink)  # of transformers
         if _takes(getattr(sink, "log", None), False, {}, step=0):
             return _Log(sink)
+        if _takes(getattr(sink, "log_metrics", None), False, {}, step=0):
+            return _LogMetrics(sink)
     raise TypeError(
         f"a sink is a {type(sink).__name__}: give JSONL(path), or something with "
-        "add_scalar(tag, value, step) or log(numbers, step=step)"
+        "add_scalar(tag, value, step), log(numbers, step=step) or log_metrics(numbers, step=step), "
+        "or a Trainer of transformers"
     )
 
 

@@ -133,3 +133,16 @@ def test_a_continued_run_counts_on(tmp_path) -> None:
     for step in (-1, 2.0, None):
         with pytest.raises(ValueError, match="steps taken before"):
             Monitor(step=step)
+
+
+def test_a_logger_of_lightning_and_a_trainer_of_transformers_are_sinks() -> None:
+    got: list[Any] = []
+    logger = SimpleNamespace(log_metrics=lambda metrics, step=None: got.append((metrics, step)))
+    trainer = SimpleNamespace(
+        log=lambda logs, start_time=None: got.append((logs, start_time)), callback_handler=None
+    )
+    Monitor(logger, trainer, every=1)(report())
+    (metrics, step), (logs, none) = got
+    assert metrics == logs
+    assert metrics["norms/b"] == 1
+    assert (step, none) == (1, None)
