@@ -83,7 +83,9 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
+# LibMTL asks for a torchvision, of which there may be none for the torch that is tested.
 $(VENV)/.demo $(VENV)/.data $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.bench $(VENV)/.frameworks: $(VENV)/.%: $(VENV)/.built
 	$(BIN)/python -c '$(REQUIRES)' $* > $(VENV)/$*.txt
 	$(PIP) -r $(VENV)/$*.txt
+	$(if $(filter frameworks,$*),$(PIP) --no-deps LibMTL)
 	touch $@

@@ -39,6 +39,7 @@ PYTHON: dict[str, set[str] | None] = {
     "distributed": {"aggregation", "autograd", "engine", "ops", "report"},
     "functional": {"aggregation", "autograd", "engine", "report"},
     "splitter": {"aggregation", "autograd", "engine", "report"},
+    "integrations": {"aggregation", "engine", "functional", "methods", "ops", "report"},
     "monitoring": {"aggregation", "extras", "report"},
     "extended": set(),
     "optimizer_state": {"methods"},
@@ -50,7 +51,12 @@ PYTHON: dict[str, set[str] | None] = {
 THIRD_PARTY = {"torch"}
 TRITON_TOO = {"torch", "triton"}  # what triton_kernels may import
 PLOT_TOO = {"torch", "matplotlib"}  # what figures may, once one is asked for
-OF_ITS_OWN = {"triton_kernels": TRITON_TOO, "monitoring/figures": PLOT_TOO}
+OF_ITS_OWN = {
+    "triton_kernels": TRITON_TOO,
+    "monitoring/figures": PLOT_TOO,
+    "integrations/libmtl": {"torch", "LibMTL"},
+    "integrations/torchjd": {"torch", "torchjd"},
+}
 
 STANDARD = r"<[a-z_]+>"  # no slash and no suffix: only the standard library's own headers
 # Files -> what an #include of theirs may be.
