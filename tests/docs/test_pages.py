@@ -36,7 +36,7 @@ def test_the_pages_have_code() -> None:
 )
 def test_code_runs_and_trains(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = prelude()
+    names = prelude(CODE[place])
     model = names["model"]
     before = copy.deepcopy(model.state_dict())
     exec(compile(CODE[place], place, "exec"), names)

@@ -85,7 +85,7 @@ def test_lightning(
 
     code = swapped(
         under_sum(LOOPS["Lightning"]),
-        (r"self\.optimizers\(\), 2", f"self.optimizers(), {parts}"),
+        (r"accumulate_grad_batches=2", f"accumulate_grad_batches={parts}"),
         (r"gradient_clip_val=1\.0", f"gradient_clip_val={max_norm}"),
     )
     assert_same_moves(moves(executed(code)), moves(own), tolerance(half))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from compilers import has_cpp_compiler
-from frameworks import FRAMEWORKS
+from frameworks import FRAMEWORKS, give_torchvision
+from language_model import language_model
 from torch import Tensor, nn
 from torch_versions import compiles_steps
 
@@ -20,7 +21,10 @@ GENERATED = ("_build", "methods")  # folders of docs/ that the build of the site
 ON_SEVERAL_RANKS = ("docs/guides/several_gpus.md", "docs/distributed.md")  # run by torchrun
 # The sections of these pages stand for themselves; elsewhere a page is read from top to bottom.
 BY_SECTION = ("docs/guides/frameworks.md", "docs/guides/compile.md")
-IMPORTS = r"^import (lightning|accelerate|transformers)\b"
+IMPORTS = (
+    r"^(import|from) (lightning|accelerate|transformers|trl|mmengine|deepxde|monai|torch_rechub"
+    r"|mtlkernels\.integrations\.libmtl)\b"
+)
 
 
 def pages() -> list[str]:
@@ -86,10 +90,14 @@ def losses(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def prelude() -> dict[str, Any]:
-    """What a reader has: the names that the pages say are theirs."""
+def prelude(code: str = "") -> dict[str, Any]:
+    """What a reader of some code has: the names that the pages say are theirs."""
     torch.manual_seed(0)
     dataset = [{"x": torch.randn(6), "labels": torch.randn(2)} for _ in range(32)]
     loader = torch.utils.data.DataLoader(dataset, batch_size=8)
     own = {"model": Model(), "loader": loader, "dataset": dataset, "losses": losses}
+    if "import trl" in code:
+        own |= language_model()
+    if "integrations.libmtl" in code:
+        give_torchvision()
     return {"torch": torch, "mtlkernels": mtlkernels, **own}
