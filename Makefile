@@ -14,7 +14,8 @@ OTHERS := $(filter command environment,$(foreach name,TORCH PYTHON,$(origin $(na
 VENV := .venv$(if $(OTHERS),-$(notdir $(PYTHON))-$(subst =,,$(TORCH)))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+CPP := $(shell find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := setup.py pyproject.toml $(filter csrc/%,$(CPP))
 
 # What an extra of the installed package asks for, so that installing it does not build the package again.
 # Conditions on the Python version stay: the one on the extra becomes one that is true.
@@ -36,6 +37,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 # The site, with warnings as errors; open docs/_build/index.html.
 docs: $(VENV)/.docs
