@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
 #include "common/gram_noise.h"
 #include "common/plan.h"
+#include "cpu/kernels.h"
 #include "linalg/screen.h"
 #include "solvers/aligned.h"
 #include "solvers/avgnorm.h"
@@ -62,17 +62,21 @@ py::dict constants() {
   using Values = std::map<std::string, int64_t>;
   const auto number = [](auto value) { return static_cast<int64_t>(value); };
   py::dict all;
-  all["Status"] = Values{{"NON_FINITE", kNonFinite},         {"ZERO_GRADIENT", kZeroGradient},
-                         {"STATIONARY", kStationary},        {"NO_CONVERGENCE", kNoConvergence},
-                         {"NO_SOLUTION", kNoSolution},       {"INVALID_LOSS", kInvalidLoss},
-                         {"ILL_CONDITIONED", kIllConditioned}, {"INVALID_GRAM", kInvalidGram}};
-  all["Rescale"] = Values{{"NONE", number(Rescale::kNone)}, {"SQUARE", number(Rescale::kSquare)}, {"LINEAR", number(Rescale::kLinear)}};
-  all["NormScale"] = Values{{"SUM", number(NormScale::kSum)}, {"MAX", number(NormScale::kMax)}, {"MEAN", number(NormScale::kMean)},
-                            {"RMS", number(NormScale::kRms)}, {"MEDIAN", number(NormScale::kMedian)}, {"MIN", number(NormScale::kMin)},
+  all["Status"] =
+      Values{{"NON_FINITE", kNonFinite},           {"ZERO_GRADIENT", kZeroGradient}, {"STATIONARY", kStationary},
+             {"NO_CONVERGENCE", kNoConvergence},   {"NO_SOLUTION", kNoSolution},     {"INVALID_LOSS", kInvalidLoss},
+             {"ILL_CONDITIONED", kIllConditioned}, {"INVALID_GRAM", kInvalidGram}};
+  all["Rescale"] =
+      Values{{"NONE", number(Rescale::kNone)}, {"SQUARE", number(Rescale::kSquare)}, {"LINEAR", number(Rescale::kLinear)}};
+  all["NormScale"] = Values{{"SUM", number(NormScale::kSum)},           {"MAX", number(NormScale::kMax)},
+                            {"MEAN", number(NormScale::kMean)},         {"RMS", number(NormScale::kRms)},
+                            {"MEDIAN", number(NormScale::kMedian)},     {"MIN", number(NormScale::kMin)},
                             {"CONSTANT", number(NormScale::kConstant)}, {"HARMONIC", number(NormScale::kHarmonic)}};
   all["IMGradForm"] = Values{{"PAPER", number(IMGradForm::kPaper)}, {"CODE", number(IMGradForm::kCode)}};
-  all["EquiangularLength"] = Values{{"PROJECTIONS", number(EquiangularLength::kProjections)}, {"UNIT_SUM", number(EquiangularLength::kUnitSum)}};
-  all["AlignedScale"] = Values{{"MIN", number(AlignedScale::kMin)}, {"MEDIAN", number(AlignedScale::kMedian)}, {"RMSE", number(AlignedScale::kRms)}};
+  all["EquiangularLength"] =
+      Values{{"PROJECTIONS", number(EquiangularLength::kProjections)}, {"UNIT_SUM", number(EquiangularLength::kUnitSum)}};
+  all["AlignedScale"] = Values{
+      {"MIN", number(AlignedScale::kMin)}, {"MEDIAN", number(AlignedScale::kMedian)}, {"RMSE", number(AlignedScale::kRms)}};
   all["align"] = kAlign;
   all["max_tasks"] = kMaxTasks;
   all["gram_noise"] = kGramNoise;

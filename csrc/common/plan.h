@@ -11,9 +11,9 @@
 
 namespace mtlkernels {
 
-constexpr int64_t kAlign = 16;                 // elements; 64 bytes of float32, so no two segments share a cache line
-constexpr int64_t kBlock = 4096;               // elements; segments end at multiples of it
-constexpr int64_t kWorkspaceBytes = 1 << 20;   // bound on all partial results of a Gram together
+constexpr int64_t kAlign = 16;                // elements; 64 bytes of float32, so no two segments share a cache line
+constexpr int64_t kBlock = 4096;              // elements; segments end at multiples of it
+constexpr int64_t kWorkspaceBytes = 1 << 20;  // bound on all partial results of a Gram together
 constexpr int64_t kMaxSegments = 1024;
 
 constexpr int64_t align_up(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }

@@ -28,15 +28,15 @@ struct Pointer {
   MTLKERNELS_HOST_DEVICE operator X*() const { return at; }
 };
 
-using TaskNumbers = Pointer<const double, Shape::kTasks>;                 // (T)
-using OptionalNumbers = Pointer<const double, Shape::kTasksOrNone>;       // (T), or null: the schema has Tensor?
-using NumbersOrEmpty = Pointer<const double, Shape::kTasksOrEmpty>;       // (T), or null where the tensor is empty
-using PairNumbers = Pointer<const double, Shape::kPairs>;                 // (T, T)
-using TaskOrder = Pointer<const int64_t, Shape::kOrder>;              // (T, T - 1), row i the tasks as task i visits them
-using Word = Pointer<const int64_t, Shape::kWord>;                        // a scalar
-using Counter = Pointer<int64_t, Shape::kWord>;                           // a scalar that the solver counts up
-using NextTaskNumbers = Pointer<double, Shape::kTasks, true>;             // (T)
-using NextPairNumbers = Pointer<double, Shape::kPairs, true>;             // (T, T)
+using TaskNumbers = Pointer<const double, Shape::kTasks>;            // (T)
+using OptionalNumbers = Pointer<const double, Shape::kTasksOrNone>;  // (T), or null: the schema has Tensor?
+using NumbersOrEmpty = Pointer<const double, Shape::kTasksOrEmpty>;  // (T), or null where the tensor is empty
+using PairNumbers = Pointer<const double, Shape::kPairs>;            // (T, T)
+using TaskOrder = Pointer<const int64_t, Shape::kOrder>;             // (T, T - 1), row i the tasks as task i visits them
+using Word = Pointer<const int64_t, Shape::kWord>;                   // a scalar
+using Counter = Pointer<int64_t, Shape::kWord>;                      // a scalar that the solver counts up
+using NextTaskNumbers = Pointer<double, Shape::kTasks, true>;        // (T)
+using NextPairNumbers = Pointer<double, Shape::kPairs, true>;        // (T, T)
 
 // What a solver has where it says nothing else.
 struct Solver {

@@ -41,7 +41,8 @@ void combine(const Plan& plan, const std::vector<const void*>& rows, const doubl
         char* to = static_cast<char*>(out) + piece.flat * out_size;
         kernel(present.data(), weight.data(), count, piece.length, to, beta, stream);
         const int64_t numel = plan.numel[piece.param];
-        if (piece.begin + piece.length == numel) std::memset(to + piece.length * out_size, 0, (align_up(numel) - numel) * out_size);
+        if (piece.begin + piece.length == numel)
+          std::memset(to + piece.length * out_size, 0, (align_up(numel) - numel) * out_size);
       });
     }
   });

@@ -1,8 +1,8 @@
 // Weighted sum of T rows: out[k] = beta out[k] + sum_t w_t x_t[k], accumulated in the accumulator's type in the order
 // of the tasks and rounded once, to the rows' type or to the accumulator's. Reads every row once and writes `out` once:
 // (T + 1) elements of traffic each.
-// Factors that a float32 sum would lose or blow up are added up in float64 instead; and so is an element whose float32 sum is
-// not finite: what overflowed may have been a part of a sum that fits.
+// Factors that a float32 sum would lose or blow up are added up in float64 instead; and so is an element whose float32 sum
+// is not finite: what overflowed may have been a part of a sum that fits.
 
 constexpr int kTogether = 8;  // rows of one pass over the accumulators
 
@@ -44,8 +44,7 @@ MTLKERNELS_NOINLINE bool add_weighted(const S* const* rows, const accumulator_t<
 }
 
 template <class S, bool kFresh, bool kStream = false>
-bool add_weighted(const S* const* rows, const accumulator_t<S>* weights, int64_t count, int64_t n,
-                  accumulator_t<S>* acc) {
+bool add_weighted(const S* const* rows, const accumulator_t<S>* weights, int64_t count, int64_t n, accumulator_t<S>* acc) {
   switch (count) {
     case 1: return add_weighted<S, 1, kFresh, kStream>(rows, weights, n, acc);
     case 2: return add_weighted<S, 2, kFresh, kStream>(rows, weights, n, acc);
@@ -137,14 +136,12 @@ inline void store_streaming(const char* from, int64_t bytes, char* to) {
 #if MTLKERNELS_X86_LEVEL == 512
   k = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(to) & 63);
   std::memcpy(to, from, k);
-  for (; k + 64 <= bytes; k += 64)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + k), _mm512_loadu_si512(from + k));
+  for (; k + 64 <= bytes; k += 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(to + k), _mm512_loadu_si512(from + k));
 #elif MTLKERNELS_X86_LEVEL == 2
   k = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(to) & 31);
   std::memcpy(to, from, k);
   for (; k + 32 <= bytes; k += 32)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + k),
-                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + k)));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + k), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + k)));
 #endif
   std::memcpy(to + k, from + k, bytes - k);
 }
@@ -202,8 +199,8 @@ MTLKERNELS_NOINLINE void mend_sums(const void* const* rows, const double* weight
 
 // A float32 accumulation in float64: factors and products keep the range they have there.
 template <class S, class O>
-MTLKERNELS_NOINLINE void combine_wide(const void* const* rows, const double* weights, int64_t tasks, int64_t length,
-                                      O* out, double beta, bool stream) {
+MTLKERNELS_NOINLINE void combine_wide(const void* const* rows, const double* weights, int64_t tasks, int64_t length, O* out,
+                                      double beta, bool stream) {
   double sum[kChunk<double>];
   float rounded[kChunk<double>];
   for (int64_t begin = 0; begin < length; begin += kChunk<double>) {
@@ -221,8 +218,8 @@ MTLKERNELS_NOINLINE void combine_wide(const void* const* rows, const double* wei
 
 // O: of `out`.
 template <class S, class O = S>
-void combine(const void* const* rows, const double* weights, int64_t tasks, int64_t length, void* out_memory,
-             double beta, bool stream) {
+void combine(const void* const* rows, const double* weights, int64_t tasks, int64_t length, void* out_memory, double beta,
+             bool stream) {
   using A = accumulator_t<S>;
   O* const out = static_cast<O*>(out_memory);
   if constexpr (!std::is_same_v<A, double>) {
@@ -237,7 +234,8 @@ void combine(const void* const* rows, const double* weights, int64_t tasks, int6
     [[maybe_unused]] bool finite;
     if constexpr (std::is_same_v<O, A>) {
       stream = stream && kCanStream && reinterpret_cast<intptr_t>(out) % MTLKERNELS_VECTOR_BYTES == 0;
-      finite = stream ? add_weighted<S, true, true>(x, w, tasks, length, out) : add_weighted<S, true>(x, w, tasks, length, out);
+      finite =
+          stream ? add_weighted<S, true, true>(x, w, tasks, length, out) : add_weighted<S, true>(x, w, tasks, length, out);
     } else {
       stream = stream && kCanStream && reinterpret_cast<intptr_t>(out) % (MTLKERNELS_VECTOR_BYTES / 2) == 0;
       finite = stream ? write_narrow<S, true>(x, w, tasks, length, out) : write_narrow<S, false>(x, w, tasks, length, out);

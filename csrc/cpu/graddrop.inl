@@ -31,7 +31,9 @@ MTLKERNELS_NOINLINE void draw_thresholds(uint64_t seed, uint64_t step, int64_t f
 
 // Steps are written for X, the accumulator's type or a vector of it: random signs would cost a branch its prediction.
 template <class X>
-MTLKERNELS_INLINE X magnitude(X x) { return x < 0 ? -x : x; }
+MTLKERNELS_INLINE X magnitude(X x) {
+  return x < 0 ? -x : x;
+}
 
 template <class X>
 MTLKERNELS_INLINE void add_signs_step(X x, X& sum, X& size) {
@@ -123,8 +125,7 @@ void graddrop(const void* const* rows, const double* leaks, int64_t tasks, int64
     const int64_t n = std::min(kChunk<A>, length - begin);
     std::fill(sum, sum + n, A{0});
     std::fill(size, size + n, A{0});
-    for (int64_t t = 0; t < tasks; ++t)
-      add_signs(widened(static_cast<const S*>(rows[t]) + begin, n, stage), n, sum, size);
+    for (int64_t t = 0; t < tasks; ++t) add_signs(widened(static_cast<const S*>(rows[t]) + begin, n, stage), n, sum, size);
     const bool fits = all_finite(size, n);
     draw_thresholds(seed, step, flat + begin, n, acc);
     draw_signs(acc, n, sum, size);

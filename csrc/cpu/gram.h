@@ -30,9 +30,7 @@ struct GramWorkspace {
   std::vector<int64_t> task;
 
   explicit GramWorkspace(int64_t tasks)
-      : scratch(::operator new(gram_scratch_bytes(tasks), std::align_val_t{64})),
-        sums(num_pairs(tasks)),
-        present(tasks),
+      : scratch(::operator new(gram_scratch_bytes(tasks), std::align_val_t{64})), sums(num_pairs(tasks)), present(tasks),
         task(tasks) {}
 
   // Writes the sums to a segment's place and begins anew.

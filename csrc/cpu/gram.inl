@@ -2,19 +2,19 @@
 // float16 elements are exact there.
 //
 // Order: a lane adds at most kFold products of a pair in a register, kLevelSteps / kFold of those in memory; then the lanes
-// are added in a tree, and the rest is compensated (kernels.h). It depends on the lengths alone. gram_noise.h bounds the error.
-// T (T + 1) / 2 multiply-adds for T loads: bound by memory up to T = 8 or so, by arithmetic beyond.
+// are added in a tree, and the rest is compensated (kernels.h). It depends on the lengths alone. gram_noise.h bounds the
+// error. T (T + 1) / 2 multiply-adds for T loads: bound by memory up to T = 8 or so, by arithmetic beyond.
 
 // The widest triangle that is accumulated in one pass over the rows, and the square tile beyond it. Of the 36
 // accumulators of eight rows a few live in memory: that costs less than reading a stream of rows twice.
 constexpr int kWholeTriangle = MTLKERNELS_VECTOR_BYTES == 64 ? 6 : 4;
 constexpr int kTile = MTLKERNELS_VECTOR_BYTES == 64 ? 4 : 3;
-constexpr int64_t kStep = kLanes<float>;      // elements of a row at a time: two vectors of double
-constexpr int64_t kFold = 32;                 // products that a lane of a register adds up
-constexpr int64_t kLevelSteps = 256;          // steps between two additions of lanes
+constexpr int64_t kStep = kLanes<float>;  // elements of a row at a time: two vectors of double
+constexpr int64_t kFold = 32;             // products that a lane of a register adds up
+constexpr int64_t kLevelSteps = 256;      // steps between two additions of lanes
 // Every tile widens the rows anew, 16-bit ones of up to this many tasks: that costs more instructions than float32.
 constexpr int64_t kInPlaceNarrow = 16;
-constexpr int64_t kStreams = 8;               // rows whose next run square tiles leave to the hardware
+constexpr int64_t kStreams = 8;  // rows whose next run square tiles leave to the hardware
 
 // Two rows' part of the run after this one, fetched into the second-level cache by the way: tiles compute, and the rows
 // of many tasks are more streams than hardware follows, each of which it loses at the end of a page.
@@ -188,8 +188,7 @@ struct GramScratch {
   const void** rows;  // tasks
 
   GramScratch(void* memory, int64_t tasks)
-      : level(static_cast<double*>(memory)),
-        stage(reinterpret_cast<char*>(level + num_pairs(tasks) * kLanes<double>)),
+      : level(static_cast<double*>(memory)), stage(reinterpret_cast<char*>(level + num_pairs(tasks) * kLanes<double>)),
         rows(reinterpret_cast<const void**>(stage + tasks * kStageStride)) {}
 };
 
@@ -234,9 +233,9 @@ template <class S>
 void gram(const void* const* rows, int64_t tasks, int64_t length, CompensatedSum* partial, void* memory) {
   const GramScratch scratch(memory, tasks);
   const int64_t pairs = num_pairs(tasks), size = sizeof(S);
-  // A few tasks' rows are read in place in long runs: one pass, nothing to keep cached. With more a row is read once for each
-  // tile, in runs short enough for the rows of several tiles to stay in the first-level cache, and is widened once where
-  // there are many.
+  // A few tasks' rows are read in place in long runs: one pass, nothing to keep cached. With more a row is read once for
+  // each tile, in runs short enough for the rows of several tiles to stay in the first-level cache, and is widened once
+  // where there are many.
   const bool one_pass = tasks <= kWholeTriangle, in_place = sizeof(S) > 2 || tasks <= kInPlaceNarrow;
   const int64_t run = one_pass ? kLevelSteps * kStep : kChunk<double> / (in_place ? 1 : 2);
   std::fill(scratch.level, scratch.level + pairs * kLanes<double>, 0.0);

@@ -10,7 +10,7 @@ namespace mtlkernels::cpu {
 
 int64_t gram_scratch_bytes(int64_t tasks) {
   constexpr int64_t kStageBytes = 4160;  // kStageStride of simd.inl
-  constexpr int64_t kLaneBytes = 64;    // the widest vector
+  constexpr int64_t kLaneBytes = 64;     // the widest vector
   return tasks * (kStageBytes + static_cast<int64_t>(sizeof(void*))) + num_pairs(tasks) * kLaneBytes;
 }
 
@@ -24,8 +24,8 @@ std::vector<const Kernels*> found_kernels() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     found.push_back(&avx2_kernels());
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
       found.push_back(&avx512_kernels());
   }
 #endif

@@ -37,8 +37,7 @@ using GradDropFn = void (*)(const void* const* rows, const double* leaks, int64_
 
 // The mean without the `trim` smallest and largest of each column; a null row is zeros. `scratch` is
 // trimmed_scratch_bytes(tasks) of 64-byte aligned memory.
-using TrimmedFn = void (*)(const void* const* rows, int64_t tasks, int64_t length, int64_t trim, void* out,
-                           void* scratch);
+using TrimmedFn = void (*)(const void* const* rows, int64_t tasks, int64_t length, int64_t trim, void* out, void* scratch);
 
 // state += rate (scale * row - state); a null row is zeros. State rows are of the accumulator's type. Elements that would
 // not be finite stay; returns whether there were none.

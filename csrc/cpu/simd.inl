@@ -5,8 +5,12 @@ constexpr int64_t kChunkBytes = 4096;  // of accumulator type, a task: T = 8 fit
 // Staged rows lie one cache line further apart than a page, or all of them would compete for the same cache sets.
 constexpr int64_t kStageStride = kChunkBytes + 64;
 
-template <class S> struct Accumulator { using type = float; };
-template <> struct Accumulator<double> { using type = double; };
+template <class S> struct Accumulator {
+  using type = float;
+};
+template <> struct Accumulator<double> {
+  using type = double;
+};
 template <class S> using accumulator_t = typename Accumulator<S>::type;
 
 template <class A> struct Vector;
@@ -80,8 +84,12 @@ MTLKERNELS_INLINE void fold_lanes(typename Vector<A>::type v, double* sums) {
   }
 }
 
-struct BFloat16 { uint16_t bits; };
-struct Float16 { uint16_t bits; };
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
 
 template <class To, class From>
 MTLKERNELS_INLINE To bit_cast(From from) {
@@ -95,8 +103,8 @@ MTLKERNELS_INLINE float widen(BFloat16 x) { return bit_cast<float>(static_cast<u
 
 MTLKERNELS_INLINE BFloat16 narrow(float x, BFloat16) {
   const uint32_t u = bit_cast<uint32_t>(x);
-  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;      // to nearest, ties to even
-  const uint32_t quiet = (u >> 16) | 0x40u;                             // a NaN stays one
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const uint32_t quiet = (u >> 16) | 0x40u;                         // a NaN stays one
   return {static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded)};
 }
 
@@ -116,9 +124,9 @@ MTLKERNELS_INLINE Float16 narrow(float x, Float16) {
   const uint32_t magnitude = u & 0x7fffffffu;
   uint32_t half;
   if (magnitude > 0x7f800000u) {
-    half = 0x7e00u;                                                     // NaN
+    half = 0x7e00u;  // NaN
   } else if (magnitude >= 0x477ff000u) {
-    half = 0x7c00u;                                                     // rounds to 65536 or beyond: infinity
+    half = 0x7c00u;  // rounds to 65536 or beyond: infinity
   } else if (magnitude < 0x38800000u) {
     half = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;  // subnormal: the addition rounds
   } else {
@@ -184,8 +192,7 @@ MTLKERNELS_INLINE Halves narrow(Floats x, BFloat16) {
 
 #if MTLKERNELS_X86_LEVEL == 512
 MTLKERNELS_INLINE Floats load(const Float16* p) {
-  return reinterpret_cast<Floats>(
-      _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  return reinterpret_cast<Floats>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 }
 MTLKERNELS_INLINE Halves narrow(Floats x, Float16) {
   return reinterpret_cast<Halves>(_mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(x), 0));
@@ -230,8 +237,7 @@ MTLKERNELS_INLINE void stream_narrow(Floats x, S* p) {
 template <class S>
 MTLKERNELS_INLINE void widen_run(const S* from, int64_t n, float* to) {
   int64_t k = 0;
-  for (; k + kLanes<float> <= n; k += kLanes<float>)
-    *reinterpret_cast<Vector<float>::loaded*>(to + k) = load(from + k);
+  for (; k + kLanes<float> <= n; k += kLanes<float>) *reinterpret_cast<Vector<float>::loaded*>(to + k) = load(from + k);
   for (; k < n; ++k) to[k] = widen(from[k]);
 }
 
@@ -285,7 +291,9 @@ MTLKERNELS_INLINE Doubles load_half(const S* p) {
 
 // 0 for a finite number, else NaN; of a vector, lane by lane.
 template <class X>
-MTLKERNELS_INLINE X zero_if_finite(X x) { return x - x; }
+MTLKERNELS_INLINE X zero_if_finite(X x) {
+  return x - x;
+}
 
 template <class A>
 MTLKERNELS_INLINE bool all_zero(typename Vector<A>::type lanes, A rest) {

@@ -50,8 +50,8 @@ MTLKERNELS_NOINLINE bool mend_state(const A* x, double scale, double rate, int64
   return finite;
 }
 
-// state += rate (scale x - state), x = 0 where the gradient is absent (null). A new value that is not finite is computed again in
-// float64: what overflowed may have been a part of it. Returns whether all are finite then.
+// state += rate (scale x - state), x = 0 where the gradient is absent (null). A new value that is not finite is computed
+// again in float64: what overflowed may have been a part of it. Returns whether all are finite then.
 template <class S>
 bool track(const void* row, double scale, double rate, int64_t length, void* state_memory) {
   using A = accumulator_t<S>;

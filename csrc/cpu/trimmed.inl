@@ -1,7 +1,7 @@
 // Trimmed mean of T rows: in every column the `trim` smallest and `trim` largest values are left out and the rest is
-// averaged in the accumulator's type, in float64 where that overflows. Bubbles move the extremes to the two ends, whole columns at a time:
-// 2 trim T comparisons an element. An absent row counts as zeros. A NaN in a column makes its result NaN; an infinity
-// is an extreme value like others.
+// averaged in the accumulator's type, in float64 where that overflows. Bubbles move the extremes to the two ends, whole
+// columns at a time: 2 trim T comparisons an element. An absent row counts as zeros. A NaN in a column makes its result NaN;
+// an infinity is an extreme value like others.
 
 constexpr int64_t kTrimColumns = 256;
 

@@ -98,8 +98,8 @@ __device__ void combine_wide(const Table<kWords>& table, const Portion& portion,
 // Grid: the segments of the portion.
 template <class S, class O, int kRows, bool kMany, int kWords>
 __global__ void __launch_bounds__(kThreads, 4)
-    combine_kernel(const __grid_constant__ Table<kWords> table, const Portion portion, const WeightVector weights,
-                   O* out, double beta) {
+    combine_kernel(const __grid_constant__ Table<kWords> table, const Portion portion, const WeightVector weights, O* out,
+                   double beta) {
   using A = accumulator_t<S>;
   __shared__ A weight[kMany ? kMaxListTasks : kRows];
   bool outside = outside_float(beta);
@@ -121,8 +121,8 @@ __global__ void __launch_bounds__(kThreads, 4)
 // out: flat, of plan.flat_length() elements; not read where beta is 0. rows: tasks * P task-major, null where absent.
 // S: of the rows, O: of `out`, S or its accumulator.
 template <class S, class O>
-void combine(const Plan& plan, const std::vector<const void*>& rows, int64_t tasks, const WeightVector& weights,
-             void* out, double beta, Stream stream) {
+void combine(const Plan& plan, const std::vector<const void*>& rows, int64_t tasks, const WeightVector& weights, void* out,
+             double beta, Stream stream) {
   with_rows(tasks, [&]<int kRows, bool kMany>() {
     for_each_table(plan, rows, tasks, [&]<int kWords>(const Table<kWords>& table, const Portion& portion) {
       const dim3 grid(static_cast<unsigned>(portion.last - portion.first));

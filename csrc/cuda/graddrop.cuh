@@ -83,8 +83,10 @@ __device__ __noinline__ double wide_drop(const Walk<kWords>& walk, int k, const 
   }
   const auto place = static_cast<uint64_t>(walk.flat() + k);
   const Philox drawn = philox(place / 4, static_cast<uint64_t>(*drawing.step), static_cast<uint64_t>(*drawing.seed));
-  const uint32_t word = place % 4 == 0 ? drawn.word[0] : place % 4 == 1 ? drawn.word[1] : place % 4 == 2 ? drawn.word[2]
-                                                                                                         : drawn.word[3];
+  const uint32_t word = place % 4 == 0   ? drawn.word[0]
+                        : place % 4 == 1 ? drawn.word[1]
+                        : place % 4 == 2 ? drawn.word[2]
+                                         : drawn.word[3];
   const double threshold = static_cast<double>(philox_threshold(word)) * size;
   const bool plus = sum > threshold || sum == size, minus = sum < threshold || sum == -size;
   for (int t = 0; t < walk.table->tasks; ++t) {

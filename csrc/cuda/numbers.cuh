@@ -5,11 +5,19 @@
 
 namespace mtlkernels::cuda {
 
-struct BFloat16 { uint16_t bits; };
-struct Float16 { uint16_t bits; };
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
 
-template <class S> struct Accumulator { using type = float; };
-template <> struct Accumulator<double> { using type = double; };
+template <class S> struct Accumulator {
+  using type = float;
+};
+template <> struct Accumulator<double> {
+  using type = double;
+};
 template <class S> using accumulator_t = typename Accumulator<S>::type;
 
 template <class To, class From>
@@ -37,7 +45,9 @@ __device__ inline BFloat16 narrow(float x, BFloat16) {
 
 // By subtraction: no library function, and no comparison with a limit of the type.
 template <class A>
-__device__ bool is_finite(A x) { return x - x == 0; }
+__device__ bool is_finite(A x) {
+  return x - x == 0;
+}
 
 // Read through the path for data that no one writes during the kernel.
 __device__ inline float read(const float* p) { return __ldg(p); }

@@ -77,8 +77,8 @@ struct Measures {
 // state += rate (scale x - state). spoilt: whether a new value was not finite.
 template <class S, int kWords>
 __global__ void __launch_bounds__(kThreads)
-    track_kernel(const __grid_constant__ Table<kWords> table, const Portion portion, const double* scale,
-                 const double* rate, accumulator_t<S>* state, int64_t stride, const Measures<int> spoilt) {
+    track_kernel(const __grid_constant__ Table<kWords> table, const Portion portion, const double* scale, const double* rate,
+                 accumulator_t<S>* state, int64_t stride, const Measures<int> spoilt) {
   using A = accumulator_t<S>;
   __shared__ bool bad[kWarps][kMaxListTasks];
   for (int t = lane_of_thread(); t < table.tasks; t += kWarp) bad[warp_of_thread()][t] = false;
@@ -86,24 +86,23 @@ __global__ void __launch_bounds__(kThreads)
   const double wide_share = *rate;
   const A share = static_cast<A>(wide_share);
   const int64_t segment = portion.first + blockIdx.x;
-  for_each_row<S>(table, portion, segment, state, stride,
-                  [&](int t, const S* row, A* own, int length, bool aligned) {
-                    const double wide_factor = scale[t];
-                    const A factor = static_cast<A>(wide_factor);
-                    bool found = false;
-                    move_state(row, own, length, aligned, [&](A x, A old) {
-                      A moved = old + share * (factor * x - old);
-                      if (!is_finite(moved)) {  // a part may have overflowed
-                        const auto wide = static_cast<double>(old);
-                        moved = static_cast<A>(wide + wide_share * (wide_factor * static_cast<double>(x) - wide));
-                      }
-                      const bool finite = is_finite(moved);
-                      found = found || !finite;
-                      return finite ? moved : old;
-                    });
-                    found = __any_sync(0xffffffffu, found);
-                    if (found && lane_of_thread() == 0) bad[warp_of_thread()][t] = true;
-                  });
+  for_each_row<S>(table, portion, segment, state, stride, [&](int t, const S* row, A* own, int length, bool aligned) {
+    const double wide_factor = scale[t];
+    const A factor = static_cast<A>(wide_factor);
+    bool found = false;
+    move_state(row, own, length, aligned, [&](A x, A old) {
+      A moved = old + share * (factor * x - old);
+      if (!is_finite(moved)) {  // a part may have overflowed
+        const auto wide = static_cast<double>(old);
+        moved = static_cast<A>(wide + wide_share * (wide_factor * static_cast<double>(x) - wide));
+      }
+      const bool finite = is_finite(moved);
+      found = found || !finite;
+      return finite ? moved : old;
+    });
+    found = __any_sync(0xffffffffu, found);
+    if (found && lane_of_thread() == 0) bad[warp_of_thread()][t] = true;
+  });
   __syncthreads();
   for (int t = static_cast<int>(threadIdx.x); t < table.tasks; t += kThreads) {
     int& all = spoilt.of[t * spoilt.segments + segment];
@@ -133,19 +132,18 @@ __global__ void __launch_bounds__(kThreads)
   for (int t = lane_of_thread(); t < table.tasks; t += kWarp) totals[warp_of_thread()][t] = 0;
   __syncwarp();
   const int64_t segment = portion.first + blockIdx.x;
-  for_each_row<S>(table, portion, segment, state, stride,
-                  [&](int t, const S* row, A* own, int length, bool aligned) {
-                    if (!row) return;
-                    A sum = 0;
-                    move_state(row, own, length, aligned, [&](A x, A old) {
-                      const A square = x * x, grown = old + square;
-                      const bool finite = grown - grown == 0;
-                      sum += square == 0 ? square : finite ? square / std::sqrt(grown + static_cast<A>(eps)) : A(NAN);
-                      return finite ? grown : old;
-                    });
-                    sum = warp_sum(sum);
-                    if (lane_of_thread() == 0) totals[warp_of_thread()][t] += static_cast<double>(sum);
-                  });
+  for_each_row<S>(table, portion, segment, state, stride, [&](int t, const S* row, A* own, int length, bool aligned) {
+    if (!row) return;
+    A sum = 0;
+    move_state(row, own, length, aligned, [&](A x, A old) {
+      const A square = x * x, grown = old + square;
+      const bool finite = grown - grown == 0;
+      sum += square == 0 ? square : finite ? square / std::sqrt(grown + static_cast<A>(eps)) : A(NAN);
+      return finite ? grown : old;
+    });
+    sum = warp_sum(sum);
+    if (lane_of_thread() == 0) totals[warp_of_thread()][t] += static_cast<double>(sum);
+  });
   __syncthreads();
   for (int t = static_cast<int>(threadIdx.x); t < table.tasks; t += kThreads) {
     double& all = sums.of[t * sums.segments + segment];
@@ -196,8 +194,8 @@ void excess(const Plan& plan, const std::vector<const void*>& rows, int64_t task
   const Measures<double> parts{sums, plan.segments};
   for_each_table(plan, rows, tasks, [&]<int kWords>(const Table<kWords>& table, const Portion& portion) {
     const dim3 grid(static_cast<unsigned>(portion.last - portion.first));
-    launch(excess_kernel<S, kWords>, grid, kThreads, stream, table, portion, eps,
-           static_cast<accumulator_t<S>*>(state), plan.flat_length(), parts);
+    launch(excess_kernel<S, kWords>, grid, kThreads, stream, table, portion, eps, static_cast<accumulator_t<S>*>(state),
+           plan.flat_length(), parts);
   });
   const dim3 grid(static_cast<unsigned>((tasks + kWarps - 1) / kWarps));
   launch(excess_finish_kernel, grid, kThreads, stream, parts, static_cast<int>(tasks), e);

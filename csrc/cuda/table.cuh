@@ -92,7 +92,7 @@ void for_each_table(const Plan& plan, const std::vector<const void*>& rows, int6
 template <int kWords>
 struct Walk {
   const Table<kWords>* table;
-  int64_t end;    // of the segment, flat
+  int64_t end;  // of the segment, flat
   int param;
   int64_t begin;  // of the chunk, inside the parameter
 

@@ -1,6 +1,6 @@
 // The trimmed mean of T rows on the GPU: in every column the `trim` smallest and `trim` largest values are left out and
-// the rest is averaged in the accumulator's type, in float64 where that overflows, in the tasks' order. An absent row counts as zeros. A NaN in a column
-// makes its result NaN; an infinity is an extreme value like others.
+// the rest is averaged in the accumulator's type, in float64 where that overflows, in the tasks' order. An absent row counts
+// as zeros. A NaN in a column makes its result NaN; an infinity is an extreme value like others.
 //
 // A value is told by its rank: how many of its column are smaller, or as large and of an earlier task. Nothing is moved.
 // Bytes: every element of the rows once, `out` written once. Beyond eight tasks a warp reads the column's rows again for

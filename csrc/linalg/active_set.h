@@ -118,8 +118,8 @@ struct Spread {
 // Factorises A = K over `index`, and gives roots[i] = sqrt((A^-1)_ii). The inverse factor goes above L's diagonal. Returns
 // the sum of the roots.
 template <class Lanes>
-MTLKERNELS_HOST_DEVICE double inverse_roots(const Lanes& lanes, const double* K, int n, const int* index, int count, double* L,
-                                            double* roots) {
+MTLKERNELS_HOST_DEVICE double inverse_roots(const Lanes& lanes, const double* K, int n, const int* index, int count,
+                                            double* L, double* roots) {
   cholesky(lanes, K, n, index, count, L);
   for (int i = lanes.lane; i < count; i += lanes.lanes) {
     const double first = 1 / L[i * n + i];

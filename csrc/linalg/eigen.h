@@ -80,9 +80,9 @@ struct Rank {
 
 constexpr int64_t factor_doubles(int64_t n) { return 3 * n + 2; }
 
-// S: (n, n). F: (n, n), the first rank rows are filled. Pivots are the largest of S's cosines with columns scaled by `scale`,
-// or of the cosines where it is null: rows then come in the order of their lengths, with exact zeros where rotations would
-// otherwise have to cancel what a long gradient adds to a short row. memory: factor_doubles(n).
+// S: (n, n). F: (n, n), the first rank rows are filled. Pivots are the largest of S's cosines with columns scaled by
+// `scale`, or of the cosines where it is null: rows then come in the order of their lengths, with exact zeros where
+// rotations would otherwise have to cancel what a long gradient adds to a short row. memory: factor_doubles(n).
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE Rank factorise(const Lanes& lanes, const double* S, const double* scale, int n, double* F,
                                       double* memory) {

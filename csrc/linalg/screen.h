@@ -11,14 +11,14 @@ constexpr double kAsymmetry = 1e-6;
 
 // Flags of a task's status, OR-ed together. mtlkernels.Status names the same bits in Python.
 enum Status : int64_t {
-  kNonFinite = 1,     // the task's gradient holds a NaN or an infinity: all weights are NaN
-  kZeroGradient = 2,  // the task's gradient is zero: it takes no part and its weight is 0
-  kStationary = 4,    // zero lies in the convex hull of the gradients: the direction is a projection, not a step towards it
-  kNoConvergence = 8, // the solver's bound on work was met first: the weights are the best point it reached
-  kInvalidLoss = 32,     // the task's loss is not positive and finite, and the method needs it to be
-  kInvalidGram = 128,    // K_tt < 0 or K_tj != K_jt: these are no inner products, and all weights are NaN
+  kNonFinite = 1,      // the task's gradient holds a NaN or an infinity: all weights are NaN
+  kZeroGradient = 2,   // the task's gradient is zero: it takes no part and its weight is 0
+  kStationary = 4,     // zero lies in the convex hull of the gradients: the direction is a projection, not a step towards it
+  kNoConvergence = 8,  // the solver's bound on work was met first: the weights are the best point it reached
+  kInvalidLoss = 32,   // the task's loss is not positive and finite, and the method needs it to be
+  kInvalidGram = 128,  // K_tt < 0 or K_tj != K_jt: these are no inner products, and all weights are NaN
   kIllConditioned = 64,  // K's rounding may have moved the answer by more than kTolerance; the weights are bounded
-  kNoSolution = 16,   // the method's equations have no solution: the weights solve them with a small ridge on K's diagonal
+  kNoSolution = 16,  // the method's equations have no solution: the weights solve them with a small ridge on K's diagonal
 };
 
 // Whether K_ij and K_ji are one inner product. What is not finite is another flag's.
@@ -41,9 +41,7 @@ MTLKERNELS_HOST_DEVICE int screen(const Lanes& lanes, const double* K, int tasks
       if (std::isfinite(K[j * tasks + j])) finite = finite && std::isfinite(K[i * tasks + j]);
       products = products && agree(K, tasks, i, j);
     }
-    status[i] = !finite     ? int64_t{kNonFinite}
-                : !products ? int64_t{kInvalidGram}
-                            : int64_t{square > 0 ? 0 : kZeroGradient};
+    status[i] = !finite ? int64_t{kNonFinite} : !products ? int64_t{kInvalidGram} : int64_t{square > 0 ? 0 : kZeroGradient};
   }
   lanes.sync();
   int count = 0;

@@ -76,9 +76,7 @@ struct SimplexSquare {
   double linear, square;
   int n;
 
-  MTLKERNELS_HOST_DEVICE double vertex(int i) const {
-    return (linear > 0 ? linear * b[i] : 0.0) + square * K[i * n + i];
-  }
+  MTLKERNELS_HOST_DEVICE double vertex(int i) const { return (linear > 0 ? linear * b[i] : 0.0) + square * K[i * n + i]; }
 
   template <class Lanes>
   MTLKERNELS_HOST_DEVICE bool minimise(const Lanes& lanes, const int* support, int count,

@@ -12,7 +12,12 @@
 
 namespace mtlkernels {
 
-enum class AlignedScale : int64_t { kMin = 0, kMedian = 1, kRms = 2, kLast = kRms };  // s, of the sigma_k; of an even number the lower
+enum class AlignedScale : int64_t {
+  kMin = 0,
+  kMedian = 1,
+  kRms = 2,
+  kLast = kRms
+};  // s, of the sigma_k; of an even number the lower
 
 // s, and which sigma_k it is, or -1.
 struct AlignedLength {
@@ -39,7 +44,8 @@ struct Aligned : Solver {
   static constexpr int64_t doubles(int64_t tasks) { return 2 * tasks * tasks + 7 * tasks + factor_doubles(tasks); }
 
   template <class Lanes>
-  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, OptionalNumbers preference, AlignedScale scale, bool mean) {
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, OptionalNumbers preference,
+                                           AlignedScale scale, bool mean) {
     const auto [K, tasks, weights, status, workspace, active] = problem;
     const int n = screen(lanes, K, tasks, status, active);
     fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);

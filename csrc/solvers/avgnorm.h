@@ -8,8 +8,17 @@
 namespace mtlkernels {
 
 // S, over the tasks whose gradient is not zero. Length of the sum, or a statistic of the norms, or the given constant.
-enum class NormScale : int64_t { kSum = 0, kMax = 1, kMean = 2, kRms = 3, kMedian = 4, kMin = 5, kConstant = 6,
-                                 kHarmonic = 7, kLast = kHarmonic };
+enum class NormScale : int64_t {
+  kSum = 0,
+  kMax = 1,
+  kMean = 2,
+  kRms = 3,
+  kMedian = 4,
+  kMin = 5,
+  kConstant = 6,
+  kHarmonic = 7,
+  kLast = kHarmonic
+};
 
 // The middle of `count` norms, or the mean of the two middle ones: each lane ranks its share by counting.
 template <class Lanes>

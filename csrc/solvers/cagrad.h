@@ -37,8 +37,8 @@ MTLKERNELS_HOST_DEVICE bool is_stationary(const Lanes& lanes, const double* A, c
 
 // A: the tasks that take part, scaled so that the largest squared norm is 1. b = A 1 / n. Returns the scale.
 template <class Lanes>
-MTLKERNELS_HOST_DEVICE double normalise(const Lanes& lanes, const double* K, int tasks, const int* active, int n,
-                                        double* A, double* b) {
+MTLKERNELS_HOST_DEVICE double normalise(const Lanes& lanes, const double* K, int tasks, const int* active, int n, double* A,
+                                        double* b) {
   double largest = 0;
   for (int a = 0; a < n; ++a) largest = std::fmax(largest, K[active[a] * tasks + active[a]]);
   for (int r = lanes.lane; r < n; r += lanes.lanes) {

@@ -17,8 +17,8 @@ namespace mtlkernels {
 // sqrt(8 kNoise) of the terms, as in mgda.h, which costs nothing.
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE bool project(const Lanes& lanes, const double* C, const double* norm, const double* share,
-                                    const int* active, int n, bool each, double* b, double* x, double* weights,
-                                    bool careful, double& moved, const ActiveSetMemory& memory) {
+                                    const int* active, int n, bool each, double* b, double* x, double* weights, bool careful,
+                                    double& moved, const ActiveSetMemory& memory) {
   for (int r = lanes.lane; r < n; r += lanes.lanes) weights[active[r]] = share[r];
   lanes.sync();
   bool converged = true;

@@ -92,8 +92,8 @@ MTLKERNELS_HOST_DEVICE double equal_projections(const Lanes& lanes, const double
 
 // The bound on what noise moves of <x, y>. to: (n) memory.
 template <class Lanes>
-MTLKERNELS_HOST_DEVICE double moved_sum(const Lanes& lanes, const double* F, int rank, int n, const double* x, const double* y,
-                                        const double* r, double* to) {
+MTLKERNELS_HOST_DEVICE double moved_sum(const Lanes& lanes, const double* F, int rank, int n, const double* x,
+                                        const double* y, const double* r, double* to) {
   apply_inverse(lanes, F, rank, n, 1, x, to);
   double moved = absolute_sum(to, n) * absolute_sum(y, n);
   lanes.sync();
@@ -176,7 +176,8 @@ struct Equiangular : Solver {
       // A negative sum of projections (gradients are dependent then) leaves 0 alone on the line of d: to one side the sum
       // of the losses rises, to the other that of the losses in units of their gradients.
       factor = projections < 0 ? 0.0 : projections / reach;
-      change = moved_square(lanes, F, rank, n, y, r, to) / reach + moved_image(lanes, F, rank, n, norm, y, r, to) / std::fabs(projections);
+      change = moved_square(lanes, F, rank, n, y, r, to) / reach +
+               moved_image(lanes, F, rank, n, norm, y, r, to) / std::fabs(projections);
     } else {
       const bool positive = sum > kPositiveSum * sizes;
       factor = 1 / (positive ? sum : sizes);

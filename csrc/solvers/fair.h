@@ -186,7 +186,8 @@ struct Fair : Solver {
   static constexpr int64_t ints(int64_t tasks) { return 2 * tasks; }
 
   template <class Lanes>
-  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, double alpha, OptionalNumbers p, double max_norm) {
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, double alpha, OptionalNumbers p,
+                                           double max_norm) {
     const auto [K, tasks, weights, status, workspace, ints] = problem;
     int *active = ints, *index = ints + tasks;
     const int n = screen(lanes, K, tasks, status, active);

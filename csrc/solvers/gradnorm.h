@@ -19,7 +19,9 @@ struct GradNorm : Solver {
   static constexpr int64_t doubles(int64_t tasks) { return tasks; }
 
   template <class Lanes>
-  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, TaskNumbers losses, TaskNumbers w, TaskNumbers start, double alpha, double rate, NextTaskNumbers next, NextTaskNumbers next_start) {
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, TaskNumbers losses, TaskNumbers w,
+                                           TaskNumbers start, double alpha, double rate, NextTaskNumbers next,
+                                           NextTaskNumbers next_start) {
     const auto [K, tasks, weights, status, ratio, active] = problem;
     const int n = screen(lanes, K, tasks, status, active);
     fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);
@@ -41,8 +43,7 @@ struct GradNorm : Solver {
       mean += w[i] * std::sqrt(K[i * tasks + i]) / n;
       mean_ratio += ratio[i] / n;
     }
-    for (int a = lanes.lane; a < n; a += lanes.lanes)
-      weights[active[a]] = total > 0 ? n * w[active[a]] / total : 1.0;
+    for (int a = lanes.lane; a < n; a += lanes.lanes) weights[active[a]] = total > 0 ? n * w[active[a]] / total : 1.0;
     lanes.sync();
     if (!good || !(mean > 0)) return;
 

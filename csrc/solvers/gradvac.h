@@ -7,8 +7,8 @@
 // The target then follows: phi_ij <- (1 - beta) phi_ij + beta p. Row i alone reads and writes phi's row i. O(T^3).
 #pragma once
 
-#include "../common/solver.h"
 #include "../common/draws.h"
+#include "../common/solver.h"
 #include "../linalg/screen.h"
 
 namespace mtlkernels {
@@ -18,15 +18,17 @@ constexpr double kLargestTarget = 1 - 1e-6;
 // ||v||^2 below this share of (sum_k |C_k| ||g_k||)^2 is rounding: v is zero and has no cosine.
 constexpr double kZeroRow = 4 * kNoise;
 
-// phi: (T, T) targets, `next` those of the next step. Where the order names no task, weights are NaN and phi stays. A pair without a cosine keeps its target; so do all where some
-// gradient is not finite. corrected: the targets follow at corrected pairs only.
+// phi: (T, T) targets, `next` those of the next step. Where the order names no task, weights are NaN and phi stays. A pair
+// without a cosine keeps its target; so do all where some gradient is not finite. corrected: the targets follow at corrected
+// pairs only.
 struct GradVac : Solver {
   static constexpr const char* kName = "gradvac";
   static constexpr const char* kArguments[] = {"order", "phi", "beta", "corrected"};
   static constexpr int64_t doubles(int64_t tasks) { return 2 * tasks * tasks + 2 * tasks; }
 
   template <class Lanes>
-  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, TaskOrder order, PairNumbers phi, double beta, bool corrected, NextPairNumbers next) {
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, TaskOrder order, PairNumbers phi,
+                                           double beta, bool corrected, NextPairNumbers next) {
     const auto [K, tasks, weights, status, workspace, active] = problem;
     const bool named = names_tasks(lanes, order, tasks);
     const int count = screen(lanes, K, tasks, status, active);

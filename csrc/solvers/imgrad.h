@@ -40,7 +40,8 @@ MTLKERNELS_HOST_DEVICE Pull imgrad_pull(const Lanes& lanes, const double* A, con
     converged = active_set(lanes, SimplexSquare{A, b, linear, curvature, n}, w, count, memory) && converged;
     square = quadratic(lanes, A, w, n, memory.Kx);
     const double all = lengths(A, w, n), sum = spread(lanes, A, n, count, memory).tangent;
-    moved = (kNoise * (balance * mean + all) * sum + (count > 1 ? (turned / (2 * curvature) + balance * turned / cosine) * length : 0.0)) /
+    moved = (kNoise * (balance * mean + all) * sum +
+             (count > 1 ? (turned / (2 * curvature) + balance * turned / cosine) * length : 0.0)) /
             std::sqrt(square);
   } else {
     const SimplexRoot dual{A, b, cosine / (1.5 - cosine) * k, n};
@@ -58,7 +59,8 @@ struct IMGrad : CAGrad {  // its memory and its bound on c
   static constexpr const char* kArguments[] = {"c", "form", "rescale"};
 
   template <class Lanes>
-  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, double c, IMGradForm form, Rescale rescale) {
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, double c, IMGradForm form,
+                                           Rescale rescale) {
     const auto [K, tasks, weights, status, workspace, ints] = problem;
     int* active = ints;
     const int n = screen(lanes, K, tasks, status, active);

@@ -15,8 +15,9 @@ MTLKERNELS_HOST_DEVICE bool nearest_to_zero(const Lanes& lanes, const double* A,
   return active_set(lanes, problem, w, count, memory);
 }
 
-// How far noise of K moves the point, as a share of its length: over its support, where the weights' sum stays, and at most by sqrt(2 kNoise) of the
-// terms, as the square is strongly convex (twice that is taken: the true point's terms are not known).
+// How far noise of K moves the point, as a share of its length: over its support, where the weights' sum stays, and at most
+// by sqrt(2 kNoise) of the terms, as the square is strongly convex (twice that is taken: the true point's terms are not
+// known).
 template <class Lanes>
 MTLKERNELS_HOST_DEVICE double moved_nearest(const Lanes& lanes, const double* A, const double* w, double length, int n,
                                             int count, const ActiveSetMemory& memory) {

@@ -3,8 +3,8 @@
 // component along g_j goes: C_ij -= (C_i K_:j) / K_jj. The direction sums the v_i, so w = C^T 1. O(T^3), nothing N-long.
 #pragma once
 
-#include "../common/solver.h"
 #include "../common/draws.h"
+#include "../common/solver.h"
 #include "../linalg/screen.h"
 
 namespace mtlkernels {

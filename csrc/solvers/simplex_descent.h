@@ -62,7 +62,9 @@ struct SimplexDescent : Solver {
   static constexpr int64_t doubles(int64_t tasks) { return 2 * tasks; }
 
   template <class Lanes>
-  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, TaskNumbers state, int64_t rounds, double rate, double momentum, double pull, double damping, bool relative, NextTaskNumbers next) {
+  MTLKERNELS_HOST_DEVICE static void solve(const Lanes& lanes, const Problem& problem, TaskNumbers state, int64_t rounds,
+                                           double rate, double momentum, double pull, double damping, bool relative,
+                                           NextTaskNumbers next) {
     const auto [A, tasks, weights, status, workspace, active] = problem;
     const int n = screen_cross(lanes, A, tasks, status, active);
     fill(lanes, weights, tasks, n < 0 ? NAN : 0.0);

@@ -46,8 +46,7 @@ inline int checked_tasks(const Tensor& gram) {
 }
 
 // One float64 number a task. model: a tensor on the device where they have to be.
-inline const double* task_vector(const Tensor& x, const char* name, int64_t tasks, const Tensor& model,
-                                 const char* where) {
+inline const double* task_vector(const Tensor& x, const char* name, int64_t tasks, const Tensor& model, const char* where) {
   check(same_device(x, model) && x.scalar_type() == ScalarType::Double && x.dim() == 1 && x.is_contiguous() &&
             x.size(0) == tasks,
         name, " must be a contiguous float64 vector of ", tasks, " numbers, one a task, on ", where, "'s device");
@@ -68,8 +67,8 @@ inline const double* task_matrix(const Tensor& x, const char* name, const Tensor
 
 // The tasks' visits of each other, (T, T - 1). readable: the entries are in the host's memory, and checked.
 inline const int64_t* task_order(const Tensor& order, const Tensor& gram, bool readable) {
-  check(same_device(order, gram) && order.scalar_type() == ScalarType::Long && order.dim() == 2 &&
-            order.is_contiguous() && order.size(0) == gram.size(0) && order.size(1) == gram.size(0) - 1,
+  check(same_device(order, gram) && order.scalar_type() == ScalarType::Long && order.dim() == 2 && order.is_contiguous() &&
+            order.size(0) == gram.size(0) && order.size(1) == gram.size(0) - 1,
         "order must be a contiguous int64 matrix (T, T - 1) on gram's device");
   const auto* visits = static_cast<const int64_t*>(order.const_data_ptr());
   for (int64_t i = 0; readable && i < order.numel(); ++i)

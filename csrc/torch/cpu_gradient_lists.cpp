@@ -66,8 +66,8 @@ Tensor graddrop(std::vector<Tensor> grads, int64_t num_tasks, Tensor seed, Tenso
   const double* leaks = task_vector(leak, "leak", num_tasks, grads[0], "the gradient");
   const mtl::Plan plan = list.plan();
   Tensor out = flat_direction(grads[0], plan);
-  mtl::cpu::graddrop(plan, list.rows, std::vector<double>(leaks, leaks + num_tasks), list.dtype, *word_pointer(seed, grads[0]),
-                     *word_pointer(step, grads[0]), out.mutable_data_ptr(), kParallelFor);
+  mtl::cpu::graddrop(plan, list.rows, std::vector<double>(leaks, leaks + num_tasks), list.dtype,
+                     *word_pointer(seed, grads[0]), *word_pointer(step, grads[0]), out.mutable_data_ptr(), kParallelFor);
   return out;
 }
 
@@ -88,8 +88,7 @@ Tensor track_gram(std::vector<Tensor> grads, int64_t num_tasks, Tensor scale, Te
   void* rows = state_rows(state, list, grads[0], plan);
   const int64_t shape[] = {num_tasks, num_tasks};
   Tensor K = torch::stable::new_empty(grads[0], {shape, 2}, ScalarType::Double);
-  mtl::cpu::track_gram(plan, list.rows, std::vector<double>(factors, factors + num_tasks),
-                       *share, list.dtype, rows,
+  mtl::cpu::track_gram(plan, list.rows, std::vector<double>(factors, factors + num_tasks), *share, list.dtype, rows,
                        static_cast<double*>(K.mutable_data_ptr()), kParallelFor);
   return K;
 }

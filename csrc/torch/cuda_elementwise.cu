@@ -1,4 +1,5 @@
-// Registration of the CUDA kernels of GradDrop and the trimmed mean. Schemas are defined in mtlkernels/ops/gradient_lists.py.
+// Registration of the CUDA kernels of GradDrop and the trimmed mean. Schemas are defined in
+// mtlkernels/ops/gradient_lists.py.
 #include "../cuda/graddrop.cuh"
 #include "../cuda/trimmed.cuh"
 #include "lists.cuh"

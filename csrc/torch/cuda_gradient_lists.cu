@@ -30,8 +30,7 @@ Tensor gram(std::vector<Tensor> grads, int64_t num_tasks) {
 void combine_into(const Plan& plan, const GradientList& list, const Tensor& weights, Tensor& out, DType out_dtype,
                   double beta, const OnDevice& device) {
   check_tasks(list.tasks);
-  const cuda::WeightVector vector{weights.const_data_ptr(), weights.stride(0),
-                                  weights.scalar_type() == ScalarType::Double};
+  const cuda::WeightVector vector{weights.const_data_ptr(), weights.stride(0), weights.scalar_type() == ScalarType::Double};
   with_element(list.dtype, [&]<class S>(S) {
     if constexpr (sizeof(S) == 2)
       if (out_dtype == DType::kFloat32)
@@ -76,9 +75,9 @@ Tensor track_gram(std::vector<Tensor> grads, int64_t num_tasks, Tensor scale, Te
   Tensor spoilt = torch::stable::new_empty(grads[0], {&ints, 1}, ScalarType::Int);
   const int ticket = tickets().first(device, cuda::gram_tickets(plan, num_tasks));
   with_element(list.dtype, [&]<class S>(S) {
-    cuda::track_gram<S>(plan, list.rows, num_tasks, factors, share, rows,
-                        static_cast<double*>(K.mutable_data_ptr()), static_cast<int*>(spoilt.mutable_data_ptr()),
-                        static_cast<double*>(workspace.mutable_data_ptr()), ticket, device.stream());
+    cuda::track_gram<S>(plan, list.rows, num_tasks, factors, share, rows, static_cast<double*>(K.mutable_data_ptr()),
+                        static_cast<int*>(spoilt.mutable_data_ptr()), static_cast<double*>(workspace.mutable_data_ptr()),
+                        ticket, device.stream());
   });
   device.check_launches("track_gram");
   return K;

@@ -62,8 +62,8 @@ struct GradientList {
   GradientList(const std::vector<Tensor>& grads, int64_t num_tasks) : tasks(num_tasks), rows(grads.size(), nullptr) {
     check_not_empty(grads);
     const auto count = static_cast<int64_t>(grads.size());
-    check(tasks >= 1 && count % tasks == 0, "expected a task-major list of num_tasks * P gradients, got ",
-          count, " gradients for ", tasks, " tasks");
+    check(tasks >= 1 && count % tasks == 0, "expected a task-major list of num_tasks * P gradients, got ", count,
+          " gradients for ", tasks, " tasks");
     const auto known = kernel_dtype(grads[0].scalar_type());
     check(known.has_value(), "gradients must be float32, float64, bfloat16 or float16");
     dtype = *known;
@@ -143,7 +143,8 @@ inline void* state_rows(const Tensor& state, const GradientList& list, const Ten
   const auto wide = list.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
   check(same_device(state, grad) && state.scalar_type() == wide && state.dim() == 2 && state.size(0) == list.tasks &&
             state.size(1) == plan.flat_length() && state.is_contiguous(),
-        "state must be a contiguous matrix of ", list.tasks, " x ", plan.flat_length(), " numbers, a row a task as combine "
+        "state must be a contiguous matrix of ", list.tasks, " x ", plan.flat_length(),
+        " numbers, a row a task as combine "
         "lays it out, in float64 for float64 gradients and else in float32, on the gradients' device");
   return state.mutable_data_ptr();
 }

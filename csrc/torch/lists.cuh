@@ -2,8 +2,8 @@
 #pragma once
 
 #include "../cuda/table.cuh"
-#include "gradient_list.h"
 #include "device.cuh"
+#include "gradient_list.h"
 
 namespace mtlkernels::ops {
 

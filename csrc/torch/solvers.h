@@ -1,6 +1,7 @@
 // Every native solver, registered once for all devices: a new one is an include and a line in `register_solvers`.
 //
-// Device: Host (cpu_solvers.cpp) or Cuda (cuda_solvers.cu). It runs a class with a static `solve` on its lanes, and has their memory.
+// Device: Host (cpu_solvers.cpp) or Cuda (cuda_solvers.cu). It runs a class with a static `solve` on its lanes, and has
+// their memory.
 #pragma once
 
 #include <array>
@@ -60,8 +61,10 @@ struct Argument<Pointer<X, shape, output>> {
       return {task_order(x, gram, Device::kReadsNumbers)};
     } else {
       const int64_t* word = word_pointer(x, gram);
-      if constexpr (std::is_const_v<X>) return {word};
-      else return {static_cast<int64_t*>(x.mutable_data_ptr())};
+      if constexpr (std::is_const_v<X>)
+        return {word};
+      else
+        return {static_cast<int64_t*>(x.mutable_data_ptr())};
     }
   }
   static P of(const Tensor& tensor) { return {static_cast<X*>(tensor.mutable_data_ptr())}; }
@@ -89,8 +92,9 @@ struct Call {
     return torch::stable::new_empty(K, {&n, 1}, type);
   }
   Problem problem() {
-    return {static_cast<const double*>(K.const_data_ptr()), tasks, static_cast<double*>(weights.mutable_data_ptr()),
-            static_cast<int64_t*>(status.mutable_data_ptr()), doubles.data(), ints.data()};
+    return {
+        static_cast<const double*>(K.const_data_ptr()),   tasks,          static_cast<double*>(weights.mutable_data_ptr()),
+        static_cast<int64_t*>(status.mutable_data_ptr()), doubles.data(), ints.data()};
   }
 };
 
@@ -115,9 +119,9 @@ struct Op<Device, S, std::tuple<P...>, std::index_sequence<I...>, std::index_seq
     }
     Call<Device, S> call(gram);
     std::array<Tensor, sizeof...(J)> more{Output<J>::made(call.K)...};
-    Device(call.K).template run<S>(
-        S::kName, call.problem(), At<I>::template taken<Device>(given, S::kArguments[I], call.K)...,
-        Output<J>::of(more[J])...);
+    Device(call.K).template run<S>(S::kName, call.problem(),
+                                   At<I>::template taken<Device>(given, S::kArguments[I], call.K)...,
+                                   Output<J>::of(more[J])...);
     return {call.weights, call.status, more[J]...};
   }
 };

@@ -144,7 +144,7 @@ inline uint16_t half_of_float(float x) {
   if (size >= 65520.0) return sign | 0x7c00u;
   int exponent = size > 0 ? std::ilogb(size) : -14;
   exponent = exponent < -14 ? -14 : exponent;
-  const auto units = static_cast<uint32_t>(std::nearbyint(std::ldexp(size, 10 - exponent)));  // of 2^(exponent - 10)
+  const auto units = static_cast<uint32_t>(std::nearbyint(std::ldexp(size, 10 - exponent)));    // of 2^(exponent - 10)
   return static_cast<uint16_t>(sign | (static_cast<uint32_t>(exponent + 14) * 1024u + units));  // 1024 units carry over
 }
 

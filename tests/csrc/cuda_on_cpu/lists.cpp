@@ -1,7 +1,7 @@
 // The CUDA kernels over gradient lists against float64, on the CPU. The slower sanitizer gets fewer cases and types.
+#include "../../../csrc/common/gram_noise.h"
 #include "../../../csrc/cuda/combine.cuh"
 #include "../../../csrc/cuda/gram.cuh"
-#include "../../../csrc/common/gram_noise.h"
 #include "cases.h"
 
 namespace {
@@ -92,8 +92,8 @@ void check_combine(const Data<S>& data, double beta, int64_t offset, bool wide, 
       const double rounding = in_double ? 0x1p-52 : 0x1p-23;
       const double last = 0.5001 * kEpsilon<O> * std::fmax(std::fabs(actual), kSmallestNormal<O>);
       const double bound = last + rounding * static_cast<double>(T + 1) * size;
-      expect(std::fabs(actual - sum) <= bound, "%s: out[%ld] = %g, expected %g", c.name.c_str(), static_cast<long>(k), actual,
-             sum);
+      expect(std::fabs(actual - sum) <= bound, "%s: out[%ld] = %g, expected %g", c.name.c_str(), static_cast<long>(k),
+             actual, sum);
     }
   }
 }
@@ -170,7 +170,7 @@ void check_range() {
 template <class S>
 void check_all() {
   constexpr bool kEvery = std::is_same_v<S, float> || std::is_same_v<S, BFloat16>;
-  for (const int64_t T : kQuick    ? std::vector<int64_t>{3, 9}
+  for (const int64_t T : kQuick   ? std::vector<int64_t>{3, 9}
                          : kEvery ? std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 40}
                                   : std::vector<int64_t>{2, 8, 9}) {
     const std::string tasks = std::to_string(T) + " tasks";

@@ -31,7 +31,8 @@ void check_direction(const Data<S>& data, int64_t offset, const Kernel& kernel, 
 
 // The direction of one element with sums of type A, and the sum of sizes.
 template <class A, class S>
-std::pair<A, A> graddrop_sums(const Data<S>& data, const std::vector<double>& leaks, int64_t param, int64_t at, int64_t flat) {
+std::pair<A, A> graddrop_sums(const Data<S>& data, const std::vector<double>& leaks, int64_t param, int64_t at,
+                              int64_t flat) {
   A sum = 0, size = 0, kept = 0;
   for (int64_t t = 0; t < data.made.tasks; ++t) {
     if (!data.row(t, param)) continue;

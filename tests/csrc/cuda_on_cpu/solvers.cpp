@@ -7,11 +7,11 @@
 #include <tuple>
 #include <vector>
 
+#include "../../../csrc/common/draws.h"
 #include "../../../csrc/cuda/lanes.cuh"
 #include "../../../csrc/solvers/aligned.h"
 #include "../../../csrc/solvers/avgnorm.h"
 #include "../../../csrc/solvers/cone_projection.h"
-#include "../../../csrc/common/draws.h"
 #include "../../../csrc/solvers/equiangular.h"
 #include "../../../csrc/solvers/fair.h"
 #include "../../../csrc/solvers/gradnorm.h"
@@ -103,7 +103,8 @@ template <class S, class Arguments>
 void compare(const std::string& kind, const std::string& name, const double* K, int tasks, const Arguments& arguments) {
   const auto solved = [&](const auto& solve) {
     Memory memory(tasks, S::doubles(tasks), S::ints(tasks));
-    const Problem problem{K, tasks, memory.weights.data(), memory.status.data(), memory.workspace.data(), memory.ints.data()};
+    const Problem problem{
+        K, tasks, memory.weights.data(), memory.status.data(), memory.workspace.data(), memory.ints.data()};
     std::apply([&](const auto&... given) { solve(problem, given...); }, arguments(memory));
     return memory;
   };
@@ -179,8 +180,8 @@ void check_orders(int tasks) {
       std::fprintf(stderr, "an order that ends in %ld: lane says %d\n", static_cast<long>(last), lane);
     }
     Memory memory(tasks, PCGrad::doubles(tasks), PCGrad::ints(tasks));
-    const Problem problem{gram.data(),           tasks, memory.weights.data(), memory.status.data(),
-                          memory.workspace.data(), memory.ints.data()};
+    const Problem problem{gram.data(),       tasks, memory.weights.data(), memory.status.data(), memory.workspace.data(),
+                          memory.ints.data()};
     cuda::launch_solver<PCGrad>(nullptr, problem, TaskOrder{order.data()}, false);
     ++checks;
     if (std::isnan(memory.weights[0]) == (last != 0) && memory.status[0] == 0) continue;
@@ -197,8 +198,8 @@ int main() {
 #else
   const std::vector<int> sizes = {1, 2, 3, 4, 7, 9, 17};
 #endif
-  for (const char* kind : {"random", "low rank", "nearly parallel", "conflicting", "badly scaled", "a zero row", "not finite",
-                           "not symmetric", "negative", "not finite and negative"})
+  for (const char* kind : {"random", "low rank", "nearly parallel", "conflicting", "badly scaled", "a zero row",
+                           "not finite", "not symmetric", "negative", "not finite and negative"})
     for (const int tasks : sizes) compare_all(kind, tasks);
   compare_all("random", 40);
   check_orders(5);

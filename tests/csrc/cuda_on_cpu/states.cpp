@@ -1,7 +1,7 @@
 // The CUDA kernels of states as long as the gradients, on the CPU: the state bit for bit against the rule written an
 // element at a time, what is measured of it against wider sums.
-#include "../../../csrc/cuda/state.cuh"
 #include "../../../csrc/common/gram_noise.h"
+#include "../../../csrc/cuda/state.cuh"
 #include "cases.h"
 
 namespace {
@@ -69,8 +69,10 @@ void check_track(const Data<S>& data, int64_t offset) {
   for_each_element(data, state, [&](int64_t t, A x, bool, A& element) {
     A moved = element + static_cast<A>(kRate) * (static_cast<A>(scale[t]) * x - element);
     if (!std::isfinite(moved)) moved = static_cast<A>(element + kRate * (scale[t] * x - element));
-    if (std::isfinite(moved)) element = moved;
-    else spoilt[t] = 1;
+    if (std::isfinite(moved))
+      element = moved;
+    else
+      spoilt[t] = 1;
   });
   expect_state(data, state, "track_gram");
   std::vector<long double> dot(T * T, 0);
@@ -81,7 +83,8 @@ void check_track(const Data<S>& data, int64_t offset) {
           dot[i * T + j] += static_cast<long double>(state.wanted[i * length + k]) * state.wanted[j * length + k];
   for (int64_t i = 0; i < T; ++i)
     for (int64_t j = 0; j < T; ++j) {
-      const double scale_ij = std::sqrt(static_cast<double>(dot[i * T + i])) * std::sqrt(static_cast<double>(dot[j * T + j]));
+      const double scale_ij =
+          std::sqrt(static_cast<double>(dot[i * T + i])) * std::sqrt(static_cast<double>(dot[j * T + j]));
       const double tolerance = kGramNoise * scale_ij;
       const double actual = K[i * T + j], wanted = static_cast<double>(dot[i * T + j]);
       expect(spoilt[i] || spoilt[j] ? std::isnan(actual) : std::fabs(actual - wanted) <= tolerance,
