@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "common/gram_noise.h"
-#include "common/plan.h"
+#include "common/launches.h"
 #include "cpu/kernels.h"
 #include "linalg/screen.h"
 #include "solvers/aligned.h"
@@ -41,11 +41,27 @@ py::dict build_info() {
   return info;
 }
 
-py::dict plan(std::vector<int64_t> numel, int64_t tasks) {
+mtl::Plan checked_plan(std::vector<int64_t> numel, int64_t tasks, bool gram) {
   if (tasks < 1) throw std::invalid_argument("tasks must be at least 1");
   for (int64_t n : numel)
     if (n < 0) throw std::invalid_argument("sizes must not be negative");
-  const mtl::Plan plan = mtl::make_plan(std::move(numel), tasks);
+  return mtl::make_plan(std::move(numel), gram ? mtl::gram_segments(tasks) : mtl::row_segments(tasks));
+}
+
+// The segments of every CUDA launch.
+std::vector<int64_t> launches(std::vector<int64_t> numel, int64_t tasks, bool gram) {
+  const mtl::Plan plan = checked_plan(std::move(numel), tasks, gram);
+  const int64_t capacity = mtl::table_capacity(mtl::kTableWords, tasks);
+  if (capacity < 1) throw std::invalid_argument("no table holds the gradients of so many tasks");
+  std::vector<int64_t> segments;
+  mtl::for_each_launch(plan, mtl::present_parameters(plan), capacity, [&](int64_t, int64_t, const mtl::Portion& portion) {
+    segments.push_back(portion.last - portion.first);
+  });
+  return segments;
+}
+
+py::dict plan(std::vector<int64_t> numel, int64_t tasks, bool gram) {
+  const mtl::Plan plan = checked_plan(std::move(numel), tasks, gram);
   std::vector<std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t>>> segments(plan.segments);
   for (int64_t s = 0; s < plan.segments; ++s)
     mtl::for_each_piece(plan, s, [&](const mtl::Piece& p) { segments[s].emplace_back(p.param, p.begin, p.length, p.flat); });
@@ -89,7 +105,9 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native side of mtlkernels: build facts, constants and the planner.";
   m.def("build_info", &build_info, "Versions, compiler and instruction sets of this build and this processor.");
   m.def("constants", &constants, "The values that Python has a copy of.");
-  m.def("plan", &plan, py::arg("numel"), py::arg("tasks"),
+  m.def("plan", &plan, py::arg("numel"), py::arg("tasks"), py::arg("gram") = true,
         "Flat offsets (multiples of 16 elements) of parameters with `numel` elements each, and the pieces\n"
-        "(parameter, begin, length, flat offset) of every segment of work.");
+        "(parameter, begin, length, flat offset) of every segment of a Gram matrix, or of a row kernel.");
+  m.def("launches", &launches, py::arg("numel"), py::arg("tasks"), py::arg("gram") = false,
+        "The number of segments of each CUDA launch: the blocks of a row kernel's grid.");
 }

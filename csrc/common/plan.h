@@ -15,6 +15,7 @@ constexpr int64_t kAlign = 16;                // elements; 64 bytes of float32, 
 constexpr int64_t kBlock = 4096;              // elements; segments end at multiples of it
 constexpr int64_t kWorkspaceBytes = 1 << 20;  // bound on all partial results of a Gram together
 constexpr int64_t kMaxSegments = 1024;
+constexpr int64_t kTasksOfSegment = 8;  // whose elements are enough work for a segment
 
 constexpr int64_t align_up(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
 
@@ -42,16 +43,26 @@ struct Plan {
   int64_t segment_at(int64_t flat) const { return flat / (blocks_per_segment * kBlock); }
 };
 
-inline Plan make_plan(std::vector<int64_t> numel, int64_t tasks) {
+// The most segments of a Gram matrix, each of which keeps its pairs.
+constexpr int64_t gram_segments(int64_t tasks) {
+  const int64_t bytes = num_pairs(tasks) * static_cast<int64_t>(sizeof(double));
+  return std::clamp(kWorkspaceBytes / bytes, int64_t{1}, kMaxSegments);
+}
+
+// The most segments of a kernel that keeps a number a task of them, or nothing: with more tasks they are shorter, so that a
+// list which takes several launches, as it does with many tasks, still gives each of them enough blocks.
+constexpr int64_t row_segments(int64_t tasks) {
+  return kMaxSegments * std::max<int64_t>(1, (tasks + kTasksOfSegment - 1) / kTasksOfSegment);
+}
+
+inline Plan make_plan(std::vector<int64_t> numel, int64_t most_segments) {
   Plan plan;
   plan.offset.reserve(numel.size() + 1);
   plan.offset.push_back(0);
   for (int64_t n : numel) plan.offset.push_back(plan.offset.back() + align_up(n));
   plan.numel = std::move(numel);
-  const int64_t partial_bytes = num_pairs(tasks) * static_cast<int64_t>(sizeof(double));
-  const int64_t cap = std::clamp(kWorkspaceBytes / partial_bytes, int64_t{1}, kMaxSegments);
   const int64_t blocks = (plan.flat_length() + kBlock - 1) / kBlock;
-  plan.blocks_per_segment = std::max<int64_t>(1, (blocks + cap - 1) / cap);
+  plan.blocks_per_segment = std::max<int64_t>(1, (blocks + most_segments - 1) / most_segments);
   plan.segments = (blocks + plan.blocks_per_segment - 1) / plan.blocks_per_segment;
   return plan;
 }

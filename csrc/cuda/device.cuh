@@ -7,17 +7,18 @@
 
 #include <cuda_runtime.h>
 
+#include "../common/launches.h"
+
 namespace mtlkernels::cuda {
 
 constexpr int kWarp = 32;
 constexpr int kWarps = 4;   // a block
 constexpr int kGroup = 32;  // segments whose partial results are added up together: one a lane
 
-// 8-byte words of a table of pointers and sizes that a kernel takes by value. Parameters may take 32764 bytes since CUDA
-// 12.1, 4 KB before; 256 bytes are left for the others. Few tensors use the small one: less to copy at a launch.
-constexpr int kSmallTable = (4096 - 256) / 8;
+// Few tensors use the small table: less to copy at a launch.
+constexpr int kSmallTable = kTableWordsBefore;
 #if CUDART_VERSION >= 12010
-constexpr int kLargeTable = (32764 - 256) / 8;
+constexpr int kLargeTable = kTableWords;
 #else
 constexpr int kLargeTable = kSmallTable;
 #endif

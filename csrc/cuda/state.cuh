@@ -166,12 +166,13 @@ static __global__ void __launch_bounds__(kThreads) excess_finish_kernel(const Me
 // Elements of workspace: ints for track_gram, doubles for excess.
 inline int64_t measures(const Plan& plan, int64_t tasks) { return plan.segments * tasks; }
 
-// state: (tasks, plan.flat_length()) accumulators. K: (tasks, tasks) of its new rows; row and column NaN of a task whose
-// state would not have been finite. scale: a float64 a task, rate: one, on the device. spoilt: measures() ints. workspace
-// and ticket: as gram's.
+// plan: of the pass that moves the states; gram_plan: of their Gram matrix. state: (tasks, plan.flat_length()) accumulators.
+// K: (tasks, tasks) of its new rows; row and column NaN of a task whose state would not have been finite. scale: a float64 a
+// task, rate: one, on the device. spoilt: measures(plan) ints. workspace and ticket: as gram's.
 template <class S>
-void track_gram(const Plan& plan, const std::vector<const void*>& rows, int64_t tasks, const double* scale,
-                const double* rate, void* state, double* K, int* spoilt, double* workspace, int ticket, Stream stream) {
+void track_gram(const Plan& plan, const Plan& gram_plan, const std::vector<const void*>& rows, int64_t tasks,
+                const double* scale, const double* rate, void* state, double* K, int* spoilt, double* workspace, int ticket,
+                Stream stream) {
   using A = accumulator_t<S>;
   const Measures<int> marks{spoilt, plan.segments};
   A* const own = static_cast<A*>(state);
@@ -183,7 +184,7 @@ void track_gram(const Plan& plan, const std::vector<const void*>& rows, int64_t 
   for (int64_t t = 0; t < tasks; ++t)
     for (size_t p = 0; p < plan.numel.size(); ++p)
       moved.push_back(plan.numel[p] ? own + t * plan.flat_length() + plan.offset[p] : nullptr);
-  gram<A>(plan, moved, tasks, K, workspace, ticket, stream);
+  gram<A>(gram_plan, moved, tasks, K, workspace, ticket, stream);
   launch(spoil_kernel, dim3(static_cast<unsigned>(tasks)), kThreads, stream, marks, static_cast<int>(tasks), K);
 }
 

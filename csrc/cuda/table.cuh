@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../common/plan.h"
+#include "../common/launches.h"
 #include "numbers.cuh"
 
 namespace mtlkernels::cuda {
@@ -32,15 +32,6 @@ struct Table {
   }
 };
 
-// The part of a plan that one launch does: the table's parameters, in whole or in part of the segments [first, last).
-struct Portion {
-  int64_t first, last;
-  int64_t segment_length;
-  bool continued;  // segment `first` has parameters in an earlier launch
-};
-
-constexpr int64_t table_capacity(int64_t words, int64_t tasks) { return words / (tasks + 2); }
-
 inline bool fits_one_table(const Plan& plan, int64_t tasks) {
   const int64_t present = std::count_if(plan.numel.begin(), plan.numel.end(), [](int64_t n) { return n > 0; });
   return present <= table_capacity(largest_table(), tasks);
@@ -50,9 +41,7 @@ inline bool fits_one_table(const Plan& plan, int64_t tasks) {
 template <class Body>
 void for_each_table(const Plan& plan, const std::vector<const void*>& rows, int64_t tasks, const Body& body) {
   const int64_t params = static_cast<int64_t>(plan.numel.size());
-  std::vector<int64_t> present;
-  for (int64_t p = 0; p < params; ++p)
-    if (plan.numel[p] > 0) present.push_back(p);
+  const std::vector<int64_t> present = present_parameters(plan);
   const auto fill_table = [&](auto& table, int64_t begin, int64_t count) {
     table.params = static_cast<int32_t>(count);
     table.tasks = static_cast<int32_t>(tasks);
@@ -64,27 +53,18 @@ void for_each_table(const Plan& plan, const std::vector<const void*>& rows, int6
         table.word[2 * count + i * tasks + t] = reinterpret_cast<intptr_t>(rows[t * params + p]);
     }
   };
-  int64_t done = 0;  // segments begun
-  for (int64_t begin = 0; begin < static_cast<int64_t>(present.size());) {
-    const int64_t left = static_cast<int64_t>(present.size()) - begin;
-    const int64_t count = std::min(left, table_capacity(largest_table(), tasks));
-    const int64_t flat_begin = plan.offset[present[begin]];
-    const int64_t last_param = present[begin + count - 1];
-    const int64_t first = plan.segment_at(flat_begin);
-    const int64_t last = plan.segment_at(plan.offset[last_param] + plan.numel[last_param] - 1) + 1;
-    const Portion portion{first, last, plan.blocks_per_segment * kBlock, first < done};
-    if (count <= table_capacity(kSmallTable, tasks)) {
-      Table<kSmallTable> table;
-      fill_table(table, begin, count);
-      body(table, portion);
-    } else {
-      Table<kLargeTable> table;
-      fill_table(table, begin, count);
-      body(table, portion);
-    }
-    done = last;
-    begin += count;
-  }
+  for_each_launch(plan, present, table_capacity(largest_table(), tasks),
+                  [&](int64_t begin, int64_t count, const Portion& portion) {
+                    if (count <= table_capacity(kSmallTable, tasks)) {
+                      Table<kSmallTable> table;
+                      fill_table(table, begin, count);
+                      body(table, portion);
+                    } else {
+                      Table<kLargeTable> table;
+                      fill_table(table, begin, count);
+                      body(table, portion);
+                    }
+                  });
 }
 
 // A warp's way through the chunks of a segment: chunk c of the segment belongs to warp c modulo the number of warps.

@@ -18,7 +18,8 @@ Tensor gram(std::vector<Tensor> grads, int64_t num_tasks) {
   const GradientList list(grads, num_tasks);
   const int64_t shape[] = {num_tasks, num_tasks};
   Tensor K = torch::stable::new_empty(grads[0], {shape, 2}, ScalarType::Double);
-  mtl::cpu::gram(list.plan(), list.rows, num_tasks, list.dtype, static_cast<double*>(K.mutable_data_ptr()), kParallelFor);
+  mtl::cpu::gram(list.gram_plan(), list.rows, num_tasks, list.dtype, static_cast<double*>(K.mutable_data_ptr()),
+                 kParallelFor);
   return K;
 }
 
@@ -42,7 +43,7 @@ Tensor combine(std::vector<Tensor> grads, Tensor weights) {
   const std::vector<double> values = read_weights(weights, grads[0]);
   const auto tasks = static_cast<int64_t>(values.size());
   const GradientList list(grads, tasks);
-  const mtl::Plan plan = list.plan();
+  const mtl::Plan plan = list.row_plan();
   const int64_t length = plan.flat_length();
   Tensor out = torch::stable::new_empty(grads[0], {&length, 1});
   mtl::cpu::combine(plan, list.rows, values.data(), tasks, list.dtype, out.mutable_data_ptr(), list.dtype, 0.0, true,
@@ -55,7 +56,7 @@ void combine_out(std::vector<Tensor> grads, Tensor weights, Tensor out, double b
   const std::vector<double> values = read_weights(weights, grads[0]);
   const auto tasks = static_cast<int64_t>(values.size());
   const GradientList list(grads, tasks);
-  const mtl::Plan plan = list.plan();
+  const mtl::Plan plan = list.row_plan();
   const DType out_dtype = checked_out(out, grads[0], list.dtype, plan.flat_length());
   mtl::cpu::combine(plan, list.rows, values.data(), tasks, list.dtype, out.mutable_data_ptr(), out_dtype, beta, false,
                     kParallelFor);
@@ -64,7 +65,7 @@ void combine_out(std::vector<Tensor> grads, Tensor weights, Tensor out, double b
 Tensor graddrop(std::vector<Tensor> grads, int64_t num_tasks, Tensor seed, Tensor step, Tensor leak) {
   const GradientList list(grads, num_tasks);
   const double* leaks = task_vector(leak, "leak", num_tasks, grads[0], "the gradient");
-  const mtl::Plan plan = list.plan();
+  const mtl::Plan plan = list.row_plan();
   Tensor out = flat_direction(grads[0], plan);
   mtl::cpu::graddrop(plan, list.rows, std::vector<double>(leaks, leaks + num_tasks), list.dtype,
                      *word_pointer(seed, grads[0]), *word_pointer(step, grads[0]), out.mutable_data_ptr(), kParallelFor);
@@ -74,7 +75,7 @@ Tensor graddrop(std::vector<Tensor> grads, int64_t num_tasks, Tensor seed, Tenso
 Tensor trimmed_mean(std::vector<Tensor> grads, int64_t num_tasks, int64_t trim) {
   const GradientList list(grads, num_tasks);
   check_trim(trim, num_tasks);
-  const mtl::Plan plan = list.plan();
+  const mtl::Plan plan = list.row_plan();
   Tensor out = flat_direction(grads[0], plan);
   mtl::cpu::trimmed_mean(plan, list.rows, num_tasks, list.dtype, trim, out.mutable_data_ptr(), kParallelFor);
   return out;
@@ -84,7 +85,7 @@ Tensor track_gram(std::vector<Tensor> grads, int64_t num_tasks, Tensor scale, Te
   const GradientList list(grads, num_tasks);
   const double* factors = task_vector(scale, "scale", num_tasks, grads[0], "the gradient");
   const double* share = rate_pointer(rate, grads[0]);
-  const mtl::Plan plan = list.plan();
+  const mtl::Plan plan = list.gram_plan();
   void* rows = state_rows(state, list, grads[0], plan);
   const int64_t shape[] = {num_tasks, num_tasks};
   Tensor K = torch::stable::new_empty(grads[0], {shape, 2}, ScalarType::Double);
@@ -95,7 +96,7 @@ Tensor track_gram(std::vector<Tensor> grads, int64_t num_tasks, Tensor scale, Te
 
 Tensor excess(std::vector<Tensor> grads, int64_t num_tasks, double eps, Tensor state) {
   const GradientList list(grads, num_tasks);
-  const mtl::Plan plan = list.plan();
+  const mtl::Plan plan = list.row_plan();
   void* rows = state_rows(state, list, grads[0], plan);
   Tensor e = torch::stable::new_empty(grads[0], {&num_tasks, 1}, ScalarType::Double);
   mtl::cpu::excess(plan, list.rows, num_tasks, eps, list.dtype, rows, static_cast<double*>(e.mutable_data_ptr()),

@@ -13,7 +13,7 @@ Tensor graddrop(std::vector<Tensor> grads, int64_t num_tasks, Tensor seed, Tenso
   const cuda::Drawing drawing{word_pointer(seed, grads[0]), word_pointer(step, grads[0]),
                               task_vector(leak, "leak", num_tasks, grads[0], "the gradient")};
   const OnDevice device(grads[0]);
-  const Plan plan = list.plan();
+  const Plan plan = list.row_plan();
   Tensor out = flat_direction(grads[0], plan);
   with_element(list.dtype, [&]<class S>(S) {
     cuda::graddrop<S>(plan, list.rows, num_tasks, drawing, out.mutable_data_ptr(), device.stream());
@@ -27,7 +27,7 @@ Tensor trimmed_mean(std::vector<Tensor> grads, int64_t num_tasks, int64_t trim) 
   check_tasks(num_tasks);
   check_trim(trim, num_tasks);
   const OnDevice device(grads[0]);
-  const Plan plan = list.plan();
+  const Plan plan = list.row_plan();
   Tensor out = flat_direction(grads[0], plan);
   with_element(list.dtype, [&]<class S>(S) {
     cuda::trimmed_mean<S>(plan, list.rows, num_tasks, trim, out.mutable_data_ptr(), device.stream());

@@ -13,7 +13,7 @@ Tensor gram(std::vector<Tensor> grads, int64_t num_tasks) {
   const GradientList list(grads, num_tasks);
   check_tasks(num_tasks);
   const OnDevice device(grads[0]);
-  const Plan plan = list.plan();
+  const Plan plan = list.gram_plan();
   const int64_t shape[] = {num_tasks, num_tasks}, doubles = cuda::gram_workspace(plan, num_tasks);
   Tensor K = torch::stable::new_empty(grads[0], {shape, 2}, ScalarType::Double);
   Tensor workspace = torch::stable::new_empty(grads[0], {&doubles, 1}, ScalarType::Double);
@@ -44,7 +44,7 @@ Tensor combine(std::vector<Tensor> grads, Tensor weights) {
   check_not_empty(grads);
   const GradientList list(grads, checked_weights(weights, grads[0]));
   const OnDevice device(grads[0]);
-  const Plan plan = list.plan();
+  const Plan plan = list.row_plan();
   const int64_t length = plan.flat_length();
   Tensor out = torch::stable::new_empty(grads[0], {&length, 1});
   combine_into(plan, list, weights, out, list.dtype, 0.0, device);
@@ -55,7 +55,7 @@ void combine_out(std::vector<Tensor> grads, Tensor weights, Tensor out, double b
   check_not_empty(grads);
   const GradientList list(grads, checked_weights(weights, grads[0]));
   const OnDevice device(grads[0]);
-  const Plan plan = list.plan();
+  const Plan plan = list.row_plan();
   const DType out_dtype = checked_out(out, grads[0], list.dtype, plan.flat_length());
   combine_into(plan, list, weights, out, out_dtype, beta, device);
 }
@@ -66,18 +66,18 @@ Tensor track_gram(std::vector<Tensor> grads, int64_t num_tasks, Tensor scale, Te
   const double* factors = task_vector(scale, "scale", num_tasks, grads[0], "the gradient");
   const double* share = rate_pointer(rate, grads[0]);
   const OnDevice device(grads[0]);
-  const Plan plan = list.plan();
+  const Plan plan = list.row_plan(), gram_plan = list.gram_plan();
   void* rows = state_rows(state, list, grads[0], plan);
-  const int64_t shape[] = {num_tasks, num_tasks}, doubles = cuda::gram_workspace(plan, num_tasks);
+  const int64_t shape[] = {num_tasks, num_tasks}, doubles = cuda::gram_workspace(gram_plan, num_tasks);
   const int64_t ints = cuda::measures(plan, num_tasks);
   Tensor K = torch::stable::new_empty(grads[0], {shape, 2}, ScalarType::Double);
   Tensor workspace = torch::stable::new_empty(grads[0], {&doubles, 1}, ScalarType::Double);
   Tensor spoilt = torch::stable::new_empty(grads[0], {&ints, 1}, ScalarType::Int);
-  const int ticket = tickets().first(device, cuda::gram_tickets(plan, num_tasks));
+  const int ticket = tickets().first(device, cuda::gram_tickets(gram_plan, num_tasks));
   with_element(list.dtype, [&]<class S>(S) {
-    cuda::track_gram<S>(plan, list.rows, num_tasks, factors, share, rows, static_cast<double*>(K.mutable_data_ptr()),
-                        static_cast<int*>(spoilt.mutable_data_ptr()), static_cast<double*>(workspace.mutable_data_ptr()),
-                        ticket, device.stream());
+    cuda::track_gram<S>(plan, gram_plan, list.rows, num_tasks, factors, share, rows,
+                        static_cast<double*>(K.mutable_data_ptr()), static_cast<int*>(spoilt.mutable_data_ptr()),
+                        static_cast<double*>(workspace.mutable_data_ptr()), ticket, device.stream());
   });
   device.check_launches("track_gram");
   return K;
@@ -87,7 +87,7 @@ Tensor excess(std::vector<Tensor> grads, int64_t num_tasks, double eps, Tensor s
   const GradientList list(grads, num_tasks);
   check_tasks(num_tasks);
   const OnDevice device(grads[0]);
-  const Plan plan = list.plan();
+  const Plan plan = list.row_plan();
   void* rows = state_rows(state, list, grads[0], plan);
   const int64_t doubles = cuda::measures(plan, num_tasks);
   Tensor e = torch::stable::new_empty(grads[0], {&num_tasks, 1}, ScalarType::Double);

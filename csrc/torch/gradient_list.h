@@ -85,7 +85,8 @@ struct GradientList {
     }
   }
 
-  Plan plan() const { return make_plan(numel, tasks); }
+  Plan gram_plan() const { return make_plan(numel, gram_segments(tasks)); }
+  Plan row_plan() const { return make_plan(numel, row_segments(tasks)); }
 
  private:
   using Sizes = decltype(std::declval<const Tensor&>().sizes());

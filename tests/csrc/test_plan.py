@@ -85,3 +85,28 @@ def test_refuses_fewer_tasks_than_one(tasks: int, message: str) -> None:
 def test_refuses_negative_sizes() -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         _C.plan([3, -1], 2)
+
+
+@pytest.mark.parametrize("gram", [True, False])
+@settings(max_examples=100, deadline=None)
+@given(numels=st.lists(SIZES, max_size=40), tasks=st.integers(1, 448))
+def test_launches_cover_every_segment(numels: list[int], tasks: int, gram: bool) -> None:
+    """Two launches may share one: where a table ends inside it."""
+    segments = len(_C.plan(numels, tasks, gram)["segments"])
+    launches = _C.launches(numels, tasks, gram)
+    assert all(blocks >= 1 for blocks in launches)
+    assert segments <= sum(launches) <= segments + max(0, len(launches) - 1)
+    assert len(launches) == -(-sum(n > 0 for n in numels) // (4063 // (tasks + 2)))
+
+
+@pytest.mark.parametrize("tasks", [1, 8, 32, 64, 100, 200, 448])
+def test_row_kernels_have_blocks_enough_for_any_number_of_tasks(tasks: int) -> None:
+    """Where a Gram matrix keeps few segments: 25 million elements in 160 tensors."""
+    launches = _C.launches([160_000] * 160, tasks)
+    assert min(launches[:-1] or launches) >= 256
+    assert sum(launches) >= 1000
+
+
+def test_refuses_more_tasks_than_a_table_holds() -> None:
+    with pytest.raises(ValueError, match="no table holds"):
+        _C.launches([3], 5000)

@@ -8,14 +8,14 @@ namespace {
 template <class S>
 void check_gram(const Case& c, int repeats) {
   const Data<S> data(c);
-  const int64_t T = c.tasks, counters = gram_tickets(data.plan, T);
+  const int64_t T = c.tasks, counters = gram_tickets(data.gram_plan, T);
   expect(counters > 0 && counters <= kTickets, "%s: %ld counters", c.name.c_str(), static_cast<long>(counters));
-  std::vector<double> expected(T * T, NAN), workspace(gram_workspace(data.plan, T), NAN);
-  gram<S>(data.plan, data.rows, T, expected.data(), workspace.data(), -1, nullptr);
+  std::vector<double> expected(T * T, NAN), workspace(gram_workspace(data.gram_plan, T), NAN);
+  gram<S>(data.gram_plan, data.rows, T, expected.data(), workspace.data(), -1, nullptr);
   for (int run = 0; run < repeats; ++run) {
     std::vector<double> K(T * T, NAN);
     workspace.assign(workspace.size(), NAN);
-    gram<S>(data.plan, data.rows, T, K.data(), workspace.data(), 3, nullptr);
+    gram<S>(data.gram_plan, data.rows, T, K.data(), workspace.data(), 3, nullptr);
     for (int64_t k = 0; k < T * T; ++k)
       expect(K[k] == expected[k], "%s: K[%ld] = %g, expected %g", c.name.c_str(), static_cast<long>(k), K[k], expected[k]);
     expect(std::all_of(tickets, tickets + kTickets, [](unsigned count) { return count == 0; }), "%s: a counter is left",

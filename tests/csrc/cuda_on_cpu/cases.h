@@ -49,7 +49,7 @@ struct Case {
 template <class S>
 struct Data {
   const Case& made;
-  Plan plan;
+  Plan plan, gram_plan;
   std::vector<std::unique_ptr<S[]>> memory;
   std::vector<const void*> rows;
 
@@ -70,9 +70,13 @@ struct Data {
         rows.back() = row;
       }
     }
-    plan = make_plan(numel, c.tasks);
-    plan.blocks_per_segment *= c.blocks_per_segment;
-    plan.segments = (plan.segments + c.blocks_per_segment - 1) / c.blocks_per_segment;
+    plan = coarser(make_plan(numel, row_segments(c.tasks)));
+    gram_plan = coarser(make_plan(numel, gram_segments(c.tasks)));
+  }
+  Plan coarser(Plan cut) const {
+    cut.blocks_per_segment *= made.blocks_per_segment;
+    cut.segments = (cut.segments + made.blocks_per_segment - 1) / made.blocks_per_segment;
+    return cut;
   }
   const S* row(int64_t t, int64_t p) const { return static_cast<const S*>(rows[t * made.numel.size() + p]); }
 };
@@ -88,6 +92,19 @@ void check_long_lists(const Check& check) {
     }
   }
   new_driver = true;
+}
+
+// 100 tasks, two of them present, on 30 blocks of the plan: of its Gram matrix 15 segments of two fit the workspace.
+inline const Case kManyTasks = [] {
+  Case many{"many tasks", 100, {30 * kBlock}};
+  many.absent = [](int64_t t, int64_t) { return t % 70 != 3; };
+  return many;
+}();
+
+// The blocks of the first launch since `launch`.
+inline void expect_blocks(const char* op, size_t launch, unsigned wanted) {
+  expect(blocks_launched.at(launch) == wanted, "%s of many tasks: %u blocks in place of %u", op, blocks_launched.at(launch),
+         wanted);
 }
 
 template <class S> constexpr double kEpsilon = 0;

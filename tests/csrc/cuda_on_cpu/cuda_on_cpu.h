@@ -55,6 +55,7 @@ constexpr int kGroup = 4;
 constexpr int kSmallTable = 100;  // words
 constexpr int kLargeTable = 200;
 inline bool new_driver = true;
+inline std::vector<unsigned> blocks_launched;  // of each launch
 inline int64_t largest_table() { return new_driver ? kLargeTable : kSmallTable; }
 
 using Stream = void*;
@@ -91,6 +92,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, Stream, const
     std::abort();
   }
   gridDim = grid;
+  blocks_launched.push_back(grid.x);
   blockDim = dim3(static_cast<unsigned>(threads));
   std::vector<std::thread> running;
 #if defined(BLOCKS_AT_ONCE)

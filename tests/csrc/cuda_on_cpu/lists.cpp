@@ -9,13 +9,13 @@ namespace {
 template <class S>
 std::vector<double> gram_of(const Data<S>& data) {
   const int64_t T = data.made.tasks;
-  std::vector<double> K(T * T, NAN), workspace(gram_workspace(data.plan, T), NAN);
-  gram<S>(data.plan, data.rows, T, K.data(), workspace.data(), -1, nullptr);
-  const int64_t counters = gram_tickets(data.plan, T);
+  std::vector<double> K(T * T, NAN), workspace(gram_workspace(data.gram_plan, T), NAN);
+  gram<S>(data.gram_plan, data.rows, T, K.data(), workspace.data(), -1, nullptr);
+  const int64_t counters = gram_tickets(data.gram_plan, T);
   expect(counters <= kTickets, "%s: %ld counters", data.made.name.c_str(), static_cast<long>(counters));
   if (counters) {
     std::vector<double> once(T * T, NAN), clean(workspace.size(), NAN);
-    gram<S>(data.plan, data.rows, T, once.data(), clean.data(), 5, nullptr);
+    gram<S>(data.gram_plan, data.rows, T, once.data(), clean.data(), 5, nullptr);
     expect(std::memcmp(once.data(), K.data(), T * T * sizeof(double)) == 0, "%s: one launch gives other bits",
            data.made.name.c_str());
   }
@@ -200,8 +200,9 @@ void check_all() {
 }  // namespace
 
 int main() {
-  expect(gram_tickets(make_plan(std::vector<int64_t>(130, 19), 2), 2) == 0, "one launch for two tables");
-  const Plan between = make_plan(std::vector<int64_t>(40, 19), 2);  // it fits the large table, not the small one
+  expect(gram_tickets(make_plan(std::vector<int64_t>(130, 19), gram_segments(2)), 2) == 0, "one launch for two tables");
+  const Plan between =
+      make_plan(std::vector<int64_t>(40, 19), gram_segments(2));  // it fits the large table, not the small one
   expect(gram_tickets(between, 2) > 0, "two launches for one table");
   new_driver = false;
   expect(gram_tickets(between, 2) == 0, "a table that an old driver does not take");
@@ -212,6 +213,10 @@ int main() {
     check_all<double>();
     check_all<Float16>();
   }
+  const Data<float> many(kManyTasks);
+  const size_t launch = blocks_launched.size();
+  check_combine<float>(many, 0.0, 0, true);
+  expect_blocks("combine", launch, 30);
   std::printf("%d checks, %d failed\n", checks, failures);
   return failures ? 1 : 0;
 }

@@ -150,6 +150,13 @@ int main() {
     check_all<BFloat16>();
     check_all<Float16>();
   }
+  const Data<float> many(kManyTasks);
+  size_t launch = blocks_launched.size();
+  check_graddrop(many, false, 0);
+  expect_blocks("graddrop", launch, 30);
+  launch = blocks_launched.size();
+  check_trimmed(many, 1, 0);
+  expect_blocks("trimmed_mean", launch, 30);
   std::printf("%d checks, %d failed\n", checks, failures);
   return failures ? 1 : 0;
 }

@@ -59,12 +59,12 @@ void check_track(const Data<S>& data, int64_t offset) {
   using A = accumulator_t<S>;
   const int64_t T = data.made.tasks, length = data.plan.flat_length();
   State<S> state(data, offset);
-  std::vector<double> scale, K(T * T, NAN), workspace(gram_workspace(data.plan, T));
+  std::vector<double> scale, K(T * T, NAN), workspace(gram_workspace(data.gram_plan, T));
   for (int64_t t = 0; t < T; ++t) scale.push_back(0.5 + static_cast<double>(t % 5));
   std::vector<int> marks(measures(data.plan, T), -1);
-  const int ticket = gram_tickets(data.plan, T) ? 0 : -1;
-  track_gram<S>(data.plan, data.rows, T, scale.data(), &kRate, state.now, K.data(), marks.data(), workspace.data(), ticket,
-                nullptr);
+  const int ticket = gram_tickets(data.gram_plan, T) ? 0 : -1;
+  track_gram<S>(data.plan, data.gram_plan, data.rows, T, scale.data(), &kRate, state.now, K.data(), marks.data(),
+                workspace.data(), ticket, nullptr);
   std::vector<char> spoilt(T, 0);
   for_each_element(data, state, [&](int64_t t, A x, bool, A& element) {
     A moved = element + static_cast<A>(kRate) * (static_cast<A>(scale[t]) * x - element);
@@ -162,6 +162,19 @@ int main() {
     check_all<double>();
     check_all<Float16>();
   }
+  const Data<float> many(kManyTasks);
+  State<float> state(many, 0);
+  const std::vector<double> scale(100, 1.0);
+  std::vector<double> e(100), sums(measures(many.plan, 100)), K(100 * 100), workspace(gram_workspace(many.gram_plan, 100));
+  size_t launch = blocks_launched.size();
+  excess<float>(many.plan, many.rows, 100, kEps, state.now, e.data(), sums.data(), nullptr);
+  expect_blocks("excess", launch, 30);
+  launch = blocks_launched.size();
+  std::vector<int> marks(measures(many.plan, 100));
+  track_gram<float>(many.plan, many.gram_plan, many.rows, 100, scale.data(), &kRate, state.now, K.data(), marks.data(),
+                    workspace.data(), -1, nullptr);
+  expect_blocks("track_gram", launch, 30);
+  expect_blocks("its Gram matrix", launch + 1, 15);
   std::printf("%d checks, %d failed\n", checks, failures);
   return failures ? 1 : 0;
 }
