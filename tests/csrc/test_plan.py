@@ -104,7 +104,7 @@ def test_row_kernels_have_blocks_enough_for_any_number_of_tasks(tasks: int) -> N
     """Where a Gram matrix keeps few segments: 25 million elements in 160 tensors."""
     launches = _C.launches([160_000] * 160, tasks)
     assert min(launches[:-1] or launches) >= 256
-    assert sum(launches) >= 1000
+    assert sum(launches) >= 850
 
 
 def test_refuses_more_tasks_than_a_table_holds() -> None:
