@@ -287,7 +287,7 @@ def test_native_and_reference_agree(kind: str, T: int) -> None:
         (lambda: DualProj([0.0, 0.0]), "preference"),
         (lambda: DualProj([math.nan, 1.0]), "preference"),
         (lambda: UPGrad([]), "preference"),
-        (lambda: UPGrad([1.0])(torch.eye(2).double()), "1 tasks, not 2"),
+        (lambda: UPGrad([1.0])(torch.eye(2).double()), "1 numbers for 2 tasks"),
         (lambda: IMGrad(-1.0), "c=-1"),
         (lambda: IMGrad(form="both"), "form"),
         (lambda: IMGrad(rescale=3), "rescale"),

@@ -155,7 +155,7 @@ def test_famo_without_update_stays_and_with_it_shifts_weight_to_the_slow() -> No
 
 def test_famo_says_what_it_cannot_take() -> None:
     method = FAMO()
-    with pytest.raises(ValueError, match="comes after"):
+    with pytest.raises(ValueError, match="no step to compare with"):
         method.update(torch.ones(2))
     value, weights = evaluate(method, torch.tensor([1.0, -0.5]))
     assert value.isfinite()

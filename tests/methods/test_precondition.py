@@ -180,7 +180,7 @@ def test_ngdiff_edges() -> None:
     assert (g.T @ method(g @ g.T)).abs().max() == 0
     assert method(torch.diag(torch.tensor([4.0, 0.0]).double())).tolist() == [0.5, 0.0]
     assert method.status.tolist() == [0, Status.ZERO_GRADIENT]
-    with pytest.raises(ValueError, match="two tasks, retain and forget, not 3"):
+    with pytest.raises(ValueError, match="two losses, retain and forget, and got 3"):
         method(torch.eye(3).double())
 
 
@@ -199,7 +199,7 @@ def test_fixed_weights() -> None:
         (lambda: Normalized("mgda"), "method is a str"),
         (lambda: Preferred(MGDA(), [1.0, 0.0]), "preference"),
         (lambda: Preferred(MGDA(), [])(torch.eye(2).double()), "preference"),
-        (lambda: Preferred(MGDA(), [1.0])(torch.eye(2).double()), "1 tasks, not 2"),
+        (lambda: Preferred(MGDA(), [1.0])(torch.eye(2).double()), "1 numbers for 2 tasks"),
         (lambda: ClippedTasks(MGDA(), 0.0), "max_norm=0.0"),
         (lambda: LogLosses(MGDA())(torch.eye(2).double()), "LogLosses needs"),
         (lambda: Normalized(MGDA(), by="loss")(torch.eye(2).double()), "Normalized needs"),

@@ -127,7 +127,7 @@ def test_wrong_use_is_told() -> None:
         wrapped(PCGrad(), every=2, parts=[[]])
     model, optimizer = wrapped(PCGrad(), every=2)
     optimizer.backward(model(inputs()))
-    with pytest.raises(ValueError, match="use a fresh one"):
+    with pytest.raises(ValueError, match="make a new one"):
         optimizer.backward(list(model(inputs()).values())[:2])
     with pytest.raises(ValueError, match="to be reused"):
         Reused(Reused(PCGrad(), 2), 2)

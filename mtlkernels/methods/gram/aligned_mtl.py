@@ -69,9 +69,11 @@ class AlignedMTL(GramMethod):
         else:
             given, task_names = numbers_of(preference)
             if given.dim() != 1 or not (given.isfinite() & (given >= 0)).all():
-                raise ValueError("preference must be one finite number at least 0 per task")
+                raise ValueError(
+                    f"preference={preference}: give one finite number per task, at least 0"
+                )
             if not given.any():
-                raise ValueError("preference must be positive for some task")
+                raise ValueError(f"preference={preference}: one number at least must be positive")
             self.register_given("preference", given, task_names, persistent=True)
         self.scale = scale
         self.reduction = reduction
@@ -81,7 +83,7 @@ class AlignedMTL(GramMethod):
         preference = self.preference
         if preference is not None:
             if len(preference) != len(gram):
-                raise ValueError(f"{len(preference)} preferences were given for {len(gram)} tasks")
+                raise ValueError(f"preference has {len(preference)} numbers for {len(gram)} tasks")
             if preference.device != gram.device:
                 preference = self.preference = preference.to(gram.device)
         mean = self.reduction == "mean"

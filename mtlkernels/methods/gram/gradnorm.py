@@ -67,7 +67,7 @@ class GradNorm(SizedByTasks):
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         if losses is None:
-            raise ValueError("GradNorm needs the tasks' losses")
+            raise ValueError("GradNorm needs the tasks' losses: pass losses= to aggregate")
         if self._first_call(gram):
             self.weights = torch.ones_like(gram[0])
             self.start = torch.full_like(gram[0], torch.nan)

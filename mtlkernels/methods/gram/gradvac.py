@@ -59,7 +59,7 @@ class GradVac(Drawing, SizedByTasks):
     ) -> None:
         super().__init__(seed)
         if not 0 <= beta <= 1:
-            raise ValueError(f"beta={beta}: it must lie in 0 .. 1")
+            raise ValueError(f"beta={beta}: it must be in 0 .. 1")
         if update not in ("every", "corrected"):
             raise ValueError(f'update={update!r}: choose "every" or "corrected"')
         self.beta = float(beta)

@@ -97,7 +97,9 @@ class NGDiff(GramMethod):
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         if len(gram) != 2:
-            raise ValueError(f"NGDiff takes two tasks, retain and forget, not {len(gram)}")
+            raise ValueError(
+                f"NGDiff takes two losses, retain and forget, and got {len(gram)} tasks"
+            )
         if self.sign.device != gram.device:
             self.to(gram.device)
         weights, self.status = ops.avgnorm(gram, int(ops.NormScale.CONSTANT), 1.0)

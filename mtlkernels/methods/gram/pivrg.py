@@ -64,7 +64,7 @@ class PIVRG(GramMethod):
         """
         drop, names = numbers_of(degradations)
         if drop.dim() != 1 or len(drop) == 0 or not bool(drop.isfinite().all()):
-            raise ValueError("degradations must be one finite number per task")
+            raise ValueError(f"degradations={degradations}: give one finite number per task")
         drop = self.in_own_order("degradations", drop, names).to(self.importance.device)
         temp = ((drop.max() - drop.min()) / math.log(self.bound)).clamp_min(self.min_temp)
         self.importance = len(drop) * torch.softmax(drop / temp, dim=0)

@@ -76,7 +76,7 @@ class SDMGrad(SizedByTasks):
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"lr={lr}: it must be finite and positive")
         if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum}: it must lie in 0 .. 1, below 1")
+            raise ValueError(f"momentum={momentum}: it must be in 0 .. 1, below 1")
         if not (isinstance(iterations, int) and iterations >= 1):
             raise ValueError(f"iterations={iterations}: it must be a whole number, at least 1")
         self.lam = float(lam)

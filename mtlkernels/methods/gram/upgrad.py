@@ -36,7 +36,7 @@ class _Projection(GramMethod):
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         if len(self.preference) not in (0, len(gram)):
-            raise ValueError(f"preference names {len(self.preference)} tasks, not {len(gram)}")
+            raise ValueError(f"preference has {len(self.preference)} numbers for {len(gram)} tasks")
         if self.preference.device != gram.device:
             self.to(gram.device)
         weights, self.status = self._project(gram, self.preference)

@@ -133,5 +133,5 @@ class LossMethod(Method):
             elif have != num_tasks:
                 raise ValueError(
                     f"this {type(self).__name__} has the state of {have} tasks and got "
-                    f"{num_tasks} losses: use a fresh one"
+                    f"{num_tasks} losses: make a new one"
                 )

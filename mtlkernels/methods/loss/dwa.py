@@ -58,7 +58,7 @@ class DWA(LossMethod):
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"temperature={temperature}: it must be finite and positive")
         if window < 1:
-            raise ValueError(f"window={window}: a window has at least one step")
+            raise ValueError(f"window={window}: it must be at least 1")
         check_reduction(reduction)
         self.temperature = float(temperature)
         self.window = window

@@ -107,7 +107,10 @@ class FAMO(LossMethod):
             ValueError: no step came before, or losses are not those of its tasks.
         """
         if len(self.before) == 0:
-            raise ValueError("FAMO.update comes after a backward and the optimizer's step")
+            raise ValueError(
+                "FAMO.update has no step to compare with: call it after backward(losses) and the "
+                "optimizer's step()"
+            )
         seats = list(range(len(self.before))) if self._last is None else self._last
         if isinstance(losses, Mapping):
             found = [losses.get(self.task_names[seat]) for seat in seats if self.task_names]
@@ -117,7 +120,7 @@ class FAMO(LossMethod):
         if len(values) != len(seats):
             raise ValueError(
                 f"FAMO.update got {len(values)} losses of the {len(seats)} tasks of the last step: "
-                "give those that backward took"
+                "pass the losses that backward took"
             )
         if not seats:
             return

@@ -45,7 +45,7 @@ class GO4Align(LossMethod):
     def __init__(self, groups: int = 2, *, eta: float = 1e-4) -> None:
         super().__init__()
         if groups < 1:
-            raise ValueError(f"groups={groups}: there is at least one")
+            raise ValueError(f"groups={groups}: it must be at least 1")
         if not (math.isfinite(eta) and eta >= 0):
             raise ValueError(f"eta={eta}: it must be finite and at least 0")
         self.groups = groups

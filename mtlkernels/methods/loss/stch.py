@@ -28,7 +28,7 @@ class _Warmed(LossMethod):
     def __init__(self, warmup: int, average: int | None) -> None:
         super().__init__()
         if warmup < 1:
-            raise ValueError(f"warmup={warmup}: it takes at least one step to know the losses")
+            raise ValueError(f"warmup={warmup}: it must be at least 1")
         average = max(1, warmup // 4) if average is None else average
         if not 1 <= average <= warmup:
             raise ValueError(f"average={average}: choose 1 to warmup={warmup} steps")
@@ -118,7 +118,7 @@ class STCH(_Warmed):
         if nadir is not None:
             given, names = numbers_of(nadir)
             if given.dim() != 1 or not (given.isfinite() & (given > 0)).all():
-                raise ValueError("nadir must be finite and positive numbers, one a task")
+                raise ValueError(f"nadir={nadir}: give one finite and positive number per task")
             given = self.in_given_order("nadir", given, names)
             self.start_with("total", self.average * given)
             self.start_with("missed", torch.zeros_like(given))

@@ -20,7 +20,7 @@ class _Learned(LossMethod):
     def __init__(self, num_tasks: int, init: float) -> None:
         super().__init__()
         if num_tasks < 1:
-            raise ValueError(f"num_tasks={num_tasks}: there is at least one task")
+            raise ValueError(f"num_tasks={num_tasks}: it must be at least 1")
         if not math.isfinite(init):
             raise ValueError(f"init={init}: it must be finite")
         self.s = nn.Parameter(torch.full((num_tasks,), float(init)))
@@ -30,7 +30,7 @@ class _Learned(LossMethod):
         if len(losses) != len(self.present_s()):
             raise ValueError(
                 f"this {type(self).__name__} was made for {len(self.s)} tasks and got "
-                f"{len(losses)} losses"
+                f"{len(losses)} losses: make one with num_tasks={len(losses)}"
             )
         return losses
 

@@ -276,7 +276,7 @@ class PositiveLosses(NamedTuple):
 def positive_losses(losses: Tensor | None, model: Tensor, name: str) -> PositiveLosses:
     """The losses in the dtype of `model`, and which of them are not positive."""
     if losses is None:
-        raise ValueError(f"{name} needs the tasks' losses")
+        raise ValueError(f"{name} needs the tasks' losses: pass losses= to aggregate")
     losses = losses.detach().to(model)
     good, out = (losses > 0) & losses.isfinite(), (losses <= 0) & losses.isfinite()
     return PositiveLosses(

@@ -68,7 +68,7 @@ class ExcessMTL(KeepsRows):
         if not (math.isfinite(eta) and eta > 0):
             raise ValueError(f"eta={eta}: it must be finite and positive")
         if warmup < 1:
-            raise ValueError(f"warmup={warmup}: the first step at least gives the first excess")
+            raise ValueError(f"warmup={warmup}: it must be at least 1")
         if not (math.isfinite(eps) and eps >= 0):
             raise ValueError(f"eps={eps}: it must be finite and at least 0")
         check_reduction(reduction)

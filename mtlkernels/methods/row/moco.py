@@ -69,7 +69,7 @@ class MoCo(KeepsRows):
     ) -> None:
         super().__init__()
         if not 0 < beta <= 1:
-            raise ValueError(f"beta={beta}: it must lie in 0 .. 1, without 0")
+            raise ValueError(f"beta={beta}: it must be in 0 .. 1, without 0")
         numbers = {"beta_sigma": beta_sigma, "gamma": gamma, "gamma_sigma": gamma_sigma, "rho": rho}
         for name, number in numbers.items():
             if not (math.isfinite(number) and number >= 0):

@@ -64,9 +64,12 @@ class Tracked(KeepsRows):
     ) -> None:
         super().__init__()
         if not isinstance(method, GramMethod):
-            raise ValueError(f"method is a {type(method).__name__}, not a Gram method")
+            raise ValueError(
+                f"method is a {type(method).__name__}, not a Gram method: give one, "
+                "for example PCGrad()"
+            )
         if not 0 <= beta < 1:
-            raise ValueError(f"beta={beta}: it must lie in 0 .. 1, without 1")
+            raise ValueError(f"beta={beta}: it must be in 0 .. 1, without 1")
         if not (math.isfinite(sigma) and sigma >= 0):
             raise ValueError(f"sigma={sigma}: it must be finite and at least 0")
         self.method = method

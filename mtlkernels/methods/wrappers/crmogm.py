@@ -53,9 +53,12 @@ class CRMOGM(SizedByTasks):
     ) -> None:
         super().__init__()
         if not isinstance(method, GramMethod):
-            raise ValueError(f"method is a {type(method).__name__}, not a Gram method")
+            raise ValueError(
+                f"method is a {type(method).__name__}, not a Gram method: give one, "
+                "for example PCGrad()"
+            )
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha={alpha}: it must lie in 0 .. 1")
+            raise ValueError(f"alpha={alpha}: it must be in 0 .. 1")
         self.method = method
         self.alpha = float(alpha)
         if initial_weights is None:

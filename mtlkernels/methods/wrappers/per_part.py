@@ -46,7 +46,10 @@ class PerPart(GramMethod):
     def __init__(self, method: GramMethod, num_parts: int) -> None:
         super().__init__()
         if not isinstance(method, GramMethod):
-            raise ValueError(f"method is a {type(method).__name__}, not a Gram method")
+            raise ValueError(
+                f"method is a {type(method).__name__}, not a Gram method: give one, "
+                "for example PCGrad()"
+            )
         if not (isinstance(num_parts, int) and num_parts >= 1):
             raise ValueError(f"num_parts={num_parts}: it must be a whole number, at least 1")
         self.methods = nn.ModuleList(deepcopy(method) for _ in range(num_parts))
@@ -63,13 +66,13 @@ class PerPart(GramMethod):
             ZERO_GRADIENT only where a gradient is zero in every part.
 
         Raises:
-            ValueError: as many parts as were announced are not there.
+            ValueError: there are not `num_parts` parts.
         """
         grams = gram if gram.dim() == 3 else gram[None]
         if len(grams) != len(self.methods):
             raise ValueError(
                 f"this PerPart was made for {len(self.methods)} parts and got {len(grams)}: "
-                "PerPart(method, num_parts) with parts= of as many"
+                f"make it with num_parts={len(grams)}"
             )
         pairs = zip(self.methods, grams.unbind(), strict=True)
         weights = torch.stack([method(part, losses) for method, part in pairs])

@@ -28,7 +28,10 @@ class _Preconditioned(GramMethod):
     def __init__(self, method: GramMethod) -> None:
         super().__init__()
         if not isinstance(method, GramMethod):
-            raise ValueError(f"method is a {type(method).__name__}, not a Gram method")
+            raise ValueError(
+                f"method is a {type(method).__name__}, not a Gram method: give one, "
+                "for example PCGrad()"
+            )
         self.method = method
 
     @abstractmethod
@@ -46,7 +49,9 @@ class _Preconditioned(GramMethod):
         if not self._needs_losses:
             return self._solve(gram, losses)
         if losses is None:
-            raise ValueError(f"{type(self).__name__} needs the tasks' losses")
+            raise ValueError(
+                f"{type(self).__name__} needs the tasks' losses: pass losses= to aggregate"
+            )
         losses = losses.detach().to(gram)
         good = (losses > 0) & losses.isfinite()
         out = (losses <= 0) & losses.isfinite()  # takes no part: to the method a zero gradient
@@ -159,7 +164,7 @@ class Preferred(_Preconditioned):
 
     def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
         if len(self.preference) != len(gram):
-            raise ValueError(f"preference names {len(self.preference)} tasks, not {len(gram)}")
+            raise ValueError(f"preference has {len(self.preference)} numbers for {len(gram)} tasks")
         if self.preference.device != gram.device:
             self.to(gram.device)
         return self.preference

@@ -97,8 +97,8 @@ class Reused(GramMethod):
     def _check(self, num_tasks: int) -> None:
         if len(self.weights) not in (0, num_tasks):
             raise ValueError(
-                f"this Reused keeps the weights of {len(self.weights)} tasks and got {num_tasks}: "
-                "use a fresh one"
+                f"this Reused has the weights of {len(self.weights)} tasks and got {num_tasks}: "
+                "make a new one"
             )
 
     def _reset(self) -> None:
