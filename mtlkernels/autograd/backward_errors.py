@@ -79,6 +79,6 @@ def explained(batched: bool = False, again: bool = False) -> Iterator[None]:
         if batched and isinstance(error, RuntimeError) and not other_cause:
             raise CannotBatchError(
                 "torch cannot batch this model's backward (the error above says where): leave out "
-                'collect="batched", or give measure= with apply="backward"'
+                'collect=, or give measure= with apply="backward"'
             ) from error
         raise

@@ -163,13 +163,12 @@ def without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
 def gradients_below(
     cut: Cut,
     cotangents: Sequence[Tensor | None],
-    params: Sequence[Tensor | GradientEdge],
+    params: Sequence[Tensor],
     retain_graph: bool = False,
     again: bool = False,
 ) -> Row:
     """One backward from the cut's edges; P gradients, None where they do not reach.
 
-    params: P parameters, or edges of the graph, of which the gradients that pass are returned.
     again: whether another backward ran through that part of the graph before.
     """
     passed = [(edge, c) for edge, c in zip(cut.edges, cotangents, strict=True) if c is not None]
@@ -180,9 +179,9 @@ def gradients_below(
     return list(_grad(edges, params, seeds, retain_graph, again=again))
 
 
-def gradient_through(edge: GradientEdge, grad: Tensor | None, param: Tensor) -> Tensor | None:
-    """A parameter's gradient from the one at an edge, which leads to it through one node."""
-    return None if grad is None else _grad([edge], [param], [grad], True, again=True)[0]
+def gradients_through(edge: GradientEdge, grads: Tensor, param: Tensor) -> Tensor | None:
+    """T gradients of a parameter from those at an edge, which leads to it through one node."""
+    return _grad([edge], [param], [grads], True, batched=True, again=True)[0]
 
 
 def add_below(
@@ -216,11 +215,21 @@ def rows_below(
     Each operation of the graph runs once on T gradients where torch can batch it, else T times. A
     task that does not reach a parameter below has zeros there.
     """
-    edges, seeds = _stacked(cut, cotangents)
-    if not edges:
-        return [[None] * len(params) for _ in cotangents]
-    found = _grad(edges, params, seeds, retain_graph, batched=True)
+    found = stacked_below(cut, cotangents, params, retain_graph)
     return [[None if grad is None else grad[t] for grad in found] for t in range(len(cotangents))]
+
+
+def stacked_below(
+    cut: Cut,
+    cotangents: Sequence[Sequence[Tensor | None]],
+    wanted: Sequence[Tensor | GradientEdge],
+    retain_graph: bool = False,
+) -> Row:
+    """`rows_below` of parameters or edges, as one (T, *shape) tensor each."""
+    edges, seeds = _stacked(cut, cotangents)
+    if not edges or not wanted:
+        return [None] * len(wanted)
+    return list(_grad(edges, wanted, seeds, retain_graph, batched=True))
 
 
 def visit_rows_below(

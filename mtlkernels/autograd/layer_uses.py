@@ -85,13 +85,13 @@ class Use:
             return A.movedim(1, -1).flatten(0, -2)
         return A.T if self._reads_columns else A
 
-    def rows(self, grad: Tensor) -> Tensor:
-        """D (n, b) of the gradient of what the node returned."""
+    def rows(self, grads: Tensor) -> Tensor:
+        """D (T, n, b) of T stacked gradients of what the node returned."""
         if self._is_convolution:
-            return grad.movedim(1, -1).flatten(0, -2)
+            return grads.movedim(2, -1).flatten(1, -2)
         if self._reads_columns:
-            return grad.T
-        return grad.reshape(-1, grad.shape[-1])
+            return grads.mT
+        return grads.flatten(1, -2)
 
     @property
     def skipped(self) -> int | None:

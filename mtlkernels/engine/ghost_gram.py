@@ -2,8 +2,8 @@
 
 Of a product with rows A (n, a) and gradients D_t (n, b) of task t, <G_s, G_t> = <A A^T D_s, D_t>;
 see `autograd.layer_uses` for the other kinds. Uses of one parameter are stacked, so that their
-cross terms are in K. The T passes run through activations alone, and the sums are float64: they
-square what cancels in a gradient, which float32 would not survive.
+cross terms are in K. One batched pass of T gradients runs through activations alone, and the sums
+are float64: they square what cancels in a gradient, which float32 would not survive.
 
 Source: the identity is that of ghost clipping in private training, arXiv 2009.03106 and 2210.00038.
 """
@@ -17,16 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import GradientEdge
 
 from mtlkernels import ops
 from mtlkernels.aggregation.layout import group_gradients
-from mtlkernels.autograd.backwards import Above, Row, gradient_through, gradients_below
+from mtlkernels.autograd.backwards import Above, Row, gradients_through, stacked_below
 from mtlkernels.autograd.cut import Cut
 from mtlkernels.autograd.layer_uses import Use, uses_of
 from mtlkernels.autograd.trial import SelfCheckError
 
-Column = list[Tensor | None]
+_CALLS = 1_000_000  # multiplications, or numbers written, in the time that a layer's calls take
 _TOLERANCE = 0.05  # of (sum_t |g_t|)^2; bfloat16 gradients are this far off at most
 
 
@@ -50,7 +50,7 @@ class Plan:
     Attributes:
         ghosts: weights whose gradients are not formed, and their layers.
         streamed: parameters whose T gradients are formed one parameter at a time, and their use.
-        direct: parameters whose gradients the T passes form.
+        direct: parameters whose gradients the batched pass forms.
     """
 
     ghosts: dict[int, Ghost]
@@ -75,31 +75,44 @@ def gram_of_ghosts(
     """
     tasks = len(above.rows)
     members = [p for p in cut.below if p in balanced]
-    columns = {p: list(column) for p, column in enumerate(zip(*above.rows, strict=True))}
-    alone = {p for p in balanced if any(grad is not None for grad in columns[p])}
+    alone = {p for p in balanced if any(row[p] is not None for row in above.rows)}
     plan = plan_of(uses_of(cut.edges, params, members), params, alone, tasks)
-    passed = _passes(cut, above.cotangents, plan, params)
+    uses = [use for ghost in plan.ghosts.values() for use in ghost.uses]
+    edges = {use.node: use.edge for use in (*uses, *plan.streamed.values())}
+    wanted: list[Tensor | GradientEdge] = [*edges.values(), *(params[p] for p in plan.direct)]
+    found = stacked_below(cut, above.cotangents, wanted, True)
+    passed = dict(zip(edges, found, strict=False))
     gram = torch.zeros(tasks, tasks, dtype=torch.float64, device=device)
 
-    def add_gradients(p: int, column: Sequence[Tensor | None]) -> None:
+    def add_gradients(rows: Sequence[Row], of: Sequence[int]) -> None:
         nonlocal gram
-        for group in group_gradients([[grad] for grad in column], [params[p]]):
+        for group in group_gradients(rows, [params[p] for p in of]):
             gram = gram + ops.gram(group.grads, tasks).to(device)
 
-    for p in plan.direct:
-        add_gradients(p, [_sum(a, b) for a, b in zip(columns[p], passed.rows.pop(p), strict=True)])
-    for p in alone - set(members):
-        add_gradients(p, columns[p])
+    direct = dict(zip(plan.direct, found[len(edges) :], strict=True))
+    formed = [*plan.direct, *sorted(alone - set(members))]
+    add_gradients(_with_above(direct, above, formed), formed)
     for p, use in plan.streamed.items():
-        column = passed.at[use.node]
-        add_gradients(p, [gradient_through(use.edge, grad, params[p]) for grad in column])
+        grads = passed[use.node]
+        if grads is not None and (own := gradients_through(use.edge, grads, params[p])) is not None:
+            add_gradients([[grad] for grad in own.unbind()], [p])
     with torch.no_grad():
         for ghost in plan.ghosts.values():
-            grads = [passed.at[use.node] for use in ghost.uses]
-            gram = gram + _gram(ghost, grads, tasks).to(device)
+            own = _gram(ghost, [passed[use.node] for use in ghost.uses])
+            gram = gram if own is None else gram + own.to(device)
     gram = (gram + gram.T) / 2  # matrix products round the two halves apart
     without = sum(1 + ghost.with_bias for ghost in plan.ghosts.values())
     return gram, f"{without} of {len(members)} shared parameters without task gradients"
+
+
+def _with_above(direct: dict[int, Tensor | None], above: Above, formed: Sequence[int]) -> list[Row]:
+    """T rows of the gradients that were formed: those below the cut and those above it."""
+    columns = {p: grads.unbind() for p, grads in direct.items() if grads is not None}
+    rows: list[Row] = []
+    for t, own in enumerate(above.rows):
+        below = [columns[p][t] if p in columns else None for p in formed]
+        rows.append([_sum(own[p], grad) for p, grad in zip(formed, below, strict=True)])
+    return rows
 
 
 def check_ghosts(gram: Tensor, summed: Row, above: Above, balanced: set[int]) -> None:
@@ -154,7 +167,11 @@ def plan_of(
             biases[p] = own
         elif kind in ("product", "table") and _pays(own, params[p], tasks):
             plan.ghosts[p] = Ghost(own)
-        elif len(own) == 1 and _can_stream(own[0]) and own[0].numel < params[p].numel():
+        elif (
+            len(own) == 1
+            and _can_stream(own[0])
+            and tasks * (params[p].numel() - own[0].numel) > _CALLS
+        ):
             plan.streamed[p] = own[0]
         else:
             plan.direct.append(p)
@@ -173,14 +190,15 @@ def plan_of(
 
 
 def _pays(uses: Sequence[Use], param: Tensor, tasks: int) -> bool:
-    """Whether K without gradients takes fewer multiplications; those in float64 count twice."""
+    """Whether K without gradients takes much fewer multiplications; in float64 they count twice."""
     sizes = [use.size for use in uses]
     n = sum(size[0] for size in sizes)
     if uses[0].kind == "table":
-        return 2 * n * sizes[0][2] < param.numel()
+        return (tasks + tasks * tasks) * (param.numel() - 2 * n * sizes[0][2]) > _CALLS
     _, a, b = sizes[0]
     explicit = tasks * n * a * b + tasks * tasks * a * b
-    return 2 * (n * n * a + tasks * n * n * b + tasks * tasks * n * b) < explicit
+    ghost = 2 * (n * n * a + tasks * n * n * b + tasks * tasks * n * b)
+    return explicit - ghost > _CALLS
 
 
 def _can_stream(use: Use) -> bool:
@@ -190,62 +208,24 @@ def _can_stream(use: Use) -> bool:
     return len(metas) == 1 and not metas[0].is_nested_tensor and not own
 
 
-@dataclass(frozen=True)
-class _Passed:
-    """What T passes gave: T gradients of each node's output, and of each direct parameter."""
-
-    at: dict[Node, Column]
-    rows: dict[int, Column]
-
-
-def _passes(cut: Cut, cotangents: Sequence[Row], plan: Plan, params: Sequence[Tensor]) -> _Passed:
-    """T passes below the cut, to outputs of layers and to direct parameters."""
-    uses = [use for ghost in plan.ghosts.values() for use in ghost.uses] + list(
-        plan.streamed.values()
-    )
-    edges = {use.node: use.edge for use in uses}
-    wanted: list[Tensor | GradientEdge] = [*edges.values(), *(params[p] for p in plan.direct)]
-    found = [
-        gradients_below(cut, seeds, wanted, True, again=t > 0) for t, seeds in enumerate(cotangents)
-    ]
-    columns = [list(column) for column in zip(*found, strict=True)]
-    return _Passed(
-        dict(zip(edges, columns, strict=False)),
-        dict(zip(plan.direct, columns[len(edges) :], strict=True)),
-    )
-
-
-def _gram(ghost: Ghost, grads: Sequence[Column], tasks: int) -> Tensor:
-    """K of a layer, from the T gradients of what each of its uses returned."""
-    pairs = zip(ghost.uses, grads, strict=True)
-    met = [(use, D) for use, column in pairs if (D := _stacked(use, column)) is not None]
+def _gram(ghost: Ghost, grads: Sequence[Tensor | None]) -> Tensor | None:
+    """K of a layer, from T stacked gradients of what each of its uses returned."""
+    met = [(use, own) for use, own in zip(ghost.uses, grads, strict=True) if own is not None]
     if not met:
-        return torch.zeros(tasks, tasks, dtype=torch.float64)
-    D = torch.cat([own for _, own in met], dim=1)
-    read = torch.cat([use.read() for use, _ in met])
+        return None
+    parts = [use.rows(own).to(torch.float64) for use, own in met]
+    read = [use.read() for use, _ in met]
     if ghost.uses[0].kind == "table":
-        sums = _sums_by_index(read, D).flatten(1)
+        for i, (use, _) in enumerate(met):
+            if (skipped := use.skipped) is not None:
+                parts[i] = parts[i] * (read[i] != skipped).unsqueeze(-1)
+        sums = _sums_by_index(torch.cat(read), torch.cat(parts, dim=1)).flatten(1)
         return sums @ sums.T
-    A = read.to(torch.float64)
+    A, D = torch.cat(read).to(torch.float64), torch.cat(parts, dim=1)
     M = A @ A.T
     if ghost.with_bias:  # as if each row of A had a 1 at its end
         M += 1
     return torch.matmul(M, D).flatten(1) @ D.flatten(1).T
-
-
-def _stacked(use: Use, column: Column) -> Tensor | None:
-    """D of all tasks (T, n, b), float64, zeros for a task that does not reach the use."""
-    known = next((grad for grad in column if grad is not None), None)
-    if known is None:
-        return None
-    shape = (len(column), *use.rows(known).shape)
-    D = torch.zeros(shape, dtype=torch.float64, device=known.device)
-    for t, grad in enumerate(column):
-        if grad is not None:
-            D[t] = use.rows(grad)
-    if use.kind == "table" and (skipped := use.skipped) is not None:
-        D *= (use.read() != skipped).unsqueeze(-1)
-    return D
 
 
 def _sums_by_index(indices: Tensor, D: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mtlkernels
 from benchmarks.suite.memory import peak_bytes
+from mtlkernels.engine import ghost_gram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Losses = Callable[[], list[Tensor | None]]
@@ -24,6 +25,11 @@ class Cosines(mtlkernels.GramMethod):
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         return 1 + (gram / gram.diagonal().sqrt().clamp_min(1e-300)).mean(dim=1).tanh()
+
+
+@pytest.fixture(autouse=True)
+def _no_layer_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ghost_gram, "_CALLS", 0)
 
 
 def step(losses: Losses, params: list[nn.Parameter], **options: object) -> mtlkernels.Report:
@@ -224,6 +230,13 @@ def test_wide_layers_form_no_task_gradients() -> None:
     _, losses, params = set_up()
     report = compare(losses, params)
     assert "6 of 6 shared parameters without task gradients" in report.collected
+
+
+def test_small_layers_are_not_worth_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, losses, params = set_up()
+    monkeypatch.undo()
+    report = compare(losses, params)
+    assert "0 of 6 shared parameters" in report.collected
 
 
 def test_layers_with_many_rows_form_them_and_k_is_the_default() -> None:
