@@ -17,11 +17,13 @@ from dist_models import (
     reference,
     same_params,
     same_reports,
+    sgd,
     told,
 )
 from dist_sharded import Heads, losses, pair, sharded
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 from mtlkernels import FAMO, CAGrad, GradDrop, MTLOptimizer, NashMTL, PCGrad, UPGrad
 
@@ -53,6 +55,15 @@ def check_replicas_with_weights_that_are_kept() -> None:
         model, expected = fresh(), fresh()
         run, optimizer = ddp(model, CAGrad(), **options)
         _follow(run, model, optimizer, expected, reference(expected, CAGrad(), **options))
+
+
+def check_a_trainer_that_wraps_the_model_itself() -> None:
+    """It returns no DistributedDataParallel before the optimizer is made: the group is enough."""
+    for method in (PCGrad(seed=2), FAMO()):
+        model, expected = fresh(), fresh()
+        optimizer = MTLOptimizer(sgd(model), method, process_group=dist.group.WORLD)
+        run = DistributedDataParallel(model)
+        _follow(run, model, optimizer, expected, reference(expected, method))
 
 
 def check_a_penalty_is_refused_where_ddp_would_overwrite_the_direction() -> None:
