@@ -59,7 +59,6 @@ from mtlkernels.methods import (
     Tracked,
     TrimmedMean,
     UPGrad,
-    Whole,
     get_method,
 )
 from mtlkernels.methods.wrappers.named_parts import named_parts
@@ -132,7 +131,6 @@ __all__ = [
     "Tracked",
     "TrimmedMean",
     "UPGrad",
-    "Whole",
     "aggregate",
     "backends",
     "backward",

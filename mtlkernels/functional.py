@@ -20,6 +20,7 @@ from mtlkernels.aggregation.families import (
     keeps_weights,
     task_step,
     tell_parameters,
+    tell_parts,
 )
 from mtlkernels.aggregation.layout import Group, TaskGrads, check_lengths, group_gradients
 from mtlkernels.aggregation.weighting import Balanced, balance, check_losses
@@ -113,8 +114,8 @@ def aggregate(
         params: the P parameters; the direction then has their strides.
         tasks: T names for the report, to which the method's state belongs.
         parts: positions of parameters, for example one list per layer, each position in one list.
-            Each part gets its own weights, from its own Gram matrix; the method is then a
-            `PerPart(method, len(parts))`.
+            The report then has each part's Gram matrix; the direction is the one without parts,
+            unless the method is a `PerPart`, which weighs each part on its own.
 
     Returns:
         The direction, P tensors in the shapes and strides of their parameters (of each first
@@ -136,6 +137,8 @@ def aggregate(
     if losses is not None and not isinstance(losses, Tensor):
         raise TypeError(f"losses is a {type(losses).__name__}: give a 1-D tensor of T losses")
     count = len(task_grads)
+    if parts is not None:
+        tell_parts(method, len(parts))
     if tasks is not None and len(tasks) != count:
         raise ValueError(f"{len(tasks)} names were given for {count} tasks")
     check_losses(losses, count)

@@ -85,8 +85,8 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
             and row methods.
         weight_heads: multiply the gradients of head parameters by the tasks' weights too; by
             default a head gets the gradient of its own loss. For methods that have weights.
-        parts: lists of parameters, for example one per layer, each balanced separately; the method
-            must be a `PerPart` or a `Whole`, see `mtlkernels.backward`.
+        parts: lists of parameters, for example one per layer. The report measures each of them, and
+            a `PerPart` weighs each on its own; see `mtlkernels.backward`.
         every: compute new weights every so many steps and reuse them in between, see `Reused`.
         measure, apply, collect, rows_dtype: see `mtlkernels.backward`.
         module: with several ranks, the model that DistributedDataParallel, `fully_shard` or

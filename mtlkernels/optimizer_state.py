@@ -50,6 +50,7 @@ def check(groups: list[dict[str, Any]], method: Method) -> dict[str, Tensor]:
         return {}
     names, small = torch.load(io.BytesIO(entry[_SMALL]), weights_only=True)
     if _fixed(method, small) != _fixed(method, method.state_dict()):
+        method.check_state(small)  # which may say more of what differs
         raise ValueError(
             f"the optimizer state holds the state of another method ({', '.join(small)}) than "
             f"{type(method).__name__}: nothing was loaded. Give the method that it was saved with, "

@@ -217,10 +217,7 @@ class Report:
         """(T, T) over all parts, as Gram matrices add up; by part (B, T, T)."""
         gram = self._given()
         if by_part and gram.dim() == 2:
-            raise ValueError(
-                "this step was taken without parts: pass parts= with PerPart(method, num_parts), "
-                "or with Whole(method) to measure parts only"
-            )
+            raise ValueError("this step was taken without parts: pass parts= to measure each part")
         return gram.sum(dim=0) if gram.dim() == 3 and not by_part else gram
 
     def _given(self) -> Tensor:

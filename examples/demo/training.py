@@ -58,9 +58,7 @@ def train(
     model, generator = _start(problem, device)
     method = gram_method(name).to(device)
     layers = mtlkernels.named_parts(model.encoder)
-    optimizer = mtlkernels.MTLOptimizer(
-        _adamw(model, problem), mtlkernels.Whole(method), parts=list(layers.values())
-    )
+    optimizer = mtlkernels.MTLOptimizer(_adamw(model, problem), method, parts=list(layers.values()))
     sinks = [] if log is None else [mtlkernels.JSONL(log)]
     monitor = mtlkernels.Monitor(*sinks, every=max(1, steps // RECORDS), parts=layers)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)

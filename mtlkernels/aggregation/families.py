@@ -111,6 +111,12 @@ def tell_parameters(
         method.for_parameters(places, params)
 
 
+def tell_parts(method: object, num_parts: int) -> None:
+    """Says to a method that weighs each part on its own how many parts there are."""
+    if hasattr(method, "for_parts"):
+        method.for_parts(num_parts)
+
+
 AnyMethod = Weighting | RowWeighting | LossWeighting
 
 

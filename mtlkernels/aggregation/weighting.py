@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtlkernels import ops
 from mtlkernels.aggregation.families import (
@@ -71,7 +71,12 @@ def balance_gram(
     scale: Tensor | None = None,
     weight_heads: bool = False,
 ) -> Balanced:
-    """`balance` of gradients of which K is known."""
+    """`balance` of gradients of which K is known, (T, T) or with parts (B, T, T)."""
+    if gram.dim() == 3 and not takes_parts(method):
+        whole = balance_gram(gram.sum(dim=0), method, losses, scale, weight_heads)
+        assert whole.weights is not None
+        by_part = gram if scale is None else gram / _divisor(scale).to(gram).square()
+        return replace(whole, gram=by_part, weights=whole.weights.expand(len(gram), -1))
     if scale is not None:
         gram = gram / _divisor(scale).to(gram).square()
     weights, status = solve(method, gram, losses)
@@ -80,6 +85,24 @@ def balance_gram(
         rule = getattr(method, "head_weights", None)
         heads = weights if rule is None else rule(gram, losses, weights)
     return Balanced(gram, weights, status, head_weights=heads)
+
+
+def takes_parts(method: object) -> bool:
+    """Whether the method weighs each part on its own, as `PerPart` does.
+
+    Raises:
+        TypeError: it does not, but a method inside it does.
+    """
+    if getattr(method, "takes_parts", False):
+        return True
+    inside = method.modules() if isinstance(method, nn.Module) else ()
+    if any(getattr(inner, "takes_parts", False) for inner in inside):
+        name = type(method).__name__
+        raise TypeError(
+            f"{name} takes one Gram matrix, and the PerPart inside it one a part: give parts= to "
+            f"PerPart({name}(...))"
+        )
+    return False
 
 
 def _divisor(scale: Tensor) -> Tensor:
@@ -110,16 +133,14 @@ def no_gram(num_tasks: int, device: torch.device, num_parts: int | None = None) 
 class Unasked:
     """In the place of a method where K is of no parameter: weights 1, NaN where K says so."""
 
-    takes_parts = True
     status: Tensor
 
     def __call__(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
-        whole = gram.sum(dim=0) if gram.dim() == 3 else gram
-        self.status = ops.task_status(whole)
+        self.status = ops.task_status(gram)
         if losses is not None:
-            bad = torch.where(losses.isfinite(), 0, Status.NON_FINITE.value).to(whole.device)
+            bad = torch.where(losses.isfinite(), 0, Status.NON_FINITE.value).to(gram.device)
             self.status = torch.where(bad == 0, self.status, bad)
-        return 1 + 0 * gram.diagonal(dim1=-2, dim2=-1)
+        return 1 + 0 * gram.diagonal()
 
 
 def section_grams(sections: Sequence[Sequence[Group]], num_tasks: int, parts: bool) -> Tensor:
@@ -160,11 +181,6 @@ def solve(method: Weighting, gram: Tensor, losses: Tensor | None) -> tuple[Tenso
         raise TypeError(
             f"{type(method).__name__} weighs losses and sees no gradients: use "
             "mtlkernels.backward or MTLOptimizer, or a Gram method here"
-        )
-    if gram.dim() == 3 and not getattr(method, "takes_parts", False):
-        raise TypeError(
-            f"{type(method).__name__} takes one Gram matrix: with parts= give "
-            f"PerPart(method, {len(gram)}), which keeps a copy of it for each part"
         )
     check_losses(losses, gram.shape[-1])
     weights = method(gram, losses)

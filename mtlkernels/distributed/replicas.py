@@ -288,8 +288,7 @@ class Replicas(Meeting):
         assert found.weights is not None
         head_weights = found.head_weights
         if head_weights is None:
-            head_weights = torch.ones_like(found.weights)
-        head_weights = head_weights.view(num_sections, -1)[0]
+            head_weights = torch.ones_like(found.status, dtype=torch.float64)
         weights = found.weights.view(num_sections, -1)
         exchange.write(pieces, weights, head_weights, now.held.tensors)
         now.held.hand_back()

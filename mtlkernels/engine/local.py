@@ -122,16 +122,16 @@ def backward(
             loss method, for example `SI()`.
         shared: the shared parameters, where they are not to be found out; frozen ones are passed
             over.
-        weight_heads: multiply each head's gradients by the tasks' weights too, as
-            `(report.weights * losses).sum().backward()` would; for methods that have weights, and
-            not with parts, which have several. The weights belong to the gradients of the losses as
-            they were given: those of `LogLosses` and `Normalized` hold the factor 1 / L or
-            1 / ||g||. A row method's weights belong to its rows, so a head gets w / L of
-            `DBMTL`, whose rows are gradients of log L. `NashMTL`
-            shortens the shared direction alone, as published. A loss method weighs heads always.
+        weight_heads: multiply each head's gradients by the tasks' weights too, as `(report.weights
+            * losses).sum().backward()` would; for methods that have weights, and not with
+            `PerPart`, which has several. The weights belong to the gradients of the losses as they
+            were given: those of `LogLosses` and `Normalized` hold the factor 1 / L or 1 / ||g||. A
+            row method's weights belong to its rows, so a head gets w / L of `DBMTL`, whose rows are
+            gradients of log L. `NashMTL` shortens the shared direction alone, as published. A loss
+            method weighs heads always.
         parts: lists of parameters, for example one a layer, that hold every shared parameter once.
-            Each part gets weights of its own, from its own Gram matrix; the method is then a
-            `PerPart(method, len(parts))`.
+            The report then has each part's Gram matrix; the step is the one without parts, unless
+            the method is a `PerPart`, which weighs each part on its own.
         measure: parameters, for example of the last shared layer, whose gradients alone the method
             weighs (as AvgNorm's and GradNorm's papers do). T backwards run to them and no further.
         features: the tensor, or tensors, between trunk and heads; the method weighs the losses'

@@ -14,8 +14,10 @@ from mtlkernels.aggregation.families import (
     check_method,
     keeps_weights,
     takes_rows,
+    tell_parts,
     weighs_losses,
 )
+from mtlkernels.aggregation.weighting import takes_parts
 from mtlkernels.engine.parameters import check_list, check_params, refuse_hidden_reach, trainable
 
 
@@ -76,7 +78,11 @@ class Options:
             raise ValueError(
                 f"parts= needs a Gram matrix in each step, and {name} reuses weights: leave one out"
             )
+        if self.parts is not None:
+            self._check_parts(method, features)
         self._check_together(features)
+        if self.parts is not None:
+            tell_parts(method, len(self.parts))
 
     def _check_rows(self, weighs: bool, given: set[str], name: str) -> None:
         if self.weight_heads and not weighs:
@@ -92,19 +98,22 @@ class Options:
                 "not a Gram matrix"
             )
 
+    def _check_parts(self, method: object, features: bool) -> None:
+        if features or self.weighted:
+            raise ValueError(
+                "parts= needs the task gradients of each part: leave out measure=, features=, "
+                'apply= and collect="ghost", which store none'
+            )
+        if takes_parts(method) and self.weight_heads:
+            raise ValueError(
+                f"weight_heads= needs one weight a task, and {type(method).__name__} has one a "
+                "task and part: leave it out"
+            )
+
     def _check_together(self, features: bool) -> None:
         where = "features=" if features else "measure=" if self.measure is not None else None
-        if self.weight_heads and self.parts is not None:
-            raise ValueError(
-                "weight_heads= takes one weight a task, parts= makes one a task and part"
-            )
         if features and self.measure is not None:
             raise ValueError("features= and measure= both say what to measure on: choose one")
-        if self.parts is not None and (features or self.weighted):
-            raise ValueError(
-                "parts= makes weights for each part, which no one backward applies: leave out "
-                'measure=, features=, apply= and collect="ghost"'
-            )
         if self.collect == "ghost" and self.apply != "combine":
             raise ValueError(
                 'collect="ghost" already takes one weighted backward: leave out apply="backward", '

@@ -42,7 +42,6 @@ from mtlkernels.methods.wrappers.crmogm import CRMOGM
 from mtlkernels.methods.wrappers.per_part import PerPart
 from mtlkernels.methods.wrappers.rescaled import ClippedTasks, LogLosses, Normalized, Preferred
 from mtlkernels.methods.wrappers.reused import Reused
-from mtlkernels.methods.wrappers.whole import Whole
 
 __all__ = [
     "CRMOGM",
@@ -99,7 +98,6 @@ __all__ = [
     "Tracked",
     "TrimmedMean",
     "UPGrad",
-    "Whole",
     "find_method",
     "get_method",
 ]

@@ -117,7 +117,7 @@ def _conflicts(run: Sequence[Record]) -> list[str]:
 
 def _layers(run: Sequence[Record]) -> list[str]:
     if not records.live_parts(run):
-        return ["Not known: take steps with parts= and Whole(method), and give Monitor the names."]
+        return ["Not known: give the layers as parts= to the step and to Monitor."]
     rates = sorted(records.conflicts_by_part(run).items(), key=lambda entry: -entry[1])
     lines = [f"{_percent(x)} of the pairs conflict in layer {part}" for part, x in rates if x > 0]
     return _worst(lines, "more layers, none with more conflicts") or [

@@ -48,7 +48,7 @@ class Monitor:
     many pairs of tasks both reach the part with a known gradient) and of `conflicting_pairs`:
 
         layers = mtlkernels.named_parts(model.encoder)  # heads have no pairs, only columns
-        optimizer = MTLOptimizer(base, Whole(PCGrad()), parts=list(layers.values()))
+        optimizer = MTLOptimizer(base, PCGrad(), parts=list(layers.values()))
         monitor = Monitor(JSONL("run.jsonl"), parts=layers)
 
     Args:

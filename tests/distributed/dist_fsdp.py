@@ -76,7 +76,7 @@ def check_options() -> None:
     steps(sharded(), UPGrad(), weight_heads=True)
     steps(sharded(), NashMTL())
     model, expected = sharded(), fresh(Heads)
-    method = PerPart(UPGrad(), 2)
+    method = PerPart(UPGrad())
     optimizer, plain = (
         MTLOptimizer(
             sgd(one),

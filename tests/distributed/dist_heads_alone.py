@@ -62,7 +62,7 @@ def check_replicas_with_a_frozen_trunk() -> None:
         {"measure": True},
     ):
         _steps(UPGrad(), **options)
-    _steps(PerPart(UPGrad(), 2), parts=True)
+    _steps(PerPart(UPGrad()), parts=True)
 
 
 def check_a_frozen_trunk_and_features() -> None:

@@ -67,7 +67,8 @@ def check_gram_methods() -> None:
 def check_options() -> None:
     _steps(PCGrad(), weight_heads=True)
     _steps(UPGrad(), collect="batched")
-    _steps(PerPart(UPGrad(), 2), parts=True)
+    _steps(PerPart(UPGrad()), parts=True)
+    _steps(UPGrad(), parts=True, weight_heads=True)
 
 
 def check_named_parameters() -> None:

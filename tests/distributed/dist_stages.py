@@ -89,7 +89,8 @@ def check_gram_methods() -> None:
 
 def check_options() -> None:
     steps(PCGrad(), weight_heads=True)
-    steps(PerPart(UPGrad(), 2), parts=True)
+    steps(PerPart(UPGrad()), parts=True)
+    steps(UPGrad(), parts=True, weight_heads=True)
 
 
 def check_a_stage_of_heads_alone() -> None:

@@ -199,7 +199,7 @@ def made(method: Any = None, **options: Any) -> tuple[Model, MTLOptimizer]:
         options["measure"] = list(model.trunk[2].parameters())
     if options.get("parts"):
         options["parts"] = [[p] for p in model.trunk.parameters()]
-        method = PerPart(UPGrad(), 4)
+        method = PerPart(UPGrad())
     base = torch.optim.SGD(model.parameters(), lr=0.1)
     return model, MTLOptimizer(base, method or UPGrad(), **options)
 

@@ -45,7 +45,7 @@ ARGUMENTS: dict[str, Make] = {
     "Preferred": lambda T: Preferred(CAGrad(), [2.0] * T),
     "ClippedTasks": lambda T: ClippedTasks(CAGrad(), 3.0),
     "LogLosses": lambda T: LogLosses(UPGrad()),
-    "PerPart": lambda T: PerPart(CAGrad(), 1),
+    "PerPart": lambda T: PerPart(CAGrad()),
     "Reused": lambda T: Reused(CAGrad(), 3),
 }
 VARIANTS: dict[str, Make] = {

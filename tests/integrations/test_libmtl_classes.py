@@ -19,7 +19,7 @@ from mtlkernels.methods import METHODS
 pytestmark = [*FRAMEWORKS, pytest.mark.usefixtures("one_thread")]
 TASKS = ["near", "far", "apart"]
 NEEDS = {"FixedWeights", "CRMOGM", "Normalized", "Preferred", "ClippedTasks", "LogLosses"}
-NEEDS |= {"PerPart", "Reused", "Tracked", "Whole"}  # a method or numbers as an argument
+NEEDS |= {"PerPart", "Reused", "Tracked"}  # a method or numbers as an argument
 NAMES = [cls.__name__ for cls in METHODS.values() if cls.__name__ not in NEEDS | {"NGDiff"}]
 
 

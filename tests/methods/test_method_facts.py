@@ -22,7 +22,7 @@ ARGUMENTS = {
     "Preferred": (mtlkernels.Mean(), [1.0, 2.0]),
     "ClippedTasks": (mtlkernels.Mean(), 1.0),
     "LogLosses": (mtlkernels.Mean(),),
-    "PerPart": (mtlkernels.PCGrad(), 2),
+    "PerPart": (mtlkernels.PCGrad(),),
     "Reused": (mtlkernels.Mean(), 2),
     "Tracked": (mtlkernels.Mean(),),
 }

@@ -154,8 +154,8 @@ def test_every_kind_of_report_is_taken() -> None:
     reused = mtlkernels.Reused(Sum(), 2)
     for method, options in (
         (SI(), {}),
-        (PerPart(Sum(), 2), {"parts": parts}),
-        (PerPart(FixedWeights([1.0, 2.0]), 2), {"parts": parts}),
+        (PerPart(Sum()), {"parts": parts}),
+        (PerPart(FixedWeights([1.0, 2.0])), {"parts": parts}),
         (reused, {}),
         (reused, {}),
         (mtlkernels.GradDrop(), {}),

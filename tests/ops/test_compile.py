@@ -44,7 +44,7 @@ METHODS: dict[str, Callable[[], GramMethod]] = {
     "NashMTL": NashMTL,
     "AlignedMTL": AlignedMTL,
     "SDMGrad": SDMGrad,
-    "PerPart": lambda: PerPart(GradVac(), 1),
+    "PerPart": lambda: PerPart(GradVac()),
 }
 SOLVER = {
     "PCGrad": ["pcgrad_drawn"],

@@ -24,6 +24,8 @@ class GramMethod(Method):
 
     Attributes:
         own_head_weights: whether `head_weights` returns anything but the weights.
+        takes_parts: whether, in a step with `parts=`, `forward` gets the parts' Gram matrices
+            (B, T, T) and returns (B, T) weights; other methods get the sum, K of all parameters.
         inverts_gram: whether the weights solve equations in K, which amplify its rounding where
             gradients are nearly dependent.
     """
@@ -31,6 +33,7 @@ class GramMethod(Method):
     family = "Gram"
     cost = "T backward passes"
     own_head_weights: bool = False
+    takes_parts: ClassVar[bool] = False
     inverts_gram: bool = False
 
     def __call__(self, gram: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -9,7 +9,7 @@ def named_parts(model: nn.Module, depth: int | None = None) -> dict[str, list[nn
     """Returns the parameters of each layer, or of each module down to some depth, by its name.
 
         layers = named_parts(model.encoder)
-        optimizer = MTLOptimizer(base, Whole(PCGrad()), parts=list(layers.values()))
+        optimizer = MTLOptimizer(base, PCGrad(), parts=list(layers.values()))
         monitor = Monitor(JSONL("run.jsonl"), parts=layers)
 
     Args:

@@ -1,4 +1,4 @@
-"""Whole: parts are measured, and the step is the one without them."""
+"""parts= with a plain Gram method: parts are measured, the step is the one without them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 import mtlkernels
 from mtlkernels import (
+    CRMOGM,
     CAGrad,
     GradVac,
     GramMethod,
     MTLOptimizer,
     PCGrad,
     PerPart,
-    Whole,
+    Reused,
     named_parts,
 )
 
@@ -47,7 +48,7 @@ def test_the_step_is_the_one_without_parts(inner) -> None:
     layers = named_parts(model)
     plain = MTLOptimizer(torch.optim.SGD(other.parameters(), lr=0.1), inner())
     parted = MTLOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.1), Whole(inner()), parts=list(layers.values())
+        torch.optim.SGD(model.parameters(), lr=0.1), inner(), parts=list(layers.values())
     )
     for seed in range(3):
         for optimizer, net in ((plain, other), (parted, model)):
@@ -68,7 +69,7 @@ def test_the_report_has_each_part_s_numbers() -> None:
         [torch.autograd.grad(loss, part, retain_graph=True) for part in layers.values()]
         for loss in losses
     ]
-    report = mtlkernels.backward(losses, params, Whole(PCGrad()), parts=list(layers.values()))
+    report = mtlkernels.backward(losses, params, PCGrad(), parts=list(layers.values()))
     norms, cosines = report.norms(by_part=True), report.cosines(by_part=True)
     rates = report.conflict_rate(by_part=True)
     for b in range(len(layers)):
@@ -84,7 +85,7 @@ def test_the_report_has_each_part_s_numbers() -> None:
 def test_a_step_without_parts_has_none() -> None:
     model = Model()
     report = mtlkernels.backward(model.losses(0), list(model.parameters()), PCGrad())
-    with pytest.raises(ValueError, match="Whole"):
+    with pytest.raises(ValueError, match="without parts: pass parts="):
         report.norms(by_part=True)
 
 
@@ -95,21 +96,49 @@ class Silent(GramMethod):
         return torch.ones_like(gram[0])
 
 
-@pytest.mark.parametrize("inner", [Silent, PCGrad])
-def test_a_bad_task_is_named(inner) -> None:
-    grams = torch.eye(3).double().repeat(2, 1, 1)
-    grams[1, 2, 2] = torch.nan
-    method = Whole(inner())
-    method(grams)
-    assert method.status.tolist() == [0, 0, 1]
-    method(grams[0])
-    assert method.status.tolist() == [0, 0, 0]
+@pytest.mark.parametrize("method", [Silent(), PCGrad()])
+def test_a_bad_task_is_named(method) -> None:
+    grads = [[torch.ones(2), torch.ones(3)] for _ in range(3)]
+    _, report = mtlkernels.aggregate(grads, method, parts=[[0], [1]])
+    assert report.status.tolist() == [0, 0, 0]
+    grads[2][1] = grads[2][1] * torch.nan
+    _, report = mtlkernels.aggregate(grads, method, parts=[[0], [1]])
+    assert report.status.tolist() == [0, 0, 1]
+    assert report.gram[0].isfinite().all()
 
 
-@pytest.mark.parametrize("method", ["pcgrad", PerPart(PCGrad(), 2), Whole(PCGrad())])
-def test_what_is_no_method_of_whole_gradients_is_refused(method) -> None:
-    with pytest.raises(ValueError, match="not a Gram method of whole gradients"):
-        Whole(method)
+def test_heads_are_weighted_as_without_parts() -> None:
+    """Also under a scaler: the method sees the losses' own gradients."""
+    model = Model()
+    other = copy.deepcopy(model)
+    for scaler in (None, torch.tensor(1024.0)):
+        for net, parts in ((model, list(named_parts(model).values())), (other, None)):
+            net.zero_grad()
+            report = mtlkernels.backward(
+                *(net.losses(0), list(net.parameters()), CAGrad()),
+                parts=parts,
+                weight_heads=True,
+                scaler=scaler,
+            )
+        for a, b in zip(model.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-7)
+        assert report.gram.shape == (3, 3)
+
+
+def test_what_parts_do_not_go_with() -> None:
+    model = Model()
+    layers = list(named_parts(model.encoder).values())
+    for method in (CRMOGM(PerPart(PCGrad())), Reused(PerPart(PCGrad()), 1)):
+        with pytest.raises(TypeError, match=r"give parts= to PerPart\("):
+            mtlkernels.aggregate([[torch.ones(2)] * 2] * 2, method, parts=[[0], [1]])
+    with pytest.raises(ValueError, match="not a Gram method of one Gram"):
+        PerPart(PerPart(PCGrad()))
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    for options in ({"apply": "backward"}, {"measure": layers[1]}):
+        with pytest.raises(ValueError, match="parts= needs the task gradients of each part"):
+            MTLOptimizer(base, PCGrad(), parts=layers, **options)
+    with pytest.raises(ValueError, match="Reused reuses weights: leave one out"):
+        MTLOptimizer(base, PCGrad(), parts=layers, every=2)
 
 
 def test_parts_by_layer_module_and_model() -> None:
