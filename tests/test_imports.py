@@ -105,6 +105,14 @@ def test_every_module_has_a_line() -> None:
     assert {room(path) for path in module_files()} == PYTHON.keys()
 
 
+def test_the_architecture_page_has_this_table() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", page, re.M)
+    assert len(rows) >= 12
+    for name, imports in rows:
+        assert set(re.findall(r"`(\w+)`", imports)) == (PYTHON[name] or set()) - {"_C"}, name
+
+
 @pytest.mark.parametrize("path", module_files(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_python_imports(path: Path) -> None:
     allowed = PYTHON[room(path)]

@@ -29,8 +29,8 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         lines = path.read_text("utf-8").splitlines()
     except FileNotFoundError:
         raise ValueError(
-            f"{path} is not there: give a file that JSONL(path) wrote, for a Monitor every k steps "
-            "and at its flush()"
+            f"{path} does not exist: give a file that JSONL(path) wrote; a Monitor writes every k "
+            "steps and at its flush()"
         ) from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
@@ -54,18 +54,18 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} is broken, it is not JSON ({error}): remove it") from None
     wrong = _wrong(record)
     if wrong:
-        raise ValueError(f"{where} is no record of a Monitor: {wrong}")
+        raise ValueError(f"{where} is not a record of a Monitor: {wrong}")
     return record
 
 
 def _wrong(record: Any) -> str | None:
     """Says why an object is not a record; None if it is one."""
     if not isinstance(record, dict):
-        return "it is no object"
+        return "it is not a JSON object"
     for name in ("step", "steps"):
         number = record.get(name)
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            return f"{name} is no whole number above 0"
+            return f"{name} is not a positive integer"
     if record.get("statistic") not in ("exact", "unbiased"):
         return 'statistic is neither "exact" nor "unbiased"'
     for name in ("tasks", "status"):
@@ -73,19 +73,19 @@ def _wrong(record: Any) -> str | None:
             return f"it has no list of {name}"
     T = len(record["tasks"])
     if T == 0 or not _names(record["tasks"]):
-        return "its tasks are no names"
+        return "its tasks are not names"
     if len(record["status"]) != T or not all(map(_names, record["status"])):
-        return "status is no list of flags a task"
+        return "status is not a list of flags per task"
     for name in (*VECTORS, *MATRICES, *SCALARS):
         if not _fits(record.get(name, ...), _shape(name, T)):
-            return f"{name} is not there or does not fit its {T} tasks"
+            return f"{name} is missing or does not fit its {T} tasks"
     parts = record.get("parts", {})
     if not isinstance(parts, dict):
-        return "its parts are no object"
+        return "its parts are not a JSON object"
     for part, numbers in parts.items():
         for name in PART:
             if not (isinstance(numbers, dict) and _fits(numbers.get(name, ...), _shape(name, T))):
-                return f"{name} of the part {part} is not there or does not fit its {T} tasks"
+                return f"{name} of the part {part} is missing or does not fit its {T} tasks"
     return None
 
 

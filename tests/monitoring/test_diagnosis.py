@@ -219,7 +219,7 @@ def _lines(G: Tensor) -> list[str]:
 @pytest.mark.parametrize(
     ("content", "more", "sentence"),
     [
-        (None, [], "is not there"),
+        (None, [], "does not exist"),
         ("", [], "is empty"),
         ("{\n", [], "line 1 is broken"),
         ("good", ["--out", "no/such/folder/page.png"], "cannot be saved"),

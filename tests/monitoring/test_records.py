@@ -76,18 +76,18 @@ PART = {
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"step": 0}, "step is no whole number above 0"),
-        ({"steps": True}, "steps is no whole number above 0"),
+        ({"step": 0}, "step is not a positive integer"),
+        ({"steps": True}, "steps is not a positive integer"),
         ({"statistic": None}, "statistic is neither"),
         ({"tasks": "ab"}, "no list of tasks"),
-        ({"tasks": []}, "tasks are no names"),
-        ({"status": [[]]}, "flags a task"),
-        ({"status": [[], [{}]]}, "flags a task"),
-        ({"norms": [1.0]}, "norms is not there or does not fit its 2 tasks"),
-        ({"norms": [1.0, "2"]}, "norms is not there"),
-        ({"cosines": [[1.0, 0.0], 1.0]}, "cosines is not there"),
-        ({"conflict_rate": [0.0]}, "conflict_rate is not there"),
-        ({"parts": []}, "parts are no object"),
+        ({"tasks": []}, "tasks are not names"),
+        ({"status": [[]]}, "flags per task"),
+        ({"status": [[], [{}]]}, "flags per task"),
+        ({"norms": [1.0]}, "norms is missing or does not fit its 2 tasks"),
+        ({"norms": [1.0, "2"]}, "norms is missing"),
+        ({"cosines": [[1.0, 0.0], 1.0]}, "cosines is missing"),
+        ({"conflict_rate": [0.0]}, "conflict_rate is missing"),
+        ({"parts": []}, "parts are not a JSON object"),
         ({"parts": {"x": {**PART, "norms": None}}}, "norms of the part x"),
         ({"tasks": ["a", "c"]}, "is of the tasks a, c, those before are of a, b"),
         ({"parts": {"x": PART}}, r"is of the parts x, those before are of \(none\)"),
@@ -107,7 +107,7 @@ def test_a_bad_record_is_told_with_its_line(changed, sentence, tmp_path) -> None
 def test_what_lacks_a_number_is_no_record(missing, tmp_path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(json.dumps({name: x for name, x in GOOD.items() if name != missing}))
-    with pytest.raises(ValueError, match=f"line 1 is no record of a Monitor: .*{missing}"):
+    with pytest.raises(ValueError, match=f"line 1 is not a record of a Monitor: .*{missing}"):
         records.read(path)
 
 
@@ -117,7 +117,7 @@ def test_what_lacks_a_number_is_no_record(missing, tmp_path) -> None:
         (b"", "is empty"),
         (b"\n \n", "is empty"),
         (json.dumps(GOOD).encode() + b'\n{"step": 2, "st\n', "line 2 is broken, it is not JSON"),
-        (b"[1, 2]\n", "line 1 is no record of a Monitor: it is no object"),
+        (b"[1, 2]\n", "line 1 is not a record of a Monitor: it is not a JSON object"),
         (b"\x89PNG\r\n\x1a\n\xff", "is not text"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_bad_file_is_told(content, sentence, tmp_path) -> None:
 
 
 def test_no_file_is_told(tmp_path) -> None:
-    with pytest.raises(ValueError, match="is not there"):
+    with pytest.raises(ValueError, match="does not exist"):
         records.read(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="cannot be read"):
         records.read(tmp_path)
