@@ -129,11 +129,19 @@ def test_killed_in_a_stage_it_leaves_the_results(name: str, number: int, tmp_pat
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for yet does not."""
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
+    """Whether a process runs on; one that nobody has waited for yet does not.
+
+    A signal takes effect when the process next gets a processor, so this looks for ten seconds.
+    """
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            if "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                return False
+        except FileNotFoundError:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 DEAF = """

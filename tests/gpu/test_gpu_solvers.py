@@ -40,7 +40,7 @@ def test_answers_as_on_the_cpu(name: str, T: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("entry", INVALID)
-@pytest.mark.parametrize("name", ARGUMENTS.keys() - TWO_BATCHES)
+@pytest.mark.parametrize("name", [name for name in ARGUMENTS if name not in TWO_BATCHES])
 def test_what_is_no_gram_matrix_is_nan_and_flagged(name: str, entry: tuple[int, int]) -> None:
     skip_unless_a_kernel_serves(name)
     K, flags = invalid_gram(entry)
