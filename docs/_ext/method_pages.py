@@ -10,6 +10,7 @@ from mtlkernels.methods import METHODS, GramMethod, LossMethod, RowMethod
 
 LINKS = {
     "arXiv": "https://arxiv.org/abs/{}",
+    "IEEE": "https://ieeexplore.ieee.org/document/{}",
     "openreview": "https://openreview.net/forum?id={}",
 }
 MEMBERS = ("forward", "update", "reset")

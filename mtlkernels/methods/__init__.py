@@ -8,6 +8,7 @@ from mtlkernels.methods.gram.aligned_mtl import AlignedMTL
 from mtlkernels.methods.gram.avgnorm import AvgNorm
 from mtlkernels.methods.gram.base import GramMethod
 from mtlkernels.methods.gram.baselines import FixedWeights, Mean, RandomWeights, Sum
+from mtlkernels.methods.gram.blur import BLUR
 from mtlkernels.methods.gram.cagrad import CAGrad
 from mtlkernels.methods.gram.config import ConFIG
 from mtlkernels.methods.gram.fairgrad import FairGrad
@@ -18,17 +19,26 @@ from mtlkernels.methods.gram.imtlg import IMTLG
 from mtlkernels.methods.gram.mgda import MGDA
 from mtlkernels.methods.gram.nash_mtl import NashMTL
 from mtlkernels.methods.gram.norm_scaling import NTKMTL, SLW, NGDiff
+from mtlkernels.methods.gram.ntk_weights import NTKWeights
+from mtlkernels.methods.gram.one_sided_pcgrad import OneSidedPCGrad
+from mtlkernels.methods.gram.pcd import PCD
 from mtlkernels.methods.gram.pcgrad import PCGrad
 from mtlkernels.methods.gram.pivrg import PIVRG
 from mtlkernels.methods.gram.sdmgrad import MoDo, SDMGrad
 from mtlkernels.methods.gram.upgrad import DualProj, UPGrad
 from mtlkernels.methods.loss.base import LossMethod
+from mtlkernels.methods.loss.cosmos import COSMOS
 from mtlkernels.methods.loss.dwa import DWA
 from mtlkernels.methods.loss.famo import FAMO
+from mtlkernels.methods.loss.gated import Gated
 from mtlkernels.methods.loss.go4align import GO4Align
+from mtlkernels.methods.loss.pbi import PBI
+from mtlkernels.methods.loss.relobralo import ReLoBRaLo
+from mtlkernels.methods.loss.resnorm import ResNorm
 from mtlkernels.methods.loss.rlw import RLW
 from mtlkernels.methods.loss.si import GLS, SI
 from mtlkernels.methods.loss.slaw import SLAW
+from mtlkernels.methods.loss.softadapt import SoftAdapt
 from mtlkernels.methods.loss.stch import IGB, STCH
 from mtlkernels.methods.loss.uw import IMTLL, UW, UWSO
 from mtlkernels.methods.row.base import RowMethod, RowStep
@@ -44,6 +54,8 @@ from mtlkernels.methods.wrappers.rescaled import ClippedTasks, LogLosses, Normal
 from mtlkernels.methods.wrappers.reused import Reused
 
 __all__ = [
+    "BLUR",
+    "COSMOS",
     "CRMOGM",
     "DBMTL",
     "DWA",
@@ -55,6 +67,8 @@ __all__ = [
     "METHODS",
     "MGDA",
     "NTKMTL",
+    "PBI",
+    "PCD",
     "PIVRG",
     "RLW",
     "SI",
@@ -73,6 +87,7 @@ __all__ = [
     "FairGrad",
     "FixedWeights",
     "GO4Align",
+    "Gated",
     "GradDrop",
     "GradNorm",
     "GradVac",
@@ -84,16 +99,21 @@ __all__ = [
     "MoCo",
     "MoDo",
     "NGDiff",
+    "NTKWeights",
     "NashMTL",
     "Normalized",
+    "OneSidedPCGrad",
     "PCGrad",
     "PerPart",
     "Preferred",
     "RandomWeights",
+    "ReLoBRaLo",
+    "ResNorm",
     "Reused",
     "RowMethod",
     "RowStep",
     "SDMGrad",
+    "SoftAdapt",
     "Sum",
     "Tracked",
     "TrimmedMean",
@@ -132,12 +152,17 @@ _GRAM: tuple[type[GramMethod], ...] = (
     PIVRG,
     SDMGrad,
     MoDo,
+    OneSidedPCGrad,
+    PCD,
+    BLUR,
+    NTKWeights,
     PerPart,
     Reused,
 )
 _LOSS: tuple[type[LossMethod], ...] = (
     *(SI, GLS, UW, UWSO, IMTLL, RLW, DWA, SLAW),
     *(STCH, IGB, FAMO, GO4Align),
+    *(SoftAdapt, ReLoBRaLo, ResNorm, COSMOS, PBI, Gated),
 )
 _ROW: tuple[type[RowMethod], ...] = (GradDrop, TrimmedMean, Tracked, DBMTL, MoCo, ExcessMTL)
 METHODS: dict[str, type[GramMethod] | type[LossMethod] | type[RowMethod]] = {

@@ -13,7 +13,8 @@ from mtlkernels.methods.task_step import TaskStep, plan_of, put_in_order, set_na
 from mtlkernels.methods.tasks import KeepsTasks, members
 
 # Flags of a task's status; mtlkernels.Status names them for people.
-NON_FINITE, INVALID_LOSS, ILL_CONDITIONED = 1, 32, 64
+NON_FINITE, ZERO_GRADIENT, STATIONARY, NO_SOLUTION = 1, 2, 4, 16
+INVALID_LOSS, ILL_CONDITIONED, INVALID_GRAM = 32, 64, 128
 
 
 class Method(KeepsTasks, ABC):

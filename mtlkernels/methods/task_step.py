@@ -61,6 +61,8 @@ class TaskStep:
     def __enter__(self) -> TaskStep:
         if not self.named:
             put_in_order(self.parts, self.names)
+            for part in self.parts:
+                part._step_names = self.names
         if not torch.compiler.is_compiling():
             self._copy()
         if not self.alone and not self._whole():
@@ -131,7 +133,7 @@ class TaskStep:
         elif taken:
             self._put_back()
         for part in self.parts:
-            part._present = None
+            part._present, part._step_names = None, ()
             if kind is None:
                 part._last = self._placed()
         if kind is None and not self.named:

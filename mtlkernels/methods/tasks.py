@@ -58,6 +58,7 @@ class KeepsTasks(nn.Module):
         self._met = False  # whether a step has had these names
         self._last: list[int] | None = None  # positions of the last step's tasks, in its order
         self._present: list[int] | None = None  # positions of the present tasks, if some are absent
+        self._step_names: tuple[str, ...] = ()  # names that the method knows in the present step
         self.task_names: tuple[str, ...] = ()
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
@@ -116,6 +117,29 @@ class KeepsTasks(nn.Module):
                 f"{', '.join(self.task_names)}: name these"
             )
         return pick(numbers, [names.index(task) for task in self.task_names])
+
+    def place_of(self, task: int | str, num_tasks: int, argument: str) -> int | None:
+        """Where one task is among those of a step; None if it is absent.
+
+        Args:
+            task: its name, or its position in the order of the method.
+            num_tasks: of the step.
+            argument: what the task was given as, for the error.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        names = self._step_names or self.task_names
+        if isinstance(task, str) and task not in names:
+            known = f"the tasks are {', '.join(names)}" if names else "the losses have no names"
+            raise ValueError(f"{argument}={task!r}: {known}")
+        place = names.index(task) if isinstance(task, str) else task
+        count = num_tasks if self._present is None else self._num_tasks
+        if place >= count:
+            raise ValueError(f"{argument}={task}: there are {count} tasks, counted from 0")
+        if self._present is None:
+            return place
+        return self._present.index(place) if place in self._present else None
 
     @torch.no_grad()
     def reset(self) -> None:

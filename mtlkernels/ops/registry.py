@@ -86,6 +86,17 @@ def define_sized(name: str, schema: str) -> Callable[..., Any]:
     return solve
 
 
+def define_plain(name: str, schema: str) -> Any:
+    """Defines an op that only the function of the same name in `reference` serves, on any device.
+
+    It branches on numbers, so on a device it reads its inputs back; torch.compile keeps it whole.
+    """
+    LIBRARY.define(f"plain_{name}{schema}", tags=_READS_BACK)
+    LIBRARY.impl(f"plain_{name}", getattr(reference, name), "CompositeExplicitAutograd")
+    torch.library.register_autograd(f"mtlkernels::plain_{name}", refuse_backward, lib=LIBRARY)
+    return getattr(torch.ops.mtlkernels, f"plain_{name}").default
+
+
 def fake(name: str) -> Callable[[Callable[..., Any]], None]:
     """A decorator: what an op of `define_sized` returns while shapes alone are known."""
 

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from mtlkernels import reference
 from mtlkernels.ops.draws import visiting_order
-from mtlkernels.ops.registry import define_sized, define_solver, fake
+from mtlkernels.ops.registry import (
+    LIBRARY,
+    call,
+    check_gram,
+    define_plain,
+    define_sized,
+    define_solver,
+    fake,
+)
 
 __all__ = [
     "AlignedScale",
@@ -21,6 +29,7 @@ __all__ = [
     "aligned",
     "avgnorm",
     "cagrad",
+    "cagrad_preferred",
     "dualproj",
     "equiangular",
     "fairgrad",
@@ -158,6 +167,39 @@ def cagrad(
         weights (T) float64 and status (T) int64.
     """
     return _cagrad(gram, c, rescale, sum)
+
+
+_cagrad_preferred = define_plain(
+    "cagrad_preferred",
+    "(Tensor gram, Tensor shares, float c, int rescale, bool clip) -> (Tensor, Tensor)",
+)
+
+
+def cagrad_preferred(
+    gram: Tensor, shares: Tensor, c: float, rescale: int = Rescale.NONE, clip: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`cagrad` about a weighted mean of the gradients, with RACO's clip (arXiv 2602.02495).
+
+    Only plain torch solves it: on a device it reads K back. Degree 0 in the gradients' scale.
+
+    Args:
+        gram: (T, T) float64.
+        shares: (T) float64, at least 0 with sum 1, in place of 1 / T.
+        c, rescale: as for `cagrad`.
+        clip: replace the weights of the pull by min(w, shares), at the same length.
+
+    Returns:
+        weights (T) float64 and status (T) int64.
+    """
+    return call(_cagrad_preferred, gram, shares, c, rescale, clip)
+
+
+def _preferred_shapes(gram: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    check_gram(gram)
+    return gram.new_empty(len(gram)), gram.new_empty(len(gram), dtype=torch.int64)
+
+
+torch.library.register_fake("mtlkernels::plain_cagrad_preferred", _preferred_shapes, lib=LIBRARY)
 
 
 class IMGradForm(IntEnum):

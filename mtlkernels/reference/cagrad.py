@@ -26,7 +26,7 @@ from mtlkernels.reference.status import (
     with_ridge,
 )
 
-__all__ = ["cagrad"]
+__all__ = ["cagrad", "cagrad_preferred"]
 
 # What the direction is divided by, from c.
 RESCALE: dict[int, Callable[[float], float]] = {
@@ -59,18 +59,44 @@ def cagrad(gram: Tensor, c: float, rescale: int, sum: bool) -> tuple[Tensor, Ten
     return finish(weights.to(gram.device), status)
 
 
-def _cagrad_weights(K: Tensor, c: float) -> tuple[Tensor, int]:
-    """Weights and flags for tasks that all have a gradient."""
+def cagrad_preferred(
+    gram: Tensor, shares: Tensor, c: float, rescale: int, clip: bool
+) -> tuple[Tensor, Tensor]:
+    """`cagrad` about sum_i p_i g_i for given shares p in place of the mean gradient.
+
+    With clip, the simplex weights of the pull are min(w, p), and its length stays k. Where the
+    gradients are Pareto-stationary there is no w to clip.
+    """
+    status = task_status(gram)
+    takes_part = ((status == 0) & (shares >= 0)).cpu()
+    weights = torch.zeros(len(gram), dtype=torch.float64)
+    if not bool(unusable(status)) and bool(takes_part.any()):
+        p = shares.cpu()[takes_part]
+        K = gram.cpu()[takes_part][:, takes_part]
+        active, flags = _cagrad_weights(K, c, p)
+        pull = active - p
+        clipped = torch.minimum(pull / pull.sum(), p) if pull.any() else p
+        length, bound = (float((x @ K @ x).clamp_min(0).sqrt()) for x in (pull, clipped))
+        if clip and not flags & STATIONARY and bound > 0:
+            active = p + clipped * (length / bound)
+        weights[takes_part] = active / RESCALE[rescale](c)
+        status = status | flags
+    return finish(weights.to(gram.device), status)
+
+
+def _cagrad_weights(K: Tensor, c: float, p: Tensor | None = None) -> tuple[Tensor, int]:
+    """Weights and flags for tasks that all have a gradient; p: their shares, by default equal."""
     K = K / K.diagonal().max()
-    b = K.mean(dim=1)
-    k = c * float(b.mean().clamp_min(0).sqrt())
+    p = torch.full_like(K[0], 1 / len(K)) if p is None else p
+    b = K @ p
+    k = c * float((p @ b).clamp_min(0).sqrt())
     if k == 0:
-        return torch.full_like(b, 1 / len(b)), 0
+        return p, 0
     pull, moved, flags = cagrad_pull(K, b, k)
-    if not is_known(K, pull, moved, k, k / c, flags):
+    if not is_known(K, pull, moved, k, k / c, flags, p):
         pull, _, flags = cagrad_pull(with_ridge(K), b, k)
         flags |= ILL_CONDITIONED
-    return 1 / len(b) + pull, flags
+    return p + pull, flags
 
 
 def cagrad_pull(K: Tensor, b: Tensor, k: float) -> tuple[Tensor, float, int]:
@@ -105,12 +131,18 @@ def moved_root(K: Tensor, w: Tensor, length: float, k: float) -> float:
 
 
 def is_known(
-    K: Tensor, pull: Tensor, moved: float, k: float, mean_length: float, flags: int
+    K: Tensor,
+    pull: Tensor,
+    moved: float,
+    k: float,
+    mean_length: float,
+    flags: int,
+    p: Tensor | None = None,
 ) -> bool:
     """Whether noise moves g0 + pull by no more than the tolerance, or the status says why not."""
     if flags & STATIONARY:
         return True
-    w = 1 / len(K) + pull
+    w = pull + (1 / len(K) if p is None else p)
     ratio = float(K.diagonal().sqrt().mean()) / mean_length
     length = float((w @ K @ w).clamp_min(0).sqrt())
     return k * (moved + 0.5 * NOISE * ratio * ratio) <= TOLERANCE * length

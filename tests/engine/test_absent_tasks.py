@@ -65,6 +65,7 @@ def test_absent_tasks_take_no_part(name: str) -> None:
         **{n: (lambda n=n: GRAM_METHODS[n](2)) for n in GRAM_METHODS},
         "UW": lambda: LOSS_METHODS["uw"](2),
         "IMTLL": lambda: mtlkernels.IMTLL(2),
+        "ResNorm": lambda: mtlkernels.ResNorm(2),
         "TrimmedMean": lambda: mtlkernels.TrimmedMean(0),
     }
     for order in ("abc", "cab"):

@@ -13,6 +13,7 @@ from mtlkernels import (
     FAMO,
     IMTLL,
     UW,
+    Gated,
     GradVac,
     LossMethod,
     Mean,
@@ -20,6 +21,7 @@ from mtlkernels import (
     MTLOptimizer,
     PCGrad,
     PerPart,
+    ResNorm,
     RowMethod,
     Tracked,
 )
@@ -92,9 +94,15 @@ def assert_same_state(a: nn.Module, b: nn.Module) -> None:
 
 # Every registered method and the Gram methods' variants, set up for the number of tasks beside it.
 EVERY_METHOD: dict[str, tuple[int, Callable[[], Method]]] = {
-    **{cls.__name__: (3, cls) for cls in METHODS.values() if cls not in (UW, IMTLL, Tracked)},
+    **{
+        cls.__name__: (3, cls)
+        for cls in METHODS.values()
+        if cls not in (UW, IMTLL, ResNorm, Gated, Tracked)
+    },
     "UW": (3, lambda: UW(3)),
     "IMTLL": (3, lambda: IMTLL(3)),
+    "ResNorm": (3, lambda: ResNorm(3)),
+    "Gated": (3, lambda: Gated(2)),
     **{
         name: (tasks_for(name, 3), lambda name=name: GRAM_METHODS[name](tasks_for(name, 3)))
         for name in GRAM_METHODS

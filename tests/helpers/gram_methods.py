@@ -14,6 +14,7 @@ from torch import Tensor
 from mtlkernels import (
     CRMOGM,
     MGDA,
+    PCD,
     AlignedMTL,
     AvgNorm,
     CAGrad,
@@ -65,6 +66,8 @@ VARIANTS: dict[str, Make] = {
     "NashMTL-exact": lambda T: NashMTL(max_norm=None),
     "FairGrad-0.5": lambda T: FairGrad(0.5),
     "FairGrad-20": lambda T: FairGrad(20.0),
+    "AvgNorm-ema": lambda T: AvgNorm("mean", ema=0.9),
+    "PCD-half": lambda T: PCD(0.5, beta=0.0),
     "SDMGrad-slow": lambda T: SDMGrad(0.6, lr=0.1, momentum=0.0),
 }
 
@@ -79,7 +82,10 @@ GRAM_METHODS: dict[str, Make] = {
 }
 
 # These take a fixed number of tasks.
-TWO_TASKS = {"NGDiff"}
+TWO_TASKS = {"NGDiff", "BLUR"}
+# The first task has priority, so the tasks cannot change places and opposite gradients do not
+# cancel.
+PRIORITY = {"OneSidedPCGrad", "PCD", "PCD-half"}
 # The weights do not depend on the gradients, so neither zeros nor infinities change them.
 BLIND = {"Sum", "Mean", "FixedWeights", "RandomWeights"}
 # They draw numbers by the tasks' places, and take no order that a test could permute along.

@@ -126,6 +126,46 @@ def spread(v: Tensor) -> float:
 
 
 # For the methods of the same names in test_loss_methods.MAKE.
+def formula_softadapt(rows: list[Numbers]) -> tuple[float, Numbers]:
+    now, T = rows[-1], len(rows[-1])
+    before = rows[-2] if len(rows) > 1 else now
+    return weighted(
+        [T * w for w in softmax([a / b for a, b in zip(now, before, strict=True)])], now
+    )
+
+
+def formula_resnorm(rows: list[Numbers], alpha: float) -> tuple[float, Numbers]:
+    """Before anything is learned: all weights are 1."""
+    now, T = rows[-1], len(rows[-1])
+    rate = [a / b for a, b in zip(now, rows[0], strict=True)]
+    m, r = math.fsum(now) / T, math.fsum(rate) / T
+    apart = [abs(x - m * (q / r) ** alpha) for x, q in zip(now, rate, strict=True)]
+    return math.fsum(now) + math.fsum(apart), [1.0] * T
+
+
+def formula_cosmos(L: Numbers, lam: float, preference: Numbers) -> tuple[float, Numbers]:
+    r = [p / math.fsum(preference) for p in preference]
+    dot, length, size = (
+        math.fsum(map(math.prod, zip(r, L, strict=True))),
+        math.hypot(*L),
+        math.hypot(*r),
+    )
+    value = dot - lam * dot / (size * length)
+    grad = [p - lam * (p / length - dot * x / length**3) / size for p, x in zip(r, L, strict=True)]
+    return value, grad
+
+
+def formula_pbi(L: Numbers, theta: float, preference: Numbers, z: float):
+    """By Pythagoras: d_2^2 = ||L - z||^2 - d_1^2."""
+    ray = [p / math.hypot(*preference) for p in preference]
+    away = [x - z for x in L]
+    along = math.fsum(map(math.prod, zip(ray, away, strict=True)))
+    rest = [a - along * u for a, u in zip(away, ray, strict=True)]
+    apart = math.hypot(*rest) if len(L) > 1 else 0.0
+    share = theta / apart if apart else 0.0
+    return along + theta * apart, [u + share * x for u, x in zip(ray, rest, strict=True)]
+
+
 FORMULAS: dict[str, Callable[[list[Numbers]], tuple[float, Numbers]]] = {
     "si": lambda rows: formula_log_sum(rows[-1]),
     "si-log1p": lambda rows: (
@@ -151,6 +191,17 @@ FORMULAS: dict[str, Callable[[list[Numbers]], tuple[float, Numbers]]] = {
     "igb": lambda rows: formula_igb(rows, 4, 1),
     "famo": lambda rows: formula_famo(rows, 0.025, 1e-3, 0.0),
     "famo-least": lambda rows: formula_famo(rows, 0.1, 0.01, -1.0),
+    "softadapt": formula_softadapt,
+    "resnorm": lambda rows: formula_resnorm(rows, 0.5),
+    "cosmos": lambda rows: formula_cosmos(rows[-1], 0.3, [1.0] * len(rows[-1])),
+    "cosmos-preferred": lambda rows: formula_cosmos(
+        rows[-1], 0.3, [1.0 + t for t in range(len(rows[-1]))]
+    ),
+    "pbi": lambda rows: formula_pbi(rows[-1], 5.0, [1.0] * len(rows[-1]), 0.0),
+    "pbi-preferred": lambda rows: formula_pbi(
+        rows[-1], 0.5, [1.0 + t for t in range(len(rows[-1]))], -0.5
+    ),
+    "gated": lambda rows: (math.fsum(rows[-1]), [1.0] * len(rows[-1])),
     "go4align": lambda rows: formula_go4align(rows, 0.05, 2),
     "go4align-1": lambda rows: formula_go4align(rows, 1e-4, 1),
 }

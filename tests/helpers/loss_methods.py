@@ -9,19 +9,25 @@ import torch
 from torch import Tensor
 
 from mtlkernels import (
+    COSMOS,
     DWA,
     FAMO,
     GLS,
     IGB,
     IMTLL,
+    PBI,
     RLW,
     SI,
     SLAW,
     STCH,
     UW,
     UWSO,
+    Gated,
     GO4Align,
     LossMethod,
+    ReLoBRaLo,
+    ResNorm,
+    SoftAdapt,
 )
 
 # Each builds a method for T tasks.
@@ -46,6 +52,14 @@ MAKE: dict[str, Callable[[int], LossMethod]] = {
     "igb": lambda T: IGB(warmup=4),
     "famo": lambda T: FAMO(),
     "famo-least": lambda T: FAMO(lr=0.1, gamma=0.01, min_losses=[-1.0] * T),
+    "softadapt": lambda T: SoftAdapt(),
+    "relobralo": lambda T: ReLoBRaLo(0.8, 0.5, 0.7, seed=3),
+    "resnorm": lambda T: ResNorm(T, 0.5),
+    "cosmos": lambda T: COSMOS(0.3),
+    "cosmos-preferred": lambda T: COSMOS(0.3, preference=[1.0 + t for t in range(T)]),
+    "pbi": lambda T: PBI(),
+    "pbi-preferred": lambda T: PBI(0.5, [1.0 + t for t in range(T)], reference=-0.5),
+    "gated": lambda T: Gated(2, gated=0),
     "go4align": lambda T: GO4Align(eta=0.05),
     "go4align-1": lambda T: GO4Align(1),
 }
@@ -54,7 +68,7 @@ MAKE: dict[str, Callable[[int], LossMethod]] = {
 # What every loss has to exceed; FAMO adds 1e-8 first.
 FLOOR = {
     **dict.fromkeys(["si", "gls", "uwso", "stch", "stch-0.3", "stch-nadir", "igb"], 0.0),
-    "go4align": 0.0,
+    **dict.fromkeys(["softadapt", "relobralo", "resnorm", "go4align"], 0.0),
     "go4align-1": 0.0,
     "famo": -1e-8,
     "si-log1p": -1.0,

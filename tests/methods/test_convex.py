@@ -185,14 +185,12 @@ def test_projections_of_two_tasks_in_closed_form(a: float, b: float, cosine: flo
 @pytest.mark.parametrize("make", [UPGrad, DualProj])
 def test_preference(make) -> None:
     K = hard_gram("conflicting", 4, seed=3)
-    equal = make([0.25] * 4)(K)
-    torch.testing.assert_close(equal, make()(K), rtol=1e-12, atol=0)
-    p = torch.tensor([0.0, 3.0, 1.0, 0.5], dtype=torch.float64)
-    got = make(p.tolist())(K)
+    p = torch.tensor([0.0, 3.0, 1.0, 0.5], dtype=torch.float64) / 4.5
+    got = make((7 * p).tolist())(K)
     if make is DualProj:
         assert projection_certificate(K, p, got) <= 1e-9
     else:
-        parts = [make(row)(K) for row in torch.diag(p)[1:].tolist()]
+        parts = [share * make(row)(K) for share, row in zip(p, torch.eye(4).tolist(), strict=True)]
         torch.testing.assert_close(got, sum(parts), rtol=1e-9, atol=1e-12)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from contract import EVERY_METHOD, Net
 from contract import batches as inputs
-from gram_methods import GRAM_METHODS
+from gram_methods import GRAM_METHODS, TWO_TASKS
 from hard_grams import random_rows
 from loss_methods import FLOOR, MAKE, batches, evaluate
 from row_cases import batch, flat
@@ -22,6 +22,7 @@ from mtlkernels import (
     DWA,
     FAMO,
     NTKMTL,
+    PCD,
     RLW,
     UW,
     CAGrad,
@@ -82,7 +83,8 @@ def test_a_hinge_loss_at_zero_leaves_everything_finite(make, at: int, when) -> N
         assert report.weights is None or report.weights.isfinite().all()
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         assert all(grad.isfinite().all() for grad in grads)
-        assert grads[0].any()
+        if at > 0 or not isinstance(method, PCD):  # which stops where its primary task is done
+            assert grads[0].any()
         optimizer.step()
         if isinstance(method, FAMO):
             method.update(torch.stack(model(x)))
@@ -219,7 +221,7 @@ def test_rules_without_a_logarithm_take_any_finite_loss(make) -> None:
     ("wrap", "at", "bad"),
     [*zip(WRAP.values(), (0, 1, 2, 1), (0.0, 0.0, -1.0, -1.0), strict=True)],
 )
-@pytest.mark.parametrize("name", [n for n in GRAM_METHODS if n != "NGDiff"])
+@pytest.mark.parametrize("name", [n for n in GRAM_METHODS if n not in TWO_TASKS])
 def test_to_a_gram_method_the_gradient_is_zero(name: str, wrap, at: int, bad: float) -> None:
     method, twin = wrap(GRAM_METHODS[name](T)), wrap(GRAM_METHODS[name](T))
     losses = torch.tensor([1.5, 2.0, 3.0], dtype=torch.float64)

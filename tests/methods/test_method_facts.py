@@ -16,6 +16,8 @@ from mtlkernels.methods import METHODS, find_method
 ARGUMENTS = {
     "UW": (2,),
     "IMTLL": (2,),
+    "ResNorm": (2,),
+    "Gated": (1,),
     "FixedWeights": ([1.0, 2.0],),
     "CRMOGM": (mtlkernels.Mean(),),
     "Normalized": (mtlkernels.Mean(), "l2"),
@@ -35,7 +37,7 @@ def test_facts(cls) -> None:
     assert issubclass(cls, families.pop(cls.family))
     assert not issubclass(cls, tuple(families.values()))
     assert cls.paper == "baseline" or re.fullmatch(
-        r"(arXiv|openreview|NeurIPS|CVPR) \S+", cls.paper
+        r"(arXiv|openreview|NeurIPS|CVPR|IEEE) \S+", cls.paper
     )
     assert cls.cost.startswith("1 backward" if cls.family == "loss" else "T backward passes")
     assert cls.keeps

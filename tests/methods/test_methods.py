@@ -155,7 +155,7 @@ def test_avgnorm_names_only_what_is_not_finite() -> None:
 def test_methods_by_name() -> None:
     assert isinstance(mtlkernels.get_method("PCGrad"), PCGrad)
     assert mtlkernels.get_method("ca-grad", c=0.3).c == 0.3
-    with pytest.raises(ValueError, match="choose one of alignedmtl, avgnorm, cagrad"):
+    with pytest.raises(ValueError, match="choose one of alignedmtl, avgnorm, blur, cagrad"):
         mtlkernels.get_method("nothing")
 
 

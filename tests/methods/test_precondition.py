@@ -54,7 +54,7 @@ def test_preconditions_are_the_method_on_scaled_gradients(inner) -> None:
         (Normalized(inner()), 1 / n),
         (Normalized(inner(), by="loss"), 1 / LOSSES),
         (Normalized(inner(), by="loss+"), 1 / LOSSES / n),
-        (Preferred(inner(), preference), torch.tensor(preference, dtype=torch.float64)),
+        (Preferred(inner(), preference), 4 * torch.tensor(preference, dtype=torch.float64) / 6.1),
         (ClippedTasks(inner(), 1.5), (1.5 / n).clamp_max(1)),
         (LogLosses(inner()), 1 / LOSSES),
     ]
@@ -141,7 +141,7 @@ def test_losses_reach_the_method_as_those_of_the_scaled_gradients() -> None:
     LogLosses(shows)(K, LOSSES)
     close(shows.seen, LOSSES.log())
     Preferred(shows, [1, 2, 3, 4])(K, LOSSES)
-    close(shows.seen, LOSSES * torch.arange(1, 5))
+    close(shows.seen, LOSSES * torch.arange(1, 5) * 0.4)
     Normalized(shows)(K)
     assert shows.seen is None
 
@@ -197,7 +197,8 @@ def test_fixed_weights() -> None:
     [
         (lambda: Normalized(MGDA(), by="l1"), "by='l1'"),
         (lambda: Normalized("mgda"), "method is a str"),
-        (lambda: Preferred(MGDA(), [1.0, 0.0]), "preference"),
+        (lambda: Preferred(MGDA(), [1.0, -1.0]), "preference"),
+        (lambda: Preferred(MGDA(), None), "preference=None"),
         (lambda: Preferred(MGDA(), [])(torch.eye(2).double()), "preference"),
         (lambda: Preferred(MGDA(), [1.0])(torch.eye(2).double()), "1 numbers for 2 tasks"),
         (lambda: ClippedTasks(MGDA(), 0.0), "max_norm=0.0"),

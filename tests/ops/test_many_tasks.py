@@ -6,14 +6,14 @@ import copy
 
 import pytest
 import torch
-from gram_methods import GRAM_METHODS, VARIANTS
+from gram_methods import GRAM_METHODS, TWO_TASKS, VARIANTS
 from torch import Tensor
 
 from mtlkernels.ops.registry import MAX_NATIVE_TASKS
 
 T = MAX_NATIVE_TASKS + 1
-# NGDiff takes two tasks, PerPart several Gram matrices, PIVRG a number for each task of its own.
-NAMES = [name for name in GRAM_METHODS if name not in {"PerPart", "NGDiff", *VARIANTS}]
+# Some take two tasks, PerPart several Gram matrices, PIVRG a number for each task of its own.
+NAMES = [name for name in GRAM_METHODS if name not in {"PerPart", *TWO_TASKS, *VARIANTS}]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

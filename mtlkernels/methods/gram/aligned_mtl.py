@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.methods.gram.base import GramMethod
-from mtlkernels.methods.numbers import Numbers, numbers_of
+from mtlkernels.methods.numbers import Numbers
+from mtlkernels.methods.preference import has_preference, preferred_shares, register_preference
 
 
 class AlignedMTL(GramMethod):
@@ -25,10 +26,10 @@ class AlignedMTL(GramMethod):
             published code; "median" (for an even number the lower of the middle two) and "rmse"
             (the root of the mean eigenvalue) are the other choices of that code. Only values within
             the rank count.
-        preference: p, one number per task, at least 0 and not all 0, in order or by name; None is
-            ones.
-        reduction: "sum" uses p unchanged; with ones this is the published code. "mean" divides p by
-            its sum over the tasks whose gradient is not zero; with ones this is TorchJD's default.
+        preference: one number per task, at least 0 and not all 0, in order or by name, as shares of
+            their sum over the tasks whose gradient is not zero; None is equal shares.
+        reduction: with "sum" p is the shares times the number of those tasks: without a preference
+            ones, as in the published code. With "mean" p is the shares: TorchJD's default.
 
     A gradient adds to the rank if its part outside the span of the others exceeds the rounding
     noise of K (8 * 2^-53 of the squared lengths that cancel), however short it is. The published
@@ -49,7 +50,7 @@ class AlignedMTL(GramMethod):
     paper = "arXiv 2305.19000"
     inverts_gram = True
 
-    preference: Tensor | None
+    preference: Tensor
 
     def __init__(
         self,
@@ -64,32 +65,22 @@ class AlignedMTL(GramMethod):
             raise ValueError(f"scale={scale!r}: choose {', '.join(names)}")
         if reduction not in ("sum", "mean"):
             raise ValueError(f'reduction={reduction!r}: choose "sum" or "mean"')
-        if preference is None:
-            self.register_buffer("preference", None)
-        else:
-            given, task_names = numbers_of(preference)
-            if given.dim() != 1 or not (given.isfinite() & (given >= 0)).all():
-                raise ValueError(
-                    f"preference={preference}: give one finite number per task, at least 0"
-                )
-            if not given.any():
-                raise ValueError(f"preference={preference}: one number at least must be positive")
-            self.register_given("preference", given, task_names, persistent=True)
+        register_preference(self, preference)
         self.scale = scale
         self.reduction = reduction
         self._scale = ops.AlignedScale[scale.upper()]
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
-        preference = self.preference
-        if preference is not None:
-            if len(preference) != len(gram):
-                raise ValueError(f"preference has {len(preference)} numbers for {len(gram)} tasks")
-            if preference.device != gram.device:
-                preference = self.preference = preference.to(gram.device)
+        ops.check_gram(gram)
+        preference = None
+        if has_preference(self, gram.device):
+            takes_part = gram.diagonal() != 0
+            preference = takes_part.sum() * preferred_shares(self, takes_part)
         mean = self.reduction == "mean"
         weights, self.status = ops.aligned(gram, preference, int(self._scale), mean)
         return weights
 
     def extra_repr(self) -> str:
-        told = "" if self.preference is None else f", preference={self.preference.tolist()}"
+        given = self.preference.tolist()
+        told = f", preference={given}" if given else ""
         return f"scale={self.scale!r}{told}, reduction={self.reduction!r}"

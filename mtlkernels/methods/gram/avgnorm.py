@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from mtlkernels import ops
@@ -28,6 +29,12 @@ class AvgNorm(GramMethod):
             norms: "rms" is NTKMTL with one sample a task, "max" is DB-MTL without its average and
             logarithm, "harmonic" is SLW. A positive number is S itself.
 
+        ema: in [0, 1), the share of an average of the weights that a step keeps; 0 uses the weights
+            of each step. `AvgNorm("mean", ema=0.9)` with `every=1000` of the optimizer is jaxpi's
+            "grad_norm" weighting of physics-informed networks. Its average starts at given weights
+            (here at those of the first step; use `CRMOGM(AvgNorm("mean"), 0.9, initial_weights)`
+            for given ones), and it adds 1e-5 of the mean norm to each norm. The average is state.
+
     A constant S fixes the direction's length whatever the scale of the losses is. The paper scales
     the losses, so that heads are weighted too: pass `weight_heads=True` to `backward` or
     `MTLOptimizer`. It measures the norms on the last layer of the shared backbone (`measure=`);
@@ -44,11 +51,19 @@ class AvgNorm(GramMethod):
 
     paper = "arXiv 2509.23915"
 
+    average: Tensor
+
     def __init__(
         self,
         scale: Literal["sum", "max", "mean", "rms", "median", "min", "harmonic"] | float = "sum",
+        ema: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema={ema}: it must lie in 0 .. 1, below 1")
+        self.ema = float(ema)
+        if ema:
+            self.register_lazy("average", fill=math.nan)
         if isinstance(scale, str):
             names = [s.name.lower() for s in ops.NormScale if s != ops.NormScale.CONSTANT]
             if scale not in names:
@@ -64,7 +79,21 @@ class AvgNorm(GramMethod):
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         weights, self.status = ops.avgnorm(gram, int(self._scale), self._constant)
-        return weights
+        return self._averaged(weights) if self.ema else weights
+
+    def _averaged(self, weights: Tensor) -> Tensor:
+        """The average moves where a task has a gradient and all weights are finite."""
+        before = self.average
+        if len(before) not in (0, len(weights)):
+            raise ValueError(
+                f"the state of AvgNorm is for {len(before)} tasks, not {len(weights)}: use a new "
+                "method for another set of tasks"
+            )
+        before = before.to(weights.device) if len(before) else torch.full_like(weights, torch.nan)
+        moved = torch.where(before.isnan(), weights, weights.lerp(before, self.ema))
+        moves = weights.isfinite().all() & (weights != 0)
+        self.average = torch.where(moves, moved, before)
+        return torch.where(moves, moved, weights)
 
     def extra_repr(self) -> str:
-        return f"scale={self.scale!r}"
+        return f"scale={self.scale!r}" + (f", ema={self.ema}" if self.ema else "")

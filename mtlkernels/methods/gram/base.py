@@ -11,6 +11,9 @@ from torch import Tensor
 from mtlkernels import ops
 from mtlkernels.methods.base import (
     ILL_CONDITIONED,
+    INVALID_GRAM,
+    NON_FINITE,
+    ZERO_GRADIENT,
     Method,
 )
 from mtlkernels.methods.tasks import Kind
@@ -80,6 +83,17 @@ class GramMethod(Method):
             (T) float64 on gram's device.
         """
         return weights
+
+
+def finished(weights: Tensor, status: Tensor) -> Tensor:
+    """Weights as every solver gives them: 0 for a zero gradient, all NaN where K is unusable.
+
+    Args:
+        weights: (T).
+        status: (T) of `ops.task_status`.
+    """
+    weights = torch.where((status & ZERO_GRADIENT) > 0, 0.0, weights)
+    return torch.where(((status & (NON_FINITE | INVALID_GRAM)) > 0).any(), torch.nan, weights)
 
 
 def nearly_dependent(gram: Tensor, noise: float) -> Tensor:

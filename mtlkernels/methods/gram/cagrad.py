@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.methods.gram.base import GramMethod
+from mtlkernels.methods.numbers import Numbers
+from mtlkernels.methods.preference import has_preference, preferred_shares, register_preference
 
 
 class CAGrad(GramMethod):
@@ -32,6 +34,14 @@ class CAGrad(GramMethod):
             by 1 + c^2, as the published dense-prediction code, nash-mtl and LibMTL do; 2 divides by
             1 + c.
         reduction: "mean", the paper's, or "sum", T times that, which the published code writes.
+        preference: p, one number per task, at least 0, in order or by name, as shares of their sum
+            over the tasks whose gradient is not zero: g0 = sum_i p_i g_i, as in RACO (arXiv
+            2602.02495). None is the mean.
+        clip: RACO's clip: the weights w of the pull become min(w_i, p_i), so that no task pulls
+            more than its preference, at the same length. A stationary step has no w to clip.
+
+    With `preference` or `clip` the problem is solved in plain torch, which on a GPU reads K back.
+    RACO's runs use c = 0.4 and shares such as 0.8 and 0.2.
 
     Use when:
         you want the mean gradient with a floor under the worst task; try `c` from 0.2 to 0.8.
@@ -43,12 +53,16 @@ class CAGrad(GramMethod):
 
     paper = "arXiv 2110.14048"
 
+    preference: Tensor
+
     def __init__(
         self,
         c: float = 0.4,
         *,
         rescale: Literal[0, 1, 2] = 0,
         reduction: Literal["mean", "sum"] = "mean",
+        preference: Numbers | None = None,
+        clip: bool = False,
     ) -> None:
         super().__init__()
         if not (math.isfinite(c) and c >= 0):
@@ -60,10 +74,22 @@ class CAGrad(GramMethod):
         self.c = float(c)
         self.rescale = rescale
         self.reduction = reduction
+        self.clip = clip
+        register_preference(self, preference)
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
-        weights, self.status = ops.cagrad(gram, self.c, self.rescale, self.reduction == "sum")
-        return weights
+        total = self.reduction == "sum"
+        if not (has_preference(self, gram.device) or self.clip):
+            weights, self.status = ops.cagrad(gram, self.c, self.rescale, total)
+            return weights
+        ops.check_gram(gram)
+        takes_part = gram.diagonal() != 0
+        shares = preferred_shares(self, takes_part)
+        weights, self.status = ops.cagrad_preferred(gram, shares, self.c, self.rescale, self.clip)
+        return weights * takes_part.sum() if total else weights
 
     def extra_repr(self) -> str:
-        return f"c={self.c}, rescale={self.rescale}, reduction={self.reduction!r}"
+        told = f"c={self.c}, rescale={self.rescale}, reduction={self.reduction!r}"
+        if len(self.preference):
+            told += f", preference={self.preference.tolist()}"
+        return told + (", clip=True" if self.clip else "")

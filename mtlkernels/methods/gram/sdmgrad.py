@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.methods.gram.base import SizedByTasks
-from mtlkernels.methods.numbers import Numbers, numbers_of
+from mtlkernels.methods.numbers import Numbers
+from mtlkernels.methods.preference import register_preference
 
 
 class SDMGrad(SizedByTasks):
@@ -83,17 +84,7 @@ class SDMGrad(SizedByTasks):
         self.lr = float(lr)
         self.momentum = float(momentum)
         self.iterations = iterations
-        if preference is None:
-            empty = torch.empty(0, dtype=torch.float64)
-            self.register_buffer("preference", empty, persistent=False)
-            return
-        given, names = numbers_of(preference)
-        fine = given.isfinite().all() and (given >= 0).all() and given.sum() > 0
-        if given.dim() != 1 or not fine:
-            raise ValueError(
-                f"preference={preference}: give one number per task, at least 0 and not all 0"
-            )
-        self.register_given("preference", given, names)
+        register_preference(self, preference)
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
         """Weights for one step; w moves.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-import torch
 from torch import Tensor
 
 from mtlkernels import ops
 from mtlkernels.methods.gram.base import GramMethod
-from mtlkernels.methods.numbers import Numbers, numbers_of
+from mtlkernels.methods.numbers import Numbers
+from mtlkernels.methods.preference import has_preference, preferred_shares, register_preference
 
 
 class _Projection(GramMethod):
@@ -22,24 +22,15 @@ class _Projection(GramMethod):
 
     def __init__(self, preference: Numbers | None = None) -> None:
         super().__init__()
-        if preference is None:
-            empty = torch.empty(0, dtype=torch.float64)
-            self.register_buffer("preference", empty, persistent=False)
-            return
-        given, names = numbers_of(preference)
-        good = given.isfinite() & (given >= 0)
-        if given.dim() != 1 or not good.all() or not given.any():
-            raise ValueError(
-                f"preference={preference}: give one number per task, at least 0 and not all 0"
-            )
-        self.register_given("preference", given, names)
+        register_preference(self, preference)
 
     def forward(self, gram: Tensor, losses: Tensor | None = None) -> Tensor:
-        if len(self.preference) not in (0, len(gram)):
-            raise ValueError(f"preference has {len(self.preference)} numbers for {len(gram)} tasks")
-        if self.preference.device != gram.device:
-            self.to(gram.device)
-        weights, self.status = self._project(gram, self.preference)
+        ops.check_gram(gram)
+        if has_preference(self, gram.device):
+            preference = preferred_shares(self, gram.diagonal() != 0)
+        else:
+            preference = self.preference  # of zero elements: the op takes equal shares
+        weights, self.status = self._project(gram, preference)
         return weights
 
     def extra_repr(self) -> str:
@@ -59,8 +50,8 @@ class DualProj(_Projection):
     1 in the gradients.
 
     Args:
-        preference: p, one number per task, at least 0, in order or by name; None is 1/T, the
-            paper's, over the tasks whose gradient is not zero.
+        preference: p, one number per task, at least 0, in order or by name, as shares of their sum;
+            None is 1/T, the paper's. Both over the tasks whose gradient is not zero.
 
     torchjd adds a ridge of 1e-4 and takes K as zero where its trace is below 1e-4, which makes
     small gradients' answer the plain mean.
@@ -91,8 +82,8 @@ class UPGrad(_Projection):
     the status is ILL_CONDITIONED. Homogeneous of degree 1 in the gradients.
 
     Args:
-        preference: p, one number per task, at least 0, in order or by name; None is 1/T, the
-            paper's, over the tasks whose gradient is not zero.
+        preference: p, one number per task, at least 0, in order or by name, as shares of their sum;
+            None is 1/T, the paper's. Both over the tasks whose gradient is not zero.
 
     torchjd adds a ridge of 1e-4 and takes K as zero where its trace is below 1e-4, which makes
     small gradients' answer the plain mean.

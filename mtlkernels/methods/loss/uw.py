@@ -11,7 +11,7 @@ from mtlkernels.methods.loss.base import LossMethod
 from mtlkernels.methods.numbers import pick
 
 
-class _Learned(LossMethod):
+class Learned(LossMethod):
     """One learned number per task."""
 
     keeps = "a learned scalar per task"
@@ -42,7 +42,7 @@ class _Learned(LossMethod):
         return f"num_tasks={len(self.s)}"
 
 
-class UW(_Learned):
+class UW(Learned):
     r"""Uncertainty weighting (Kendall et al., arXiv 1705.07115): sum_i k L_i e^-s_i + s_i / 2.
 
     .. math:: L = \sum_i k e^{-s_i} L_i + \frac{s_i}{2}, \quad s \text{ learned}
@@ -79,7 +79,7 @@ class UW(_Learned):
         return (self.factor * losses * (-s).exp() + s / 2).sum()
 
 
-class IMTLL(_Learned):
+class IMTLL(Learned):
     r"""IMTL-L (Liu et al., ICLR 2021, openreview IMPnRXEWpvr): sum_i e^s_i L_i - s_i, s learned.
 
     .. math:: L = \sum_i e^{s_i} L_i - s_i, \quad s \text{ learned}

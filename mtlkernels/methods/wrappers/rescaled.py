@@ -16,7 +16,8 @@ from torch import Tensor
 from mtlkernels import ops
 from mtlkernels.methods.base import INVALID_LOSS
 from mtlkernels.methods.gram.base import GramMethod
-from mtlkernels.methods.numbers import Numbers, numbers_of
+from mtlkernels.methods.numbers import Numbers
+from mtlkernels.methods.preference import preferred_shares, register_preference
 
 
 class _Preconditioned(GramMethod):
@@ -38,7 +39,7 @@ class _Preconditioned(GramMethod):
     def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
         """(T) the diagonal of S."""
 
-    def _inner_losses(self, losses: Tensor | None) -> Tensor | None:
+    def _inner_losses(self, losses: Tensor | None, scale: Tensor) -> Tensor | None:
         """The losses that the method sees; of one that takes no part it sees the loss itself."""
         return losses
 
@@ -65,7 +66,8 @@ class _Preconditioned(GramMethod):
 
     def _solve(self, gram: Tensor, losses: Tensor | None, invalid: Tensor | None = None) -> Tensor:
         """The weights; invalid: (T) losses that the method is to see as they are, NaN elsewhere."""
-        scale, inner = self._scale(gram, losses), self._inner_losses(losses)
+        scale = self._scale(gram, losses)
+        inner = self._inner_losses(losses, scale)
         if invalid is not None and inner is not None:
             inner = torch.where(invalid.isnan(), inner, invalid)
         weights = self.method(gram * scale * scale[:, None], inner)
@@ -138,7 +140,9 @@ class Preferred(_Preconditioned):
 
     Args:
         method: any Gram method.
-        preference: p, one positive number per task, in order or by name.
+        preference: one number per task, at least 0, in order or by name. p is their number times
+            their shares of the sum, over the tasks whose gradient is not zero: equal numbers leave
+            the method as it is. A task with 0 takes no part.
 
     A baseline, from no paper.
 
@@ -156,21 +160,16 @@ class Preferred(_Preconditioned):
 
     def __init__(self, method: GramMethod, preference: Numbers) -> None:
         super().__init__(method)
-        given, names = numbers_of(preference)
-        good = given.isfinite() & (given > 0)
-        if given.dim() != 1 or not len(given) or not good.all():
-            raise ValueError(f"preference={preference}: give one positive number per task")
-        self.register_given("preference", given, names)
+        if preference is None:
+            raise ValueError("preference=None: give one number per task")
+        register_preference(self, preference)
 
     def _scale(self, gram: Tensor, losses: Tensor | None) -> Tensor:
-        if len(self.preference) != len(gram):
-            raise ValueError(f"preference has {len(self.preference)} numbers for {len(gram)} tasks")
-        if self.preference.device != gram.device:
-            self.to(gram.device)
-        return self.preference
+        takes_part = gram.diagonal() != 0
+        return takes_part.sum() * preferred_shares(self, takes_part)
 
-    def _inner_losses(self, losses: Tensor | None) -> Tensor | None:
-        return None if losses is None else self.preference * losses.detach().to(self.preference)
+    def _inner_losses(self, losses: Tensor | None, scale: Tensor) -> Tensor | None:
+        return None if losses is None else scale * losses.detach().to(scale)
 
     def extra_repr(self) -> str:
         return f"preference={self.preference.tolist()}"
@@ -243,5 +242,5 @@ class LogLosses(_Preconditioned):
         assert losses is not None
         return losses.reciprocal()
 
-    def _inner_losses(self, losses: Tensor | None) -> Tensor | None:
+    def _inner_losses(self, losses: Tensor | None, scale: Tensor) -> Tensor | None:
         return None if losses is None else losses.log()
