@@ -133,6 +133,29 @@ class Report:
         known = (here[:, None] * here).triu(diagonal=1) * gram.isnan().logical_not()
         return ((gram < 0) * known).sum(dim=(-2, -1)) / known.sum(dim=(-2, -1))
 
+    def dominated_conflict(self) -> Tensor:
+        """Whether the present task with the shortest gradient conflicts with the sum of all.
+
+        A bool scalar, (K 1)_i < 0 at i = argmin K_ii: COST's trigger for few tasks (arXiv
+        2503.04046). False if the shortest gradient is zero, or K is not finite. The stricter
+        condition that the paper uses for many tasks is not known.
+        """
+        gram = self._measured()
+        squares = torch.where(self.present(), gram.diagonal(), torch.inf)
+        shortest = torch.arange(len(squares), device=squares.device) == squares.argmin()
+        return ((gram.sum(dim=1) < 0) & shortest).any() & gram.isfinite().all()
+
+    def alignment(self) -> Tensor:
+        """How much the task gradients point the same way, 2 1^T C 1 / T^2 - 1, a scalar.
+
+        C holds the cosines of the T present tasks whose gradient is not zero (arXiv 2502.00604): 1
+        if all directions are equal, -1 if the unit gradients cancel, the cosine for two tasks. NaN
+        if all gradients are zero.
+        """
+        cosines = self.cosines()
+        count = (self.present() & (self.norms() != 0)).sum()
+        return 2 * cosines.sum() / count.square() - 1
+
     def direction_norm(self) -> Tensor:
         """Norm of the direction, sqrt(w^T K w), a scalar: it needs no pass over the direction.
 

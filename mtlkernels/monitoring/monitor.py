@@ -35,8 +35,9 @@ class Monitor:
     `statistic` (of the last Gram matrix, see `Report`; in JSONL only, because it is not a number),
     and means of `losses`, `weights` and the following methods of `Report`: `norms`,
     `weighted_norms`, `projections`, `shares`, `cosines`, `conflicts`, `magnitude_similarity`,
-    `curvature_bound`, `conflict_rate`, `norm_ratio` and `direction_norm`; and `status`, for each
-    task the names of all flags that were set. `known` is the share of the steps in which a pair's
+    `curvature_bound`, `conflict_rate`, `dominated_conflict` (the share of steps), `alignment`,
+    `norm_ratio` and `direction_norm`; and `status`, for each task the names of all flags that were
+    set. `known` is the share of the steps in which a pair's
     cosine (on the diagonal, a task's norm) is finite; the mean of `conflicts` is how often two
     tasks conflicted in those steps. Means are over the steps in which a number is finite and known,
     and NaN (null in JSON) if there is none; so a step without a task does not count for that task.
@@ -228,6 +229,8 @@ def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
             "conflicts": lambda: _conflicts(report),
             "conflict_rate": report.conflict_rate,
             "norm_ratio": report.norm_ratio,
+            "dominated_conflict": lambda: _dominated(report),
+            "alignment": report.alignment,
             "magnitude_similarity": report.magnitude_similarity,
             "curvature_bound": report.curvature_bound,
         }
@@ -255,6 +258,13 @@ def _found(report: Report, parts: tuple[str, ...]) -> dict[str, Tensor | None]:
 def _conflicts(report: Report) -> Tensor:
     """Conflicts of pairs with a known cosine: an infinite product has a sign but no cosine."""
     return torch.where(report.cosines().isfinite(), report.conflicts(), torch.nan)
+
+
+def _dominated(report: Report) -> Tensor:
+    """Whether the shortest gradient conflicts with the sum; NaN if K is not finite."""
+    assert report.gram is not None
+    found = report.dominated_conflict().to(report.gram)
+    return torch.where(report.gram.isfinite().all(), found, torch.nan)
 
 
 def _pairs(report: Report) -> dict[str, Tensor]:

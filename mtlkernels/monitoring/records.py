@@ -149,7 +149,7 @@ def _share_known(records: Sequence[Record], name: str) -> Tensor:
         return known.diagonal(dim1=1, dim2=2)
     if name in ("projections", "shares"):  # a NaN in K spoils those of all tasks
         return known.amin(dim=(1, 2))[:, None]
-    if name in ("norm_ratio", "direction_norm"):
+    if name in ("dominated_conflict", "alignment", "norm_ratio", "direction_norm"):
         return known.amin(dim=(1, 2))
     if name == "conflict_rate":  # of the pairs that are known, one or more
         return (known.tril(-1) if known.shape[1] > 1 else known).amax(dim=(1, 2))

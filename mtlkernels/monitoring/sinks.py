@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-SCALARS = ("conflict_rate", "norm_ratio", "direction_norm")
+SCALARS = ("conflict_rate", "dominated_conflict", "alignment", "norm_ratio", "direction_norm")
 VECTORS = ("losses", "norms", "weights", "weighted_norms", "projections", "shares")
 MATRICES = ("known", "cosines", "conflicts", "magnitude_similarity", "curvature_bound")
 PAIRS = ("pairs", "conflicting_pairs")  # numbers of them, of each part only

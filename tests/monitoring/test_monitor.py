@@ -112,6 +112,8 @@ def test_records_are_means_and_every_sink_has_them(tmp_path) -> None:
             "norms": Report.norms,
             "cosines": Report.cosines,
             "conflict_rate": Report.conflict_rate,
+            "dominated_conflict": lambda r: r.dominated_conflict().double(),
+            "alignment": Report.alignment,
             "shares": Report.shares,
             "projections": Report.projections,
             "magnitude_similarity": Report.magnitude_similarity,
