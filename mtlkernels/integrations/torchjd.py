@@ -4,6 +4,7 @@
 
 Every Gram method has an aggregator of its name, `UPGrad(...)`, and a weighting, `UPGradWeighting`;
 both take the arguments of the method, and `pref_vector`, for TorchJD, in place of `preference`.
+TorchJD multiplies by the numbers of `pref_vector` as they are, where `preference` means shares.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from torchjd.aggregation import GramianWeightedAggregator, Weighting
 from mtlkernels import ops
 from mtlkernels.methods import METHODS, GramMethod
 
+# TorchJD's of these names take the numbers of pref_vector as they are.
+_RAW = tuple(METHODS[name] for name in ("alignedmtl", "dualproj", "upgrad"))
+
 
 class MethodWeighting(Weighting[Tensor]):
     """TorchJD's `Weighting` of a Gram method: a Gram matrix (T, T) -> T weights, of its dtype.
@@ -28,10 +32,18 @@ class MethodWeighting(Weighting[Tensor]):
     def __init__(self, method: GramMethod) -> None:
         super().__init__()
         self.method = method
+        self.pref_vector: Tensor | None = None
 
     @torch.no_grad()
     def forward(self, gramian: Tensor, /) -> Tensor:
-        return self.method(gramian.double()).to(gramian)
+        weights = self.method(gramian.double())
+        if self.pref_vector is not None and isinstance(self.method, _RAW):
+            # the shares are over the tasks with a gradient, times their number with "sum"
+            takes_part = gramian.diagonal() != 0
+            total = torch.where(takes_part, self.pref_vector.to(weights), 0.0).sum()
+            sums = getattr(self.method, "reduction", "mean") == "sum"
+            weights = weights * (total / takes_part.sum().clamp_min(1) if sums else total)
+        return weights.to(gramian)
 
 
 class MethodAggregator(GramianWeightedAggregator):
@@ -67,6 +79,7 @@ class _NamedAggregator(MethodAggregator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(_method(self.make, args, kwargs))
+        cast(MethodWeighting, self.gramian_weighting).pref_vector = _numbers(kwargs)
 
 
 class _NamedWeighting(MethodWeighting):
@@ -74,6 +87,12 @@ class _NamedWeighting(MethodWeighting):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(_method(self.make, args, kwargs))
+        self.pref_vector = _numbers(kwargs)
+
+
+def _numbers(kwargs: Any) -> Tensor | None:
+    given = kwargs.get("pref_vector")
+    return None if given is None else torch.as_tensor(given, dtype=torch.float64).detach().clone()
 
 
 def _method(cls: type[GramMethod], args: Any, kwargs: Any) -> GramMethod:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from frameworks import FRAMEWORKS, give_torchvision
+from gram_methods import TWO_TASKS
 from torch import Tensor, nn
 
 import mtlkernels
@@ -19,8 +20,8 @@ from mtlkernels.methods import METHODS
 pytestmark = [*FRAMEWORKS, pytest.mark.usefixtures("one_thread")]
 TASKS = ["near", "far", "apart"]
 NEEDS = {"FixedWeights", "CRMOGM", "Normalized", "Preferred", "ClippedTasks", "LogLosses"}
-NEEDS |= {"PerPart", "Reused", "Tracked"}  # a method or numbers as an argument
-NAMES = [cls.__name__ for cls in METHODS.values() if cls.__name__ not in NEEDS | {"NGDiff"}]
+NEEDS |= {"PerPart", "Reused", "Tracked", "Gated"}  # a method or numbers as an argument
+NAMES = [cls.__name__ for cls in METHODS.values() if cls.__name__ not in NEEDS | TWO_TASKS]
 
 
 class _Iterated:

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 import torchjd.aggregation as theirs
-from gram_methods import ARGUMENTS
+from gram_methods import ARGUMENTS, tasks_for
 from torch import nn
 from torchjd.aggregation import Aggregator, GramianWeightedAggregator, Weighting
 from torchjd.autogram import Engine
@@ -28,7 +28,7 @@ def matrix(seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 @pytest.mark.parametrize("cls", GRAM, ids=lambda cls: cls.__name__)
 def test_every_gram_method_has_both(cls) -> None:
     name = cls.__name__
-    tasks = 2 if name == "NGDiff" else 3
+    tasks = tasks_for(name, 3)
     made = ARGUMENTS[name](tasks) if name in ARGUMENTS else None
     aggregator = ours.MethodAggregator(made) if made else getattr(ours, name)()
     weighting = ours.MethodWeighting(made) if made else getattr(ours, f"{name}Weighting")()
@@ -37,7 +37,7 @@ def test_every_gram_method_has_both(cls) -> None:
     J = matrix()[:tasks]
     if name == "PerPart":  # of one part, which a Jacobian is; there is no class without arguments
         return
-    if name in ("GradNorm", "LogLosses"):  # losses are not in a Jacobian
+    if name in ("GradNorm", "LogLosses", "NTKWeights"):  # losses are not in a Jacobian
         with pytest.raises(ValueError, match="losses"):
             aggregator(J)
         return
@@ -61,8 +61,10 @@ def test_one_import_changes_and_the_direction_does_not(name) -> None:
 
 def test_their_name_for_a_preference() -> None:
     J, wanted = matrix(), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-    found, known = ours.UPGrad(pref_vector=wanted)(J), theirs.UPGrad(pref_vector=wanted)(J)
-    torch.testing.assert_close(found, known, rtol=1e-3, atol=1e-3)
+    for name in ("UPGrad", "DualProj", "AlignedMTL"):
+        found = getattr(ours, name)(pref_vector=wanted)(J)
+        known = getattr(theirs, name)(pref_vector=wanted)(J)
+        torch.testing.assert_close(found, known, rtol=1e-3, atol=1e-3)
     with pytest.raises(TypeError):
         ours.PCGrad(pref_vector=wanted)
 
