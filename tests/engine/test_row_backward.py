@@ -195,7 +195,7 @@ def test_what_is_refused() -> None:
             DBMTL(beta)
     with pytest.raises(ValueError, match="sigma=-1"):
         Tracked(Mean(), sigma=-1)
-    with pytest.raises(ValueError, match="beta=0: it must lie"):
+    with pytest.raises(ValueError, match="beta=0: it must be in"):
         MoCo(0)
     with pytest.raises(ValueError, match="gamma=nan: it must be finite"):
         MoCo(gamma=math.nan)
