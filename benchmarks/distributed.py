@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import mtlkernels
@@ -75,7 +75,8 @@ def routes(tasks: int, width: int) -> dict[str, Step]:
         own = model()
         for layer in [m for m in own.trunk if isinstance(m, nn.Linear)]:
             fully_shard(layer)
-        return fully_shard(own)
+        fully_shard(own)
+        return own
 
     def summed(run: nn.Module) -> Step:
         def step() -> None:
@@ -206,7 +207,7 @@ def main() -> None:
     for ranks in map(int, arguments.ranks.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             store = f"file://{Path(folder) / 'store'}"
-            mp.spawn(run, (ranks, arguments, store), ranks)
+            spawn(run, (ranks, arguments, store), ranks)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -88,8 +89,8 @@ def main() -> None:
             continue
         for T in sizes:
             K, losses = gram(T), torch.linspace(0.5, 2, T, dtype=torch.float64)
-            ours = SET_UP.get(name, lambda _, method=method: method())
-            mine = microseconds(lambda ours=ours, T=T: ours(T), (K, losses), options.seconds)
+            make = partial(SET_UP[name], T) if name in SET_UP else method
+            mine = microseconds(make, (K, losses), options.seconds)
             theirs = TORCHJD.get(name)
             other = microseconds(theirs, (K,), options.seconds) if theirs else "-"
             cells.append(f"{f'{mine} / {other}':>20}")

@@ -6,6 +6,7 @@ pytest benchmarks --benchmark-only --benchmark-autosave     # and --benchmark-co
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ NAMES = [name for name in PROVIDERS if name not in SLOW_TO_SET_UP]
 
 @pytest.mark.parametrize("work", SETTINGS)
 @pytest.mark.parametrize("name", ["copy", *NAMES])
-def test_provider(benchmark, timed: Callable[..., None], name: str, work: Setting) -> None:
+def test_provider(benchmark: Any, timed: Callable[..., None], name: str, work: Setting) -> None:
     tasks = work.tasks
     benchmark.group = f"{work.case}, T = {tasks}"
     moved = (2 * tasks + 1) * work.row_bytes

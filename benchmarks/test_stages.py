@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from benchmarks.suite.stages import STAGES, runs_of_stages
 
 @pytest.mark.parametrize("work", SETTINGS)
 @pytest.mark.parametrize("stage", STAGES)
-def test_stage(benchmark, timed: Callable[..., None], stage: str, work: Setting) -> None:
+def test_stage(benchmark: Any, timed: Callable[..., None], stage: str, work: Setting) -> None:
     tasks = work.tasks
     benchmark.group = f"{stage}, {work.case}, T = {tasks}"
     moved = {"gram": tasks, "combine": tasks + 1, "whole": 2 * tasks + 1}.get(stage, 0)

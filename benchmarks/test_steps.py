@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ WORKS = [
 
 @pytest.mark.parametrize(("model", "tasks"), WORKS)
 @pytest.mark.parametrize("name", [name for name in CHOICES if name not in SLOW_TO_COMPILE])
-def test_step(benchmark, name: str, model: str, tasks: int) -> None:
+def test_step(benchmark: Any, name: str, model: str, tasks: int) -> None:
     if name.startswith("torchjd"):
         pytest.importorskip("torchjd")
     benchmark.group = f"step, {model}, T = {tasks}"

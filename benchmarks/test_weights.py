@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ CLASSES = {
 
 @pytest.mark.parametrize("tasks", [2, pytest.param(3, id="smoke-3"), 8, 40])
 @pytest.mark.parametrize("name", CLASSES)
-def test_weights(benchmark, name: str, tasks: int) -> None:
+def test_weights(benchmark: Any, name: str, tasks: int) -> None:
     weigh = SET_UP.get(name, lambda _: CLASSES[name]())(tasks)
     benchmark.group = f"weights, T = {tasks}"
     K, losses = gram(tasks), torch.linspace(0.5, 2, tasks, dtype=torch.float64)

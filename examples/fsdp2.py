@@ -46,6 +46,7 @@ def train(steps: int, device: torch.device) -> Tensor:
         optimizer.zero_grad()
         report = optimizer.backward(losses)
         optimizer.step()
+        assert report.losses is not None  # every step from losses reports them
         found.append(report.losses)
     return torch.stack(found).cpu()
 

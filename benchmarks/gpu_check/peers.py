@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
+from torch import Tensor
 
 from benchmarks.gpu_check.records import Records, is_short
 from benchmarks.gpu_check.rows import drawn
 from benchmarks.gpu_check.timing import Deadline, record
 from benchmarks.suite.cases import CASES
-from benchmarks.suite.providers import PROVIDERS, SLOW_TO_SET_UP
+from benchmarks.suite.providers import PROVIDERS, SLOW_TO_SET_UP, Provider
 
 METHOD = "pcgrad"
 SETTINGS = [("resnet50", 3), ("resnet18", 3), ("resnet18", 8), ("vit_b", 3), ("lenet", 3)]
@@ -26,9 +30,13 @@ def main() -> None:
                 records.add("left out", case=case, T=T, run=name)
                 continue
             record(
-                records, "row", lambda made=made, T=T, grads=grads: made(T, METHOD)(grads),
+                records, "row", partial(_ready, made, T, grads),
                 case=case, T=T, dtype="float32", run=name,
             )  # fmt: skip
+
+
+def _ready(provider: Provider, T: int, grads: list[Tensor]) -> Callable[[], object]:
+    return provider(T, METHOD)(grads)
 
 
 if __name__ == "__main__":

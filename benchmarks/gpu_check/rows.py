@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def measure(records: Records, case: str, T: int, dtype: torch.dtype) -> None:
     bandwidth = 0.0
     for name, (run, num_bytes) in runs.items():
         facts = {"case": case, "T": T, "dtype": str(dtype)[6:], "run": name, "bytes": num_bytes}
-        seconds = record(records, "row", lambda run=run: run, **facts)
+        seconds = record(records, "row", partial(_given, run), **facts)
         if name == "copy" and seconds:
             bandwidth = num_bytes / seconds
         elif seconds and bandwidth:
@@ -78,6 +79,10 @@ def main() -> None:
         synchronize()
         if device() == "cuda":
             torch.cuda.empty_cache()
+
+
+def _given(run: Callable[[], object]) -> Callable[[], object]:
+    return run
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,10 +45,10 @@ def main() -> None:
             if deadline.is_over():
                 records.add("left out", run=name, T=T)
                 continue
-            record(records, "row", lambda name=name, T=T: solver(name, T), run=name, T=T)
+            record(records, "row", partial(solver, name, T), run=name, T=T)
     for name in ("gram", "combine"):
         T = 2 if is_short() else 64
-        record(records, "row", lambda name=name, T=T: wide(name, T), run=name, T=T, case="1 x 2^20")
+        record(records, "row", partial(wide, name, T), run=name, T=T, case="1 x 2^20")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from mtlkernels.triton_kernels import OPS, launch
+from mtlkernels.triton_kernels.gradient_lists import ABSENT
 
 TASKS = (1, 2, 3, 4, 5, 6, 7, 8, 9)  # nine and more share their kernels
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -75,7 +76,7 @@ def main() -> None:
     driver.set_active(AbsentGpu(int(sys.argv[1])))
     run = JITFunction.run
     JITFunction.run = lambda self, *args, **options: run(self, *args, **{**options, "warmup": True})
-    launch._by_value([launch.ABSENT.value], torch.device("cpu"))
+    launch._by_value([ABSENT.value], torch.device("cpu"))
     launch_all(3)  # alone first: it fills what the threads share
     with ThreadPoolExecutor() as pool:
         list(pool.map(launch_all, [*TASKS, 17, 33, 64]))
