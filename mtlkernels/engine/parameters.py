@@ -128,6 +128,11 @@ def given_losses(losses: Losses, with_graph: bool = True) -> Given:
             )
         if torch.compiler.is_compiling():
             continue
+        if loss.grad_fn is not None and loss.grad_fn.name() == "_BalancedSumBackward":
+            raise ValueError(
+                f"loss {task!r} depends on another balanced loss, whose gradients are written and "
+                "not passed on: give the losses themselves"
+            )
         if id(loss) in seen:
             raise ValueError(
                 f"losses {seen[id(loss)]!r} and {task!r} are the same tensor: give each task its "

@@ -468,6 +468,8 @@ def test_a_balanced_loss_among_losses_is_refused() -> None:
     for depth in (1, 2):
         with pytest.raises(ValueError, match="depends on another balanced loss"):
             optimizer.loss([optimizer.loss(losses) / depth, losses["task 0"]])
+    with pytest.raises(ValueError, match="'1' depends on another balanced loss"):
+        optimizer.backward([losses["task 0"], optimizer.loss(losses)])
 
 
 @pytest.mark.parametrize("whole", [False, True])
