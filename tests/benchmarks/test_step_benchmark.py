@@ -54,7 +54,7 @@ def test_memory_is_a_table_of_ways_and_numbers_of_tasks(
 ) -> None:
     threads, saved = torch.get_num_threads(), tmp_path / "run.json"
     try:
-        asked = ["--suites", "memory", "--models", "recommender", "--tasks", "2,4"]
+        asked = ["--suites", "memory", "--models", "wide", "--tasks", "2,4"]
         asked += ["--choices", 'ours,ours collect="ghost"', "--methods", "upgrad"]
         assert main([*asked, "--threads", "1", "--json", str(saved)]) == 0
     finally:
