@@ -45,7 +45,9 @@ from mtlkernels.methods.row.base import RowMethod, RowStep
 from mtlkernels.methods.row.dbmtl import DBMTL
 from mtlkernels.methods.row.excess_mtl import ExcessMTL
 from mtlkernels.methods.row.graddrop import GradDrop
+from mtlkernels.methods.row.lr_annealing import LRAnnealing
 from mtlkernels.methods.row.moco import MoCo
+from mtlkernels.methods.row.sago import SAGO
 from mtlkernels.methods.row.tracked import Tracked
 from mtlkernels.methods.row.trimmed_mean import TrimmedMean
 from mtlkernels.methods.wrappers.crmogm import CRMOGM
@@ -71,6 +73,7 @@ __all__ = [
     "PCD",
     "PIVRG",
     "RLW",
+    "SAGO",
     "SI",
     "SLAW",
     "SLW",
@@ -93,6 +96,7 @@ __all__ = [
     "GradVac",
     "GramMethod",
     "IMGrad",
+    "LRAnnealing",
     "LogLosses",
     "LossMethod",
     "Mean",
@@ -164,7 +168,16 @@ _LOSS: tuple[type[LossMethod], ...] = (
     *(STCH, IGB, FAMO, GO4Align),
     *(SoftAdapt, ReLoBRaLo, ResNorm, COSMOS, PBI, Gated),
 )
-_ROW: tuple[type[RowMethod], ...] = (GradDrop, TrimmedMean, Tracked, DBMTL, MoCo, ExcessMTL)
+_ROW: tuple[type[RowMethod], ...] = (
+    GradDrop,
+    TrimmedMean,
+    Tracked,
+    DBMTL,
+    MoCo,
+    ExcessMTL,
+    SAGO,
+    LRAnnealing,
+)
 METHODS: dict[str, type[GramMethod] | type[LossMethod] | type[RowMethod]] = {
     **{cls.__name__.lower(): cls for cls in _GRAM},
     **{cls.__name__.lower(): cls for cls in _LOSS},

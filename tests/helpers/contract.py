@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mtlkernels import (
     FAMO,
     IMTLL,
+    SAGO,
     UW,
     Gated,
     GradVac,
@@ -97,12 +98,13 @@ EVERY_METHOD: dict[str, tuple[int, Callable[[], Method]]] = {
     **{
         cls.__name__: (3, cls)
         for cls in METHODS.values()
-        if cls not in (UW, IMTLL, ResNorm, Gated, Tracked)
+        if cls not in (UW, IMTLL, ResNorm, Gated, SAGO, Tracked)
     },
     "UW": (3, lambda: UW(3)),
     "IMTLL": (3, lambda: IMTLL(3)),
     "ResNorm": (3, lambda: ResNorm(3)),
     "Gated": (3, lambda: Gated(2)),
+    "SAGO": (2, SAGO),
     **{
         name: (tasks_for(name, 3), lambda name=name: GRAM_METHODS[name](tasks_for(name, 3)))
         for name in GRAM_METHODS

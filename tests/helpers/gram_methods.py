@@ -82,7 +82,7 @@ GRAM_METHODS: dict[str, Make] = {
 }
 
 # These take a fixed number of tasks.
-TWO_TASKS = {"NGDiff", "BLUR"}
+TWO_TASKS = {"NGDiff", "BLUR", "SAGO"}
 # The first task has priority, so the tasks cannot change places and opposite gradients do not
 # cancel.
 PRIORITY = {"OneSidedPCGrad", "PCD", "PCD-half"}

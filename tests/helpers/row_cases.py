@@ -14,6 +14,7 @@ from mtlkernels import (
     DBMTL,
     ExcessMTL,
     GradDrop,
+    LRAnnealing,
     MoCo,
     PCGrad,
     RowMethod,
@@ -26,12 +27,12 @@ STATEFUL: dict[str, Callable[[], RowMethod]] = {
     "DBMTL": lambda: DBMTL(0.9, sigma=0.5, log_losses=True),
     "MoCo": MoCo,
     "MoCo, LibMTL's": lambda: MoCo(project="softmax", rows="normalized"),
+    "LRAnnealing": lambda: LRAnnealing(0.3),
     "ExcessMTL": lambda: ExcessMTL(0.5, warmup=2),
 }
 with_state = pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL.keys())
-keeping_rows = pytest.mark.parametrize(
-    "make", [m for name, m in STATEFUL.items() if name != "GradDrop"], ids=list(STATEFUL)[1:]
-)
+KEEPING = {name: make for name, make in STATEFUL.items() if name not in ("GradDrop", "LRAnnealing")}
+keeping_rows = pytest.mark.parametrize("make", KEEPING.values(), ids=KEEPING.keys())
 
 
 def batch(T: int, step: int, dtype: torch.dtype = torch.float64, n: int = 37) -> list[list[Tensor]]:
