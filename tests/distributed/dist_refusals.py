@@ -84,7 +84,7 @@ def check_of_replicas() -> None:
     told(NotImplementedError, "keeps no rows", lambda: wrap(run, apply="backward"))
     told(
         ValueError,
-        "for several ranks",
+        "apply to several ranks",
         lambda: MTLOptimizer(sgd(model), UPGrad(), gram="unbiased"),
     )
     optimizer = wrap(run)
