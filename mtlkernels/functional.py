@@ -26,7 +26,8 @@ from mtlkernels.aggregation.layout import Group, TaskGrads, check_lengths, group
 from mtlkernels.aggregation.weighting import Balanced, balance, check_losses
 from mtlkernels.autograd.self_check import SelfCheck
 from mtlkernels.engine.balanced_loss import balanced_sum, restored
-from mtlkernels.engine.local import step
+from mtlkernels.engine.base import StepArguments
+from mtlkernels.engine.local import LOCAL
 from mtlkernels.engine.options import Options
 from mtlkernels.engine.parameters import Losses, check_list
 from mtlkernels.report import Report
@@ -88,7 +89,9 @@ def balanced_loss(
 
     def balance_now(given: Losses, scale: Tensor | None, retain_graph: bool) -> None:
         with restored(held, in_place):
-            report = step(given, held, method, options, features, scale, retain_graph, checks)
+            report = LOCAL.step(
+                StepArguments(given, held, method, options, features, scale, retain_graph, checks)
+            )
         if on_report is not None:
             on_report(report)
 

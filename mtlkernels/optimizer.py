@@ -22,11 +22,11 @@ from mtlkernels.aggregation.families import keeps_weights
 from mtlkernels.aggregation.layout import UnfitGradientError
 from mtlkernels.autograd.scale import Scaler
 from mtlkernels.autograd.self_check import SelfCheck
-from mtlkernels.engine import local as backprop
 from mtlkernels.engine.accumulation import Accumulation
 from mtlkernels.engine.balanced_loss import balanced_sum, restored
+from mtlkernels.engine.base import Engine, StepArguments
 from mtlkernels.engine.coverage import warn_of_learned, warn_of_missing
-from mtlkernels.engine.local import Engine
+from mtlkernels.engine.local import LOCAL
 from mtlkernels.engine.options import Options, check_keeps_rows
 from mtlkernels.engine.parameters import Losses, Runs
 from mtlkernels.extended import extended, give_class, refuse_base
@@ -52,7 +52,7 @@ class _Balancing:
     @property
     def engine(self) -> Engine:
         """What takes the steps: this process, or the engine over several ranks."""
-        return backprop if self.ranks is None else self.ranks
+        return LOCAL if self.ranks is None else self.ranks
 
     def warn(self, losses: Losses | Runs, params: Sequence[Tensor]) -> None:
         """Warns once if the optimizer's groups lack parameters that it would have to train."""
@@ -249,16 +249,16 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
         mtl, params = self._mtl, _params(self)
         mtl.warn(losses, params)
         losses = cast(Losses, losses)  # functions are for `stages=`, whose engine looks
+        given = StepArguments(
+            *(losses, params, mtl.method, mtl.options, features, scaler, retain_graph, mtl.check)
+        )
         if not accumulate:
             if mtl.waiting.rows is not None:
                 raise ValueError(
                     "gradients of earlier micro-batches have not been combined: pass "
                     "accumulate=True for the last one too, then call combine()"
                 )
-            report = mtl.engine.step(
-                *(losses, params, mtl.method, mtl.options, features, scaler, retain_graph),
-                check=mtl.check,
-            )
+            report = mtl.engine.step(given)
             if not torch.compiler.is_compiling():  # its tensors live in the compiled graph's memory
                 mtl.report = report
             return report
@@ -266,10 +266,7 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
             raise ValueError(
                 "accumulate=True adds up task gradients, and features= takes none: leave one out"
             )
-        rows = mtl.engine.collect_step(
-            losses, params, mtl.method, mtl.options, scaler, retain_graph, mtl.check
-        )
-        mtl.waiting.add(rows)
+        mtl.waiting.add(mtl.engine.collect_step(given))
         return None
 
     def combine(self) -> Report:
@@ -289,10 +286,10 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
             raise ValueError(
                 "nothing was accumulated: call backward(losses, accumulate=True) first"
             )
-        method = cast("GramMethod | RowMethod", self._mtl.method)
+        mtl = self._mtl
+        given = StepArguments({}, rows.params, mtl.method, mtl.options, check=mtl.check)
         try:
-            mtl = self._mtl
-            report = mtl.engine.combine_rows(rows, method, mtl.options, mtl.check)
+            report = mtl.engine.combine_rows(rows, given)
         except UnfitGradientError as error:
             raise error.among(_params(self)) from None
         mtl.waiting.clear()
@@ -363,18 +360,15 @@ def _balance(
     check_surrounding = getattr(mtl.ranks, "check_surrounding", None)
     if check_surrounding is not None:
         check_surrounding(params)
-    method, options = mtl.method, mtl.options
-    in_place = features is not None or options.weighted or keeps_weights(method)
+    given = StepArguments(
+        *(losses, params, mtl.method, mtl.options, features, scale, retain_graph, mtl.check)
+    )
+    in_place = features is not None or mtl.options.weighted or keeps_weights(mtl.method)
     with restored(params, in_place):
         if count == 1 and mtl.waiting.rows is None:
-            mtl.report = mtl.engine.step(
-                losses, params, method, options, features, scale, retain_graph, mtl.check
-            )
+            mtl.report = mtl.engine.step(given)
             return
-        rows = mtl.engine.collect_step(
-            losses, params, method, options, scale, retain_graph, mtl.check
-        )
-        mtl.waiting.add_weighted(rows)
+        mtl.waiting.add_weighted(mtl.engine.collect_step(given))
         if mtl.waiting.count >= count:
             optimizer.combine()
 

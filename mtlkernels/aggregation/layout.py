@@ -8,10 +8,9 @@ dtype and device: one call of an op takes one group, Gram matrices of groups add
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -103,31 +102,6 @@ class UnfitGradientError(TypeError):
             if param is self.param:
                 return UnfitGradientError(self.task, p, param, self.kind, self.cure)
         return self
-
-
-Arguments = ParamSpec("Arguments")
-Losses = TypeVar("Losses")
-Params = TypeVar("Params", bound=Sequence[Tensor])
-Result = TypeVar("Result")
-
-
-def numbered(
-    fn: Callable[Concatenate[Losses, Params, Arguments], Result],
-) -> Callable[Concatenate[Losses, Params, Arguments], Result]:
-    """A function of losses and parameters whose errors number these as they were given to it."""
-
-    @functools.wraps(fn)
-    def call(
-        losses: Losses, params: Params, /, *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> Result:
-        if torch.compiler.is_compiling():
-            return fn(losses, params, *args, **kwargs)
-        try:
-            return fn(losses, params, *args, **kwargs)
-        except UnfitGradientError as error:
-            raise error.among(params) from None
-
-    return call
 
 
 def group_gradients(

@@ -10,14 +10,13 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mtlkernels.aggregation.families import keeps_weights, takes_rows, weighs_losses
-from mtlkernels.distributed.checks import refuse_for_shards
 from mtlkernels.distributed.pipeline import Stages, refuse_for_stages
 from mtlkernels.distributed.replicas import Replicas
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.shards import Shards
-from mtlkernels.engine.local import Engine
+from mtlkernels.engine.base import Engine
 from mtlkernels.engine.options import Options
+from mtlkernels.engine.rules import refuse
 
 __all__ = ["engine"]
 
@@ -55,7 +54,8 @@ def engine(
     if module is not None:
         _check_module(module)
         if process_group is None:
-            refuse_for_shards(method, options, chosen)
+            unbiased = {"unbiased"} if chosen.gram != "exact" else set()
+            refuse(options.words(method) | unbiased, method, "shards")
             return Shards(module, chosen)
         if any(isinstance(m, FSDPModule) for m in module.modules()):
             raise ValueError(
@@ -73,20 +73,12 @@ def _replicas(
     options: Options,
     module: nn.Module | None,
 ) -> Replicas:
-    if options.apply == "backward":
-        raise NotImplementedError(
-            'apply="backward" keeps no rows, and over several ranks K needs their sums: leave it '
-            "out, or measure on features= or measure="
-        )
+    words = options.words(method)
+    refuse(words, method, "replicas")
     if setting.gram == "unbiased":
         if dist.get_world_size(group) == 1:
             raise ValueError('gram="unbiased" compares ranks, and there is one: leave it out')
-        whole = weighs_losses(method) or takes_rows(method) or keeps_weights(method)
-        if whole or options.measure is not None:
-            raise ValueError(
-                'gram="unbiased" is for a Gram method on rows over all shared parameters: leave '
-                "out every= and measure="
-            )
+        refuse(words, method, "unbiased replicas")
     return Replicas(group, setting, module)
 
 

@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from mtlkernels.aggregation.families import keeps_weights, takes_rows
-from mtlkernels.distributed.setting import Setting
 from mtlkernels.engine.compile import refuse_tracing
-from mtlkernels.engine.options import Options
 from mtlkernels.engine.parameters import Given, Losses, entries, given_losses
 
 
@@ -40,41 +37,6 @@ def refuse_compiling() -> None:
         refuse_tracing(
             "inside torch.compile the collectives of several ranks cannot be traced: compile the "
             "model alone and call backward outside"
-        )
-
-
-def refuse_for_shards(method: object, options: Options, setting: Setting) -> None:
-    """Raises where a method or an option needs whole gradients, or a look into a plain graph."""
-    if takes_rows(method):
-        raise NotImplementedError(
-            f"{type(method).__name__} takes whole gradients, and these parameters are pieces "
-            "(DTensors): use a Gram or a loss method"
-        )
-    if setting.gram != "exact":
-        raise NotImplementedError(
-            'gram="unbiased" needs each rank\'s own gradients, and of DTensors only sums over the '
-            "ranks come out: leave it out"
-        )
-    if options.weighted or options.collect != "loop":
-        raise NotImplementedError(
-            "measure=, apply= and collect= look into a graph of plain tensors, and these "
-            "parameters are DTensors: leave them out"
-        )
-    if keeps_weights(method) and hasattr(method, "heads"):
-        raise NotImplementedError(
-            "this method has weights of its own for heads, and a step of every= over DTensors is "
-            "one backward of one weighted sum: leave every= out (NashMTL(max_norm=None) has the "
-            "same weights for both)"
-        )
-    if keeps_weights(method) and not options.weight_heads:
-        raise NotImplementedError(
-            "every= takes one backward of the weighted sum, and of DTensors all of it is weighted, "
-            "heads too: say weight_heads=True, or leave it out"
-        )
-    if options.rows_dtype is not None:
-        raise NotImplementedError(
-            "rows_dtype= is for rows over plain parameters: with fully_shard choose the dtypes in "
-            "its MixedPrecisionPolicy"
         )
 
 

@@ -11,24 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mtlkernels.aggregation.families import (
-    AnyMethod,
-    keeps_weights,
-    takes_rows,
-    task_step,
-    weighs_losses,
-)
 from mtlkernels.aggregation.layout import group_gradients
 from mtlkernels.aggregation.weighting import total_gram
-from mtlkernels.autograd.scale import Scaler, scale_of
-from mtlkernels.autograd.self_check import SelfCheck
+from mtlkernels.autograd.scale import scale_of
 from mtlkernels.autograd.task_gradients import Rows
 from mtlkernels.distributed.checks import refuse_compiling
 from mtlkernels.distributed.collectives import Group, Hosts, OfRanks
@@ -38,14 +30,15 @@ from mtlkernels.distributed.local_parameters import Held
 from mtlkernels.distributed.pieces import combine_pieces
 from mtlkernels.distributed.setting import Setting
 from mtlkernels.distributed.verdict import Totals
+from mtlkernels.engine.base import CheckedStep, Engine, StepArguments
 from mtlkernels.engine.gradient_step import columns, reach, sections_of
 from mtlkernels.engine.options import Options, check_step
-from mtlkernels.engine.parameters import Losses, Run, entries, no_shared, shared_among
-from mtlkernels.engine.plain import plain
-from mtlkernels.report import Report
+from mtlkernels.engine.parameters import Run, entries, no_shared, shared_among
+from mtlkernels.engine.rules import refuse
+from mtlkernels.report import Report, Status
 
 
-class Stages(OfRanks):
+class Stages(OfRanks, Engine):
     """Takes steps over the stages of a pipeline.
 
     Args:
@@ -53,86 +46,44 @@ class Stages(OfRanks):
         setting: what a person may choose.
     """
 
+    absent = Status.ABSENT
+
     def __init__(self, group: Group, setting: Setting) -> None:
         self.group, self.setting = group, setting
         self.hosts = Hosts()
         self.agreement = Agreement(self.hosts.of(group))
 
-    def step(
-        self,
-        losses: Losses,
-        params: Sequence[Tensor],
-        method: AnyMethod,
-        options: Options,
-        features: Tensor | Sequence[Tensor] | None = None,
-        scaler: Scaler | Tensor | None = None,
-        retain_graph: bool = False,
-        check: SelfCheck | None = None,
-    ) -> Report:
-        """`mtlkernels.backward` over the stages; `losses` are T functions, see `named_runs`."""
-        if features is not None:
+    def begin(self, given: StepArguments) -> CheckedStep:
+        """The tasks and their functions; the rest is checked once they are in the method's order.
+
+        The losses are T functions, see `named_runs`.
+        """
+        if given.features is not None:
             raise ValueError(
                 "features= is for a graph from losses to features, and stages= takes runs: leave "
                 "one out"
             )
         with self.agreement.announced():
-            tasks, runs, names = _named(losses)
-        with task_step(method, names) as step_of:
-            order = step_of.order
-            if step_of.alone:
-                method, options = plain(method), options.of_plain_step()
-            now, ordered = tuple(tasks[t] for t in order), [runs[t] for t in order]
-            rows = self._rows(now, ordered, params, method, options, scaler, retain_graph)
-            report = self._combined(rows, method, options)
-        return report.of_tasks(tasks, order)
+            functions = entries(given.losses)
+            tasks, runs = named_runs(functions)
+        named, params = isinstance(functions, Mapping), list(given.params)
+        return CheckedStep(tasks, named, list(runs), params, None, range(len(tasks)))
 
-    def collect_step(
-        self,
-        losses: Losses,
-        params: Sequence[Tensor],
-        method: AnyMethod,
-        options: Options,
-        scaler: Scaler | Tensor | None = None,
-        retain_graph: bool = False,
-        check: SelfCheck | None = None,
-    ) -> Rows:
-        """The task gradients of one micro-batch, in the order of the losses."""
-        with self.agreement.announced():
-            tasks, runs, names = _named(losses)
-        rows = self._rows(tasks, runs, params, method, options, scaler, retain_graph)
-        return replace(rows, named=names == tasks)
-
-    def combine_rows(
-        self, rows: Rows, method: Any, options: Options, check: SelfCheck | None = None
-    ) -> Report:
-        """From the task gradients of all micro-batches to weights and .grad."""
-        with task_step(method, rows.tasks if rows.named else len(rows.tasks)) as step_of:
-            report = self._combined(rows.of_tasks(step_of.order), method, options)
-        return report.of_tasks(rows.tasks, step_of.order)
-
-    def _rows(
-        self,
-        tasks: tuple[str, ...],
-        runs: Sequence[Run],
-        params: Sequence[Tensor],
-        method: AnyMethod,
-        options: Options,
-        scaler: Scaler | Tensor | None,
-        retain_graph: bool,
-    ) -> Rows:
+    def collect(self, now: CheckedStep, given: StepArguments) -> Rows:
         """What each of T runs adds to this stage's .grad."""
         refuse_compiling()
-        if retain_graph:
+        if given.retain_graph:
             raise ValueError("retain_graph= is for losses: with stages= the runs keep their graphs")
+        tasks, method, options = now.tasks, given.method, given.options
         with self.agreement.announced():
-            kept = check_step([], params, method, options, False, sharded=True)
+            kept = check_step([], given.params, method, options, False, sharded=True)
             held = Held(kept)
         # Before the first run: stages that run different tasks would wait for each other.
         self.agreement.settle(
             View(tasks, (), (), ()),
             lambda: _setup(cast(nn.Module, method), options, self.setting, held),
         )
-        rows, found = rows_of_grad(held, runs)
+        rows, found = rows_of_grad(held, now.values)
         told = [loss is not None for loss in found] + [not _is_loss(loss) for loss in found]
         counts = self.agreement.host.count(told)
         for task, count, wrong in zip(tasks, counts, counts[len(tasks) :], strict=False):
@@ -149,11 +100,12 @@ class Stages(OfRanks):
         device = held.tensors[0].device
         values = torch.stack([_value(loss, device) for loss in found])
         collected = f"a run of {dist.get_world_size(self.group)} stages a task"
-        return Rows(tasks, values, kept, rows, scale_of(scaler, device), collected)
+        return Rows(tasks, values, kept, rows, scale_of(given.scaler, device), collected)
 
     @torch.no_grad()
-    def _combined(self, rows: Rows, method: Any, options: Options) -> Report:
+    def combine(self, now: CheckedStep, rows: Rows, given: StepArguments) -> Report:
         """From this stage's task gradients to weights and .grad."""
+        method, options = given.method, given.options
         options.check(method)
         held, params, parts = Held(rows.params), rows.params, options.parts
         reached = reach(rows.grads)
@@ -176,12 +128,15 @@ class Stages(OfRanks):
             rows, held, sections, heads, method, options, totals, self.setting, doubt, asked
         )
 
+    def weigh_losses(self, now: CheckedStep, given: StepArguments) -> NoReturn:
+        """`refuse_for_stages` refuses a loss method."""
+        raise AssertionError("a pipeline weighs gradients alone")
 
-def _named(given: Any) -> tuple[tuple[str, ...], list[Run], tuple[str, ...] | int]:
-    """The tasks, their functions, and what the method is to know: their names or their number."""
-    given = entries(given)
-    tasks, runs = named_runs(given)
-    return tasks, runs, tasks if isinstance(given, Mapping) else len(tasks)
+    def weigh_once(
+        self, now: CheckedStep, given: StepArguments, weights: Tensor | None
+    ) -> NoReturn:
+        """`refuse_for_stages` refuses what takes one weighted backward pass."""
+        raise AssertionError("a pipeline takes a backward pass for each task")
 
 
 def named_runs(given: Any) -> tuple[tuple[str, ...], list[Run]]:
@@ -233,31 +188,8 @@ def refuse_for_stages(
             "dimension of its own, which its parameters then tell; leave out module= and "
             "process_group="
         )
-    name = type(method).__name__
-    if weighs_losses(method):
-        raise NotImplementedError(
-            f"{name} weighs losses, all of which the last stage has: call it there, and run the "
-            "backward of what it returns through the pipeline as that of any loss"
-        )
-    if takes_rows(method):
-        raise NotImplementedError(
-            f"{name} takes whole gradients, and a stage has some parameters': use a Gram method"
-        )
-    if keeps_weights(method):
-        raise NotImplementedError(
-            "every= takes one backward of the weighted sum, and with stages= backwards are the "
-            "runs': weigh the losses there by the last report's weights, and leave it out"
-        )
-    if options.weighted or options.collect != "loop" or options.rows_dtype is not None:
-        raise NotImplementedError(
-            "measure=, apply=, collect= and rows_dtype= are for a graph from losses to "
-            "parameters, and stages= takes what runs leave in .grad: leave them out"
-        )
-    if gram != "exact":
-        raise NotImplementedError(
-            'gram="unbiased" compares ranks that have the same parameters, and stages have '
-            "others: leave it out"
-        )
+    unbiased = {"unbiased"} if gram != "exact" else set()
+    refuse(options.words(method) | unbiased, method, "stages")
 
 
 def _setup(method: nn.Module, options: Options, setting: Setting, held: Held) -> str:

@@ -9,22 +9,18 @@ Parameters may be pieces of tensors themselves, of tensor parallelism: see `Held
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtlkernels.aggregation.families import (
-    AnyMethod,
     Weighting,
-    keeps_weights,
     takes_rows,
-    task_step,
-    weighs_losses,
 )
 from mtlkernels.aggregation.weighting import HEADS_ALONE, Unasked, no_gram, section_grams
 from mtlkernels.autograd.backwards import Row, rows_of_tasks
-from mtlkernels.autograd.scale import Scaler
 from mtlkernels.autograd.self_check import SelfCheck
 from mtlkernels.autograd.task_gradients import Rows, collect_rows
 from mtlkernels.autograd.trial import Trial
@@ -33,68 +29,48 @@ from mtlkernels.distributed.checks import refuse_compiling
 from mtlkernels.distributed.consensus import judge_together, watched_by
 from mtlkernels.distributed.local_parameters import Held
 from mtlkernels.distributed.pieces import piece_gram, piece_groups
-from mtlkernels.distributed.replica_group import Meeting, Step, look_for_heads
+from mtlkernels.distributed.replica_group import ReplicaGroup, ReplicaStep, look_for_heads
 from mtlkernels.distributed.replicas_weighted import loss_step, weighted_step
 from mtlkernels.distributed.sender import Sender
 from mtlkernels.engine.balanced_loss import writes_too
+from mtlkernels.engine.base import Engine, StepArguments
 from mtlkernels.engine.gradient_step import combine_rows, reach, sections_of
 from mtlkernels.engine.options import Options, check_keeps_rows
-from mtlkernels.engine.parameters import Losses, refuse_reentrant_checkpoints
-from mtlkernels.engine.plain import plain
-from mtlkernels.report import Report, Status
+from mtlkernels.engine.parameters import refuse_reentrant_checkpoints
+from mtlkernels.report import Report
 
 
-class Replicas(Meeting):
+class Replicas(ReplicaGroup, Engine):
     """Takes steps over W ranks that hold the same parameters, each with samples of its own."""
 
-    def step(
-        self,
-        losses: Losses,
-        params: Sequence[Tensor],
-        method: AnyMethod,
-        options: Options,
-        features: Tensor | Sequence[Tensor] | None = None,
-        scaler: Scaler | Tensor | None = None,
-        retain_graph: bool = False,
-        check: SelfCheck | None = None,
-    ) -> Report:
-        """`mtlkernels.backward` over the ranks."""
+    def agree(self, given: StepArguments) -> ReplicaStep:
+        """The arguments, and which task reaches which parameter on some rank."""
         refuse_compiling()
         with self.agreement.announced():
-            now = self.begin(losses, params, method, options, features is not None, scaler)
+            now = self.begin(given)
             reach = self.reached(now)
-        self.settle(now, reach, method, options)
-        with task_step(method, now.names, self.agreement.present) as step_of:
-            if step_of.alone:
-                method, options, features = plain(method), options.of_plain_step(), None
-            own = now.of_tasks(step_of.order)
-            report = self._step(own, method, options, features, scaler, retain_graph, check)
-        return report.of_tasks(now.tasks, step_of.order, Status.ZERO_GRADIENT)
+        return self.settle(now, reach, given)
 
-    def _step(
-        self,
-        now: Step,
-        method: AnyMethod,
-        options: Options,
-        features: Tensor | Sequence[Tensor] | None,
-        scaler: Scaler | Tensor | None,
-        retain_graph: bool,
-        check: SelfCheck | None,
-    ) -> Report:
-        """A step of tasks each of which some rank has."""
-        if weighs_losses(method):
-            return loss_step(self, now, method, options, retain_graph)
-        weights = None
-        if keeps_weights(method):
-            weights = method.kept_weights(now.tasks, scaler is not None)
-        if weights is not None or features is not None or options.weighted:
-            gram_method = cast(Weighting, method)
-            report = weighted_step(self, now, gram_method, options, features, weights, retain_graph)
-        else:
-            report = self._by_rows(now, cast(Weighting, method), options, retain_graph, check)
-        if keeps_weights(method):
-            method.count(now.tasks)
-        return report
+    def agree_on_rows(self, rows: Rows, given: StepArguments) -> ReplicaStep:
+        """As `agree`, of collected task gradients."""
+        now = ReplicaStep(
+            *(rows.tasks, rows.named, [None] * len(rows.tasks), list(rows.params), rows.scale),
+            present=rows.present_positions(),
+            losses=rows.losses,
+            held=Held(rows.params),
+        )
+        reach = [[p for p, grad in enumerate(row) if grad is not None] for row in rows.grads]
+        self.settle(now, reach, given)
+        look_for_heads(given.check, now, rows.grads, given.options)
+        return now
+
+    def weigh_losses(self, now: ReplicaStep, given: StepArguments) -> Report:
+        """One backward pass of a loss method's loss of the mean losses."""
+        return loss_step(self, now, given)
+
+    def weigh_once(self, now: ReplicaStep, given: StepArguments, weights: Tensor | None) -> Report:
+        """One weighted backward pass on each rank."""
+        return weighted_step(self, now, given, weights)
 
     def check_surrounding(self, params: Sequence[Tensor]) -> None:
         """Raises where the backward pass around a balanced loss has gradients for parameters.
@@ -109,57 +85,33 @@ class Replicas(Meeting):
                 "loss of its own"
             )
 
-    def collect_step(
-        self,
-        losses: Losses,
-        params: Sequence[Tensor],
-        method: AnyMethod,
-        options: Options,
-        scaler: Scaler | Tensor | None = None,
-        retain_graph: bool = False,
-        check: SelfCheck | None = None,
-    ) -> Rows:
-        """This rank's rows of one micro-batch; the ranks meet in `combine_rows` only."""
+    def collect_step(self, given: StepArguments) -> Rows:
+        """This rank's task gradients of one micro-batch; `combine_rows` is collective."""
         refuse_compiling()
-        check_keeps_rows(method, options)
-        now = self.begin(losses, params, method, options, False, scaler)
-        how, dtype = options.collect, options.rows_dtype
-        trial = None
-        if check is not None:
-            trial = check.trial(now.tasks, now.params, now.held.row)
-        rows, told = collect_rows(
-            now.values, now.params, how, dtype, now.scale, retain_graph, trial
+        check_keeps_rows(given.method, given.options)
+        now = self.begin(given)
+        here = frozenset(now.tasks[t] for t in now.present)
+        return replace(self.collect(now, given), named=now.named, present=here)
+
+    def collect(self, now: ReplicaStep, given: StepArguments) -> Rows:
+        """This rank's T backward passes."""
+        options, check = given.options, given.check
+        trial = None if check is None else check.trial(now.tasks, now.params, now.held.row)
+        rows, collected = collect_rows(
+            *(now.values, now.params, options.collect, options.rows_dtype, now.scale),
+            *(given.retain_graph, trial),
         )
         counts = reach(rows)
         refuse_reentrant_checkpoints(now.values, counts)
         if check is not None:
             check.saw_rows(now.tasks, now.params, rows, counts, trial)
         rows = [now.held.row(row) for row in rows]
-        here = frozenset(now.tasks[t] for t in now.present)
-        return Rows(now.tasks, now.losses, now.params, rows, now.scale, told, now.named, here)
+        return Rows(now.tasks, now.losses, now.params, rows, now.scale, collected)
 
     @torch.no_grad()
-    def combine_rows(
-        self, rows: Rows, method: Any, options: Options, check: SelfCheck | None = None
-    ) -> Report:
-        """`collect_step`'s rows over all ranks to .grad."""
-        options.check(method)
-        held, here = Held(rows.params), rows.present_positions()
-        now = Step(
-            *(rows.tasks, [], rows.losses, list(rows.params), held, rows.scale, rows.named, here)
-        )
-        reach = [[p for p, grad in enumerate(row) if grad is not None] for row in rows.grads]
-        self.settle(now, reach, method, options)
-        look_for_heads(check, now, rows.grads, options)
-        with task_step(method, now.names, self.agreement.present) as step_of:
-            if step_of.alone:
-                method, options = plain(method), options.of_plain_step()
-            own = now.of_tasks(step_of.order)
-            report = self._combined(own, rows.of_tasks(step_of.order), method, options)
-        return report.of_tasks(now.tasks, step_of.order, Status.ZERO_GRADIENT)
-
-    def _combined(self, now: Step, rows: Rows, method: Any, options: Options) -> Report:
-        """Rows of tasks each of which some rank has to .grad."""
+    def combine(self, now: ReplicaStep, rows: Rows, given: StepArguments) -> Report:
+        """From task gradients, each of which some rank has, to .grad."""
+        method, options = given.method, given.options
         if takes_rows(method):
             return self._whole_rows(now, rows.grads, method, options, rows.collected)
         exchange, sections = self._exchange(now, options)
@@ -167,45 +119,33 @@ class Replicas(Meeting):
         local = self._local_gram(now, rows.grads, sections, options)
         return self._finish(now, exchange, method, options, rows.collected, local)
 
-    def _by_rows(
-        self,
-        now: Step,
-        method: Weighting,
-        options: Options,
-        retain_graph: bool,
-        check: SelfCheck | None,
-    ) -> Report:
-        """T backwards, and the reduction of each task's row while the next one runs."""
+    def weigh_gradients(self, now: ReplicaStep, given: StepArguments) -> Report:
+        """T backward passes, and the reduction of each task's gradients while the next one runs."""
+        method, options, check = given.method, given.options, given.check
         trial = None
         if check is not None:
             check.saw(now.tasks, now.params, now.reach)
             trial = check.trial(now.tasks, now.params, now.held.row)
-        whole = takes_rows(method) or self.setting.gram == "unbiased" or options.collect != "loop"
-        told = f"a backward a loss, rows reduced to {self.ranks} ranks' pieces"
-        last = len(now.values) - 1
-        rows: list[Row] = []
-        if whole:
-            with watched_by(trial, now.values, now.scale, retain_graph):
-                rows, told = collect_rows(
+        if takes_rows(method) or self.setting.gram == "unbiased" or options.collect != "loop":
+            with watched_by(trial, now.values, now.scale, given.retain_graph):
+                retain = given.retain_graph or (trial is not None and trial.retains)
+                rows, collected = collect_rows(
                     *(now.values, now.params, options.collect, options.rows_dtype, now.scale),
-                    retain_graph=retain_graph or (trial is not None and trial.retains),
+                    retain_graph=retain,
                 )
                 rows = [now.held.row(row) for row in rows]
                 if trial is not None:
                     trial.weigh(*rows)
             self._judge(check, trial, now, rows)
             look_for_heads(check, now, rows, options)
-            if takes_rows(method):
-                return self._whole_rows(now, rows, method, options, told)
-        exchange, sections = self._exchange(now, options)
-        if whole:
-            self._send_all(exchange, rows, options)
-            local = self._local_gram(now, rows, sections, options)
-            return self._finish(now, exchange, method, options, told, local)
+            found = Rows(now.tasks, now.losses, now.params, rows, now.scale, collected)
+            return self.combine(now, found, given)
+        exchange, _ = self._exchange(now, options)
+        last = len(now.values) - 1
         with torch.no_grad():
             sender = Sender(exchange, last, options.weight_heads)
-            with watched_by(trial, now.values, now.scale, retain_graph):
-                retain = retain_graph or (trial is not None and trial.retains)
+            with watched_by(trial, now.values, now.scale, given.retain_graph):
+                retain = given.retain_graph or (trial is not None and trial.retains)
                 for row in rows_of_tasks(now.values, now.params, retain, now.scale):
                     own = now.held.row(row)
                     if trial is not None:
@@ -219,10 +159,15 @@ class Replicas(Meeting):
                 sender.send([None] * len(now.params))
         self._judge(check, trial, now)
         look_for_heads(check, now, (), options)
-        return self._finish(now, exchange, method, options, told)
+        collected = f"a backward a loss, rows reduced to {self.ranks} ranks' pieces"
+        return self._finish(now, exchange, method, options, collected)
 
     def _judge(
-        self, check: SelfCheck | None, trial: Trial | None, now: Step, rows: Sequence[Row] = ()
+        self,
+        check: SelfCheck | None,
+        trial: Trial | None,
+        now: ReplicaStep,
+        rows: Sequence[Row] = (),
     ) -> None:
         """Compares this step's task gradients; the ranks raise together."""
         if check is not None and trial is not None:
@@ -236,7 +181,7 @@ class Replicas(Meeting):
         for row in rows:
             sender.send(row)
 
-    def _exchange(self, now: Step, options: Options) -> tuple[Exchange, list[list[int]]]:
+    def _exchange(self, now: ReplicaStep, options: Options) -> tuple[Exchange, list[list[int]]]:
         """The step's collectives, and positions of what is balanced, part by part."""
         balanced, heads = self.split(now, options)
         parts = options.parts
@@ -252,7 +197,7 @@ class Replicas(Meeting):
 
     def _local_gram(
         self,
-        now: Step,
+        now: ReplicaStep,
         rows: Sequence[Row],
         sections: Sequence[Sequence[int]],
         options: Options,
@@ -266,7 +211,7 @@ class Replicas(Meeting):
     @torch.no_grad()
     def _finish(
         self,
-        now: Step,
+        now: ReplicaStep,
         exchange: Exchange,
         method: Weighting,
         options: Options,
@@ -298,7 +243,7 @@ class Replicas(Meeting):
         )
 
     def _whole_rows(
-        self, now: Step, rows: Sequence[Row], method: Any, options: Options, collected: str
+        self, now: ReplicaStep, rows: Sequence[Row], method: Any, options: Options, collected: str
     ) -> Report:
         """For a row method: all rows on every rank, and then what one process does with them."""
         filled = [self.filled(row, own, now) for row, own in zip(rows, now.reach, strict=True)]

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtlkernels.aggregation.families import LossWeighting, Weighting
 from mtlkernels.aggregation.layout import group_gradients
 from mtlkernels.aggregation.weighting import HEADS_ALONE, Unasked, no_gram, total_gram
 from mtlkernels.autograd.backwards import Row, weighted_gradient
 from mtlkernels.distributed.buckets import mean_rows
-from mtlkernels.distributed.replica_group import Meeting, Step
+from mtlkernels.distributed.replica_group import ReplicaGroup, ReplicaStep
+from mtlkernels.engine.base import StepArguments
 from mtlkernels.engine.loss_step import weigh_losses
-from mtlkernels.engine.options import Options
 from mtlkernels.engine.parameters import trainable
 from mtlkernels.engine.weighted_step import (
     feature_gram,
@@ -26,35 +25,28 @@ from mtlkernels.engine.weighted_step import (
 from mtlkernels.report import Report, Status
 
 
-def loss_step(
-    meeting: Meeting, now: Step, method: LossWeighting, options: Options, retain_graph: bool
-) -> Report:
+def loss_step(group: ReplicaGroup, now: ReplicaStep, given: StepArguments) -> Report:
     """The method's own loss of the mean losses: one backward on each rank, one all-reduce."""
-    means = meeting.totals(now.held).losses(now.losses, now.scale)
-    told = weigh_losses(method, means)
+    means = group.totals(now.held).losses(now.losses, now.scale)
+    told = weigh_losses(given.method, means)
     factor = 1.0 if now.scale is None else now.scale.to(told.weights)
-    row = weighted_gradient(now.values, told.weights * factor, now.params, retain_graph)
-    meeting.write_mean(now, row)
-    return told.finish(now.tasks, means, method, now.scale)
+    row = weighted_gradient(now.values, told.weights * factor, now.params, given.retain_graph)
+    group.write_mean(now, row)
+    return told.finish(now.tasks, means, given.method, now.scale)
 
 
 def weighted_step(
-    meeting: Meeting,
-    now: Step,
-    method: Weighting,
-    options: Options,
-    features: Tensor | Sequence[Tensor] | None,
-    weights: Tensor | None,
-    retain_graph: bool,
+    group: ReplicaGroup, now: ReplicaStep, given: StepArguments, weights: Tensor | None
 ) -> Report:
     """One weighted backward on each rank, and one all-reduce of what comes of it."""
-    given = [features] if isinstance(features, Tensor) else features
+    method, options, retain_graph = given.method, given.options, given.retain_graph
+    features = given.feature_list
 
     def decide() -> set[int]:
-        return set(meeting.split(now, options)[0])
+        return set(group.split(now, options)[0])
 
-    heads = run_heads(now.values, now.params, options, given, now.scale, retain_graph, decide)
-    totals = meeting.totals(now.held)
+    heads = run_heads(now.values, now.params, options, features, now.scale, retain_graph, decide)
+    totals = group.totals(now.held)
     if weights is not None and heads.balanced:
         losses = totals.losses(now.losses, now.scale)
         status = torch.where(losses.isfinite(), 0, Status.NON_FINITE.value)
@@ -64,32 +56,32 @@ def weighted_step(
         if not heads.balanced:
             gram, method = no_gram(len(now.tasks), now.losses.device), Unasked()
             told = f"unweighted{HEADS_ALONE}"
-        elif given is not None:
+        elif features is not None:
             # The ranks' samples are disjoint, so their rows at the features lie side by side;
             # of a mean over W ranks, each has a W-th.
-            gram = feature_gram(heads.above.cotangents) / meeting.ranks**2
+            gram = feature_gram(heads.above.cotangents) / group.ranks**2
             told = "measured on the features"
         else:
             measure = trainable(options.measure or [], now.params, "measure")
-            gram = _measured_gram(meeting, now, gradients_of(heads, now.params, measure), measure)
-            gram = gram / meeting.ranks
+            gram = _measured_gram(group, now, gradients_of(heads, now.params, measure), measure)
+            gram = gram / group.ranks
             told = "measured on given parameters"
         found, losses = totals.judge(
-            gram, now.losses, method, now.scale, options.weight_heads, meeting.setting
+            gram, now.losses, method, now.scale, options.weight_heads, group.setting
         )
         gram, weights, status = found.gram, found.weights, found.status
         head_weights = found.head_weights
         assert weights is not None
     shadows = [param.detach() for param in now.params]
     write_weighted(heads, now.params, weights, head_weights, retain_graph, into=shadows)
-    meeting.write_mean(now, [shadow.grad for shadow in shadows])
+    group.write_mean(now, [shadow.grad for shadow in shadows])
     collected = f"one weighted backward, {told}"
     return Report(now.tasks, gram, weights, losses, status, collected)
 
 
 @torch.no_grad()
 def _measured_gram(
-    meeting: Meeting, now: Step, rows: Sequence[Row], measure: Sequence[Tensor]
+    group: ReplicaGroup, now: ReplicaStep, rows: Sequence[Row], measure: Sequence[Tensor]
 ) -> Tensor:
     """K over some parameters: their rows are reduced whole, so every rank has all of it."""
     place = {id(param): p for p, param in enumerate(now.params)}
@@ -100,7 +92,7 @@ def _measured_gram(
         ]
         for row, reach in zip(rows, now.reach, strict=True)
     ]
-    groups = group_gradients(mean_rows(filled, measure, meeting.group), measure)
+    groups = group_gradients(mean_rows(filled, measure, group.group), measure)
     if not groups:
         raise ValueError("no loss reaches any of the parameters that measure= names")
     return total_gram(groups, len(rows))

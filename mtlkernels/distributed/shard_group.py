@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mtlkernels.aggregation.families import AnyMethod
+from mtlkernels.autograd.scale import scale_of
 from mtlkernels.distributed.checks import losses_of_rank, refuse_compiling
 from mtlkernels.distributed.collectives import Hosts, OfRanks
 from mtlkernels.distributed.consensus import (
@@ -22,33 +22,11 @@ from mtlkernels.distributed.consensus import (
 from mtlkernels.distributed.fsdp import FullyShard
 from mtlkernels.distributed.local_parameters import Held
 from mtlkernels.distributed.setting import Setting
-from mtlkernels.engine.options import Options, check_step
-from mtlkernels.engine.parameters import Losses
+from mtlkernels.engine.base import CheckedStep, StepArguments
+from mtlkernels.engine.options import check_step
 
 
-@dataclass
-class Begun:
-    """One step's arguments, checked and settled; `present`: positions of tasks with a loss."""
-
-    tasks: tuple[str, ...]
-    named: bool
-    values: list[Tensor]
-    params: list[Tensor]
-    present: Sequence[int]
-
-    @property
-    def names(self) -> tuple[str, ...] | int:
-        """The names, or where there are none how many tasks there are."""
-        return self.tasks if self.named else len(self.tasks)
-
-    def of_tasks(self, order: Sequence[int]) -> Begun:
-        """The step of the tasks at some positions, in that order."""
-        tasks = tuple(self.tasks[t] for t in order)
-        values = [self.values[t] for t in order]
-        return Begun(tasks, self.named, values, self.params, range(len(tasks)))
-
-
-class ShardMeeting(OfRanks):
+class ShardGroup(OfRanks):
     """The ranks of the parameters' mesh.
 
     Args:
@@ -62,34 +40,31 @@ class ShardMeeting(OfRanks):
         self.hosts = Hosts()
         self._agreed = False
 
-    def begin(
-        self,
-        losses: Losses,
-        params: Sequence[Tensor],
-        method: AnyMethod,
-        options: Options,
-        features: bool,
-    ) -> Begun:
+    def begin(self, given: StepArguments) -> CheckedStep:
         """The arguments of a step, checked on this rank, and settled with the others."""
         refuse_compiling()
+        params, method, options = given.params, given.method, given.options
+        features = given.features is not None
         agreements = self._first_agreements(params)
         with announced(agreements):
-            given = losses_of_rank(losses, params)
-            kept = check_step(given.values, params, method, options, features, sharded=True)
+            losses = losses_of_rank(given.losses, params)
+            kept = check_step(losses.values, params, method, options, features, sharded=True)
             if self.fsdp:
-                self._check_sharded(given.values, kept, method)
+                self._check_sharded(losses.values, kept, method)
         settle_together(
             agreements,
-            View.of(given.tasks, kept, [], given.present),
-            lambda: fingerprint(cast(nn.Module, method), options, self.setting, kept),
+            View.of(losses.tasks, kept, [], losses.present),
+            lambda: fingerprint(method, options, self.setting, kept),
         )
         self._agreed = True
-        if not given.present:
+        if not losses.present:
             raise ValueError(
-                f"all {len(given.tasks)} losses are None: give at least one, or skip a batch that "
+                f"all {len(losses.tasks)} losses are None: give at least one, or skip a batch that "
                 "has no data for any task"
             )
-        return Begun(given.tasks, given.named, given.values, kept, given.present)
+        scale = scale_of(given.scaler, losses.values[0].device)
+        tasks, named, present = losses.tasks, losses.named, losses.present
+        return CheckedStep(tasks, named, losses.values, kept, scale, present)
 
     def _first_agreements(self, params: Sequence[Tensor]) -> list[Agreement]:
         """Those of the first step, on all ranks; later ones cost no word on the host."""

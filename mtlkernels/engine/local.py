@@ -1,31 +1,23 @@
-"""Losses -> .grad: by rows over all parameters, by one weighted backward, or by a loss method."""
+"""A step in one process: by task gradients, by one weighted backward, or by a loss method."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mtlkernels.aggregation.families import (
-    AnyMethod,
-    RowWeighting,
-    Weighting,
-    keeps_weights,
-    task_step,
-    weighs_losses,
-)
-from mtlkernels.aggregation.layout import numbered
+from mtlkernels.aggregation.families import AnyMethod
 from mtlkernels.autograd.backwards import stack
 from mtlkernels.autograd.scale import Scaler, scale_of
 from mtlkernels.autograd.self_check import SelfCheck
 from mtlkernels.autograd.task_gradients import Rows, collect_rows
-from mtlkernels.engine import gradient_step as by_rows
+from mtlkernels.engine import gradient_step
+from mtlkernels.engine.base import CheckedStep, Engine, StepArguments
 from mtlkernels.engine.compile import backwards_are_lost, refuse_without_graph, untraced
-from mtlkernels.engine.gradient_step import reach
 from mtlkernels.engine.loss_step import backward_once
-from mtlkernels.engine.options import Options, check_keeps_rows, check_step
+from mtlkernels.engine.options import Options, check_step
 from mtlkernels.engine.parameters import (
     Losses,
     check_list,
@@ -33,44 +25,89 @@ from mtlkernels.engine.parameters import (
     refuse_reentrant_checkpoints,
     refuse_several_ranks,
 )
-from mtlkernels.engine.plain import plain
 from mtlkernels.engine.weighted_step import backward_weighted
-from mtlkernels.report import Report
+from mtlkernels.report import Report, Status
 
 
-class Engine(Protocol):
-    """Who takes a step: this file for one process, `mtlkernels.distributed` for several."""
+class LocalEngine(Engine):
+    """Takes steps in one process, compiled ones too."""
 
-    def step(
-        self,
-        losses: Losses,
-        params: Sequence[Tensor],
-        method: AnyMethod,
-        options: Options,
-        features: Tensor | Sequence[Tensor] | None = None,
-        scaler: Scaler | Tensor | None = None,
-        retain_graph: bool = False,
-        check: SelfCheck | None = None,
-    ) -> Report: ...
+    absent = Status.ABSENT
 
-    def collect_step(
-        self,
-        losses: Losses,
-        params: Sequence[Tensor],
-        method: AnyMethod,
-        options: Options,
-        scaler: Scaler | Tensor | None = None,
-        retain_graph: bool = False,
-        check: SelfCheck | None = None,
-    ) -> Rows: ...
+    def step(self, given: StepArguments) -> Report:
+        """`mtlkernels.backward`."""
+        if backwards_are_lost():
+            return untraced(self.step, given)
+        return super().step(_without_graph(given))
 
-    def combine_rows(
-        self,
-        rows: Rows,
-        method: Weighting | RowWeighting,
-        options: Options,
-        check: SelfCheck | None = None,
-    ) -> Report: ...
+    def collect_step(self, given: StepArguments) -> Rows:
+        """The task gradients of one batch; see `Engine.collect_step`."""
+        if backwards_are_lost():
+            return untraced(self.collect_step, given)
+        return super().collect_step(_without_graph(given))
+
+    def begin(self, given: StepArguments) -> CheckedStep:
+        """The arguments, checked."""
+        refuse_several_ranks()
+        losses = given_losses(given.losses)
+        check_list(given.params, "params")
+        features = given.features is not None
+        params = check_step(losses.values, given.params, given.method, given.options, features)
+        values: list[Any] = [None] * len(losses.tasks)
+        for t, value in zip(losses.present, losses.values, strict=True):
+            values[t] = value
+        scale = scale_of(given.scaler, losses.values[0].device)
+        return CheckedStep(losses.tasks, losses.named, values, params, scale, losses.present)
+
+    def collect(self, now: CheckedStep, given: StepArguments) -> Rows:
+        """T backward passes over all parameters."""
+        tasks, values, params, scale = now.tasks, now.values, now.params, now.scale
+        options, check = given.options, given.check
+        trial = None if check is None else check.trial(tasks, params)
+        rows, collected = collect_rows(
+            *(values, params, options.collect, options.rows_dtype, scale, given.retain_graph), trial
+        )
+        counts = gradient_step.reach(rows)
+        refuse_reentrant_checkpoints(values, counts)
+        if check is not None:
+            check.saw_rows(tasks, params, rows, counts, trial)
+        places = [p for p, param in enumerate(given.params) if param.requires_grad]
+        return Rows(tasks, stack(values), params, rows, scale, collected, places=places)
+
+    def combine(self, now: CheckedStep, rows: Rows, given: StepArguments) -> Report:
+        """From task gradients to .grad; warns of parameters that look like one task's own."""
+        check = given.check
+        if check is not None and given.options.shared is None:
+            for row in rows.grads:
+                check.heads.note(row)
+            check.look_for_heads(rows.tasks, rows.params)
+        return gradient_step.combine_rows(rows, given.method, given.options)
+
+    def weigh_losses(self, now: CheckedStep, given: StepArguments) -> Report:
+        """One backward pass of a loss method's loss."""
+        return backward_once(
+            now.tasks, now.values, now.params, given.method, now.scale, given.retain_graph
+        )
+
+    def weigh_once(self, now: CheckedStep, given: StepArguments, weights: Tensor | None) -> Report:
+        """One weighted backward pass, with weights from less than all task gradients."""
+        return backward_weighted(
+            *(now.tasks, now.values, now.params, given.method, given.options),
+            *(given.feature_list, weights, now.scale, given.retain_graph),
+            check=given.check,
+        )
+
+
+LOCAL = LocalEngine()
+
+
+def _without_graph(given: StepArguments) -> StepArguments:
+    """The arguments; where torch.compile traces, without the checks that look at a graph."""
+    if not torch.compiler.is_compiling():
+        return given
+    features = given.features is not None
+    refuse_without_graph(given.losses, given.method, given.options, features, given.scaler)
+    return StepArguments(*given[:-1], check=None)
 
 
 def backward(
@@ -180,142 +217,8 @@ def backward(
         collect=collect,
         rows_dtype=rows_dtype,
     )
+    check_list(params, "params")
     checks = SelfCheck() if check else None
-    return step(losses, params, method, options, features, scaler, retain_graph, checks)
-
-
-@numbered
-def step(
-    losses: Losses,
-    params: Sequence[Tensor],
-    method: AnyMethod,
-    options: Options,
-    features: Tensor | Sequence[Tensor] | None = None,
-    scaler: Scaler | Tensor | None = None,
-    retain_graph: bool = False,
-    check: SelfCheck | None = None,
-) -> Report:
-    """`backward` with its options in one object."""
-    if backwards_are_lost():
-        return untraced(
-            step, losses, params, method, options, features, scaler, retain_graph, check
-        )
-    if torch.compiler.is_compiling():
-        refuse_without_graph(losses, method, options, features is not None, scaler)
-        check = None  # there is no graph to look at
-    refuse_several_ranks()
-    given = given_losses(losses)
-    at = [features] if isinstance(features, Tensor) else features
-    check_list(params, "params")
-    everything = list(params)
-    params = check_step(given.values, everything, method, options, at is not None)
-    scale = scale_of(scaler, given.values[0].device)
-    with task_step(method, given.names, given.present) as step_of:
-        order = step_of.order
-        tasks = tuple(given.tasks[t] for t in order)
-        values = [given.values[given.present.index(t)] for t in order]
-        if step_of.alone:
-            method, options, at = plain(method), options.of_plain_step(), None
-        if weighs_losses(method):
-            report = backward_once(tasks, values, params, method, scale, retain_graph)
-        else:
-            kept = method.kept_weights(tasks, scaler is not None) if keeps_weights(method) else None
-            if kept is not None or at is not None or options.weighted:
-                report = backward_weighted(
-                    *(tasks, values, params, method, options, at, kept, scale, retain_graph),
-                    check=check,
-                )
-            else:
-                rows = _rows(tasks, values, params, options, scale, retain_graph, check)
-                rows.places = _trainable_places(everything)
-                asked = cast("Weighting | RowWeighting", method)
-                look_for_heads(rows, options, check)
-                report = by_rows.combine_rows(rows, asked, options)
-            if keeps_weights(method):
-                method.count(tasks)
-    return report.of_tasks(given.tasks, order)
-
-
-@numbered
-def collect_step(
-    losses: Losses,
-    params: Sequence[Tensor],
-    method: AnyMethod,
-    options: Options,
-    scaler: Scaler | Tensor | None = None,
-    retain_graph: bool = False,
-    check: SelfCheck | None = None,
-) -> Rows:
-    """The gradients of one batch, to be added to others' and combined by `combine_rows`.
-
-    Raises:
-        ValueError: as `backward`; or the method or an option keeps no rows that could be added.
-    """
-    if backwards_are_lost():
-        return untraced(collect_step, losses, params, method, options, scaler, retain_graph, check)
-    if torch.compiler.is_compiling():
-        refuse_without_graph(losses, method, options, False, scaler)
-        check = None
-    refuse_several_ranks()
-    check_keeps_rows(method, options)
-    given = given_losses(losses)
-    check_list(params, "params")
-    everything = list(params)
-    params = check_step(given.values, everything, method, options, False)
-    scale = scale_of(scaler, given.values[0].device)
-    here = tuple(given.tasks[t] for t in given.present)
-    rows = _rows(here, given.values, params, options, scale, retain_graph, check)
-    rows.places = _trainable_places(everything)
-    return rows.with_absent(given.tasks, given.named)
-
-
-def _trainable_places(params: Sequence[Tensor]) -> list[int]:
-    """Positions of the parameters that require grad."""
-    return [p for p, param in enumerate(params) if param.requires_grad]
-
-
-def combine_rows(
-    rows: Rows,
-    method: Weighting | RowWeighting,
-    options: Options,
-    check: SelfCheck | None = None,
-) -> Report:
-    """The part of `backward` after the backwards, of the tasks that any micro-batch had."""
-    names = rows.tasks if rows.named else len(rows.tasks)
-    with task_step(method, names, rows.present_positions()) as step_of:
-        if step_of.alone:
-            options.check(method)
-            method, options = cast(Weighting, plain(method)), options.of_plain_step()
-        here = rows.of_tasks(step_of.order)
-        look_for_heads(here, options, check)
-        report = by_rows.combine_rows(here, method, options)
-    return report.of_tasks(rows.tasks, step_of.order)
-
-
-def look_for_heads(rows: Rows, options: Options, check: SelfCheck | None) -> None:
-    """Warns where parameters pass for shared but look like one task's own; see `SelfCheck`."""
-    if check is not None and options.shared is None:
-        for row in rows.grads:
-            check.heads.note(row)
-        check.look_for_heads(rows.tasks, rows.params)
-
-
-def _rows(
-    tasks: tuple[str, ...],
-    values: Sequence[Tensor],
-    params: Sequence[Tensor],
-    options: Options,
-    scale: Tensor | None,
-    retain_graph: bool,
-    check: SelfCheck | None,
-) -> Rows:
-    """T backwards over all parameters."""
-    trial = None if check is None else check.trial(tasks, params)
-    rows, collected = collect_rows(
-        values, params, options.collect, options.rows_dtype, scale, retain_graph, trial
+    return LOCAL.step(
+        StepArguments(losses, list(params), method, options, features, scaler, retain_graph, checks)
     )
-    counts = reach(rows)
-    refuse_reentrant_checkpoints(values, counts)
-    if check is not None:
-        check.saw_rows(tasks, params, rows, counts, trial)
-    return Rows(tasks, stack(values), params, rows, scale, collected)

@@ -19,6 +19,7 @@ from mtlkernels.aggregation.families import (
 )
 from mtlkernels.aggregation.weighting import takes_parts
 from mtlkernels.engine.parameters import check_list, check_params, refuse_hidden_reach, trainable
+from mtlkernels.engine.rules import refuse
 
 
 @dataclass
@@ -64,70 +65,25 @@ class Options:
                 f"rows_dtype={self.rows_dtype}: choose torch.bfloat16 or torch.float16, or leave "
                 "the rows in their parameters' own dtype"
             )
-        given = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
-        given |= {"features"} if features else set()
-        name = type(method).__name__
-        if weighs_losses(method) and given:
-            raise ValueError(
-                f"{min(given)}= does not apply to {name}: a loss method weighs whole losses, and "
-                "so every parameter that they reach, heads too, in one backward"
-            )
-        if takes_rows(method):
-            self._check_rows(method.weighs, given, name)
-        if keeps_weights(method) and "parts" in given:
-            raise ValueError(
-                f"parts= needs a Gram matrix in each step, and {name} reuses weights: leave one out"
-            )
-        if self.parts is not None:
-            self._check_parts(method, features)
-        self._check_together(features)
+        refuse(self.words(method, features), method)
         if self.parts is not None:
             tell_parts(method, len(self.parts))
 
-    def _check_rows(self, weighs: bool, given: set[str], name: str) -> None:
-        if self.weight_heads and not weighs:
-            raise ValueError(
-                f"weight_heads= does not apply to {name}: it has no weights, so heads get their "
-                "own losses' gradients"
-            )
-        refused = sorted(given & {"parts", "measure", "features", "apply", "rows_dtype"})
-        refused += ["collect"] if self.collect == "ghost" else []
-        if refused:
-            raise ValueError(
-                f"{refused[0]}= does not apply to {name}: it takes whole gradients as they are, "
-                "not a Gram matrix"
-            )
-
-    def _check_parts(self, method: object, features: bool) -> None:
-        if features or self.weighted:
-            raise ValueError(
-                "parts= needs the task gradients of each part: leave out measure=, features=, "
-                'apply= and collect="ghost", which store none'
-            )
-        if takes_parts(method) and self.weight_heads:
-            raise ValueError(
-                f"weight_heads= needs one weight a task, and {type(method).__name__} has one a "
-                "task and part: leave it out"
-            )
-
-    def _check_together(self, features: bool) -> None:
-        where = "features=" if features else "measure=" if self.measure is not None else None
-        if features and self.measure is not None:
-            raise ValueError("features= and measure= both say what to measure on: choose one")
-        if self.collect == "ghost" and self.apply != "combine":
-            raise ValueError(
-                'collect="ghost" already takes one weighted backward: leave out apply="backward", '
-                "which finds K in another way"
-            )
-        if where and self.collect != "loop":
-            raise ValueError(
-                f"collect= is for rows over the trunk, and {where} takes none: leave one out"
-            )
-        if self.rows_dtype is not None and (features or self.weighted):
-            raise ValueError(
-                "rows_dtype= is for rows that are kept: measure=, features=, apply= and "
-                'collect="ghost" keep none'
-            )
+    def words(self, method: object, features: bool = False) -> set[str]:
+        """What is asked for, in the words of the rules in `RULES`."""
+        words = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        facts = {
+            "features": features,
+            "ghost": self.collect == "ghost",
+            "loss method": weighs_losses(method),
+            "row method": takes_rows(method),
+            "no weights": takes_rows(method) and not method.weighs,
+            "weights by part": self.parts is not None and takes_parts(method),
+            "every": keeps_weights(method),
+            "every of heads": keeps_weights(method) and hasattr(method, "heads"),
+            "every, plain heads": keeps_weights(method) and not self.weight_heads,
+        }
+        return words | {word for word, holds in facts.items() if holds}
 
     def of_plain_step(self) -> Options:
         """What is left of them in a step of one task: its gradient is all, in one backward."""
@@ -168,14 +124,4 @@ def check_step(
 
 def check_keeps_rows(method: AnyMethod, options: Options) -> None:
     """Raises ValueError where there would be no rows to accumulate."""
-    if weighs_losses(method) or options.weighted or keeps_weights(method):
-        who = 'measure=, apply= or collect="ghost"' if options.weighted else type(method).__name__
-        raise ValueError(
-            f"accumulate= adds up the task gradients of micro-batches, and {who} stores none: "
-            "leave it out, so that each micro-batch is weighed on its own"
-        )
-    if options.rows_dtype is not None:
-        raise ValueError(
-            "accumulate= adds up task gradients, which 16 bits would round each time: leave out "
-            "rows_dtype="
-        )
+    refuse(options.words(method), method, "accumulate")
