@@ -1,6 +1,7 @@
 """Multi-task gradient methods at the speed of memory."""
 
 from mtlkernels import ops
+from mtlkernels.auto_step import AutoStep
 from mtlkernels.dispatch import backends, build_info
 from mtlkernels.engine.compile import compile_step
 from mtlkernels.engine.local import backward
@@ -108,6 +109,7 @@ __all__ = [
     "UW",
     "UWSO",
     "AlignedMTL",
+    "AutoStep",
     "AvgNorm",
     "CAGrad",
     "ClippedTasks",

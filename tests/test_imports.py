@@ -32,6 +32,7 @@ PYTHON: dict[str, set[str] | None] = {
     "cuda_library": {"version"},
     "dispatch": {"_C", "cuda_library", "ops", "reference", "triton_kernels", "version"},
     "report": set(),
+    "auto_step": set(),
     "methods": {"ops"},
     "autograd": set(),
     "aggregation": {"ops", "report"},
