@@ -91,7 +91,6 @@ def routes(tasks: int, width: int) -> dict[str, Step]:
         "all-reduce T rows": by_hand(model(), x),
         "rows (default)": replicas(UPGrad()),
         "rows in bfloat16": replicas(UPGrad(), rows_dtype=torch.bfloat16),
-        "unbiased": replicas(UPGrad(), gram="unbiased"),
         "features": by_features(model(), x),
         "every=10": replicas(UPGrad(), every=10),
         "a loss method": replicas(SI()),

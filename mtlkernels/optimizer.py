@@ -98,8 +98,6 @@ class MTLOptimizer(torch.optim.Optimizer, metaclass=ABCMeta):
             parameters. Each task is then a function that runs its backward pass through all stages
             and returns its loss on the stage that knows it, None on the others: T backward passes
             of the pipeline.
-        gram: with replicas, "exact" uses the Gram matrix of the mean gradients, "unbiased" an
-            estimate of it without the noise of the batch.
         check_ranks: compare the weights of all ranks in each step and raise if they differ; waits
             for the device.
         accumulate: for `loss`: add up the task gradients of this many backward passes, then
@@ -430,7 +428,6 @@ def _wrap(
     module: torch.nn.Module | None = None,
     process_group: Any = None,
     stages: Any = None,
-    gram: Literal["exact", "unbiased"] = "exact",
     check_ranks: bool = False,
     check: bool = True,
     accumulate: int = 1,
@@ -472,11 +469,11 @@ def _wrap(
         from mtlkernels import distributed  # which loads DTensor and FSDP
 
         balancing.ranks = distributed.engine(
-            module, process_group, stages, method, chosen, gram=gram, check_ranks=check_ranks
+            module, process_group, stages, method, chosen, check_ranks=check_ranks
         )
-    elif gram != "exact" or check_ranks:
+    elif check_ranks:
         raise ValueError(
-            "gram= and check_ranks= apply to several ranks: name the ranks with module=, "
+            "check_ranks= applies to several ranks: name the ranks with module=, "
             "process_group= or stages="
         )
     give_class(base, wrapped)

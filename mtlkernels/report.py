@@ -55,11 +55,6 @@ class Report:
             without weights.
         losses: (T), or None if none were given.
         collected: how the gradients were computed, in words.
-        statistic: "exact" if `gram` is that of the gradients; "unbiased" if it is an estimate
-            without the noise of the batch, which may be indefinite (`gram="unbiased"`). All methods
-            below then describe the estimate: `norms`, `projections`, `shares` and `direction_norm`
-            are those of the signal in this step's gradients, and 0 where there is none beyond the
-            noise.
         status: (T) int64, flags of `Status`. It is ABSENT for a task whose loss was None, whose
             entries in the other tensors are 0. For a row method with neither a Gram matrix nor a
             status of its own, the flags describe the losses only.
@@ -71,7 +66,6 @@ class Report:
     losses: Tensor | None
     status: Tensor
     collected: str = "a backward a loss"
-    statistic: str = "exact"
 
     def of_tasks(
         self, tasks: tuple[str, ...], order: Sequence[int], absent: Status = Status.ABSENT
@@ -114,7 +108,7 @@ class Report:
     def conflicts(self) -> Tensor:
         """(T, T) 1 where two tasks' inner product is negative, else 0; NaN where it is NaN.
 
-        The diagonal is 0, although an unbiased estimate of K_tt may be negative.
+        The diagonal is 0.
         """
         gram = self._measured()
         two = torch.ones_like(gram, dtype=torch.bool).fill_diagonal_(False)
@@ -157,10 +151,7 @@ class Report:
         return 2 * cosines.sum() / count.square() - 1
 
     def direction_norm(self) -> Tensor:
-        """Norm of the direction, sqrt(w^T K w), a scalar: it needs no pass over the direction.
-
-        For an unbiased K it is that of the signal, and 0 if w^T K w is negative.
-        """
+        """Norm of the direction, sqrt(w^T K w), a scalar: it needs no pass over the direction."""
         gram = self._given()
         assert self.weights is not None  # a Gram matrix is that of weighted rows
         return direction_norm(self.weights, gram)
@@ -179,7 +170,7 @@ class Report:
     def projections(self) -> Tensor:
         """(T) <g_t, d> / ||d||: how fast each loss falls per unit of length along the direction.
 
-        0 if the direction is zero, or an unbiased K has no signal in it.
+        0 if the direction is zero.
         """
         length = self.direction_norm()
         return self._over_parts(self._descents()) / torch.where(length > 0, length, torch.inf)
@@ -187,7 +178,7 @@ class Report:
     def shares(self) -> Tensor:
         """(T) w_t <g_t, d> / ||d||^2: each task's share of the direction; they add up to 1.
 
-        0 if the direction is zero, or an unbiased K has no signal in it.
+        0 if the direction is zero.
         """
         assert self.weights is not None
         parts = self._over_parts(self.weights * self._descents())

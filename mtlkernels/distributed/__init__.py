@@ -44,7 +44,7 @@ def engine(
     """
     chosen = Setting(**setting)
     if stages is not None:
-        refuse_for_stages(stages, module, process_group, method, options, chosen.gram)
+        refuse_for_stages(stages, module, process_group, method, options)
         return Stages(stages, chosen)
     if isinstance(module, DistributedDataParallel):
         _refuse_ddp(module)
@@ -54,8 +54,7 @@ def engine(
     if module is not None:
         _check_module(module)
         if process_group is None:
-            unbiased = {"unbiased"} if chosen.gram != "exact" else set()
-            refuse(options.words(method) | unbiased, method, "shards")
+            refuse(options.words(method), method, "shards")
             return Shards(module, chosen)
         if any(isinstance(m, FSDPModule) for m in module.modules()):
             raise ValueError(
@@ -73,12 +72,7 @@ def _replicas(
     options: Options,
     module: nn.Module | None,
 ) -> Replicas:
-    words = options.words(method)
-    refuse(words, method, "replicas")
-    if setting.gram == "unbiased":
-        if dist.get_world_size(group) == 1:
-            raise ValueError('gram="unbiased" compares ranks, and there is one: leave it out')
-        refuse(words, method, "unbiased replicas")
+    refuse(options.words(method), method, "replicas")
     return Replicas(group, setting, module)
 
 

@@ -119,7 +119,6 @@ class Stages(OfRanks, Engine):
         totals = Totals(
             [*held.groups, self.group],
             held.ranks,
-            1,
             self.hosts,
             stages=dist.get_world_size(self.group),
         )
@@ -174,7 +173,6 @@ def refuse_for_stages(
     other: Group | None,
     method: object,
     options: Options,
-    gram: str,
 ) -> None:
     """Raises where something needs more than each task's gradients of a stage's parameters."""
     if not isinstance(stages, dist.ProcessGroup):
@@ -188,8 +186,7 @@ def refuse_for_stages(
             "dimension of its own, which its parameters then tell; leave out module= and "
             "process_group="
         )
-    unbiased = {"unbiased"} if gram != "exact" else set()
-    refuse(options.words(method) | unbiased, method, "stages")
+    refuse(options.words(method), method, "stages")
 
 
 def _setup(method: nn.Module, options: Options, setting: Setting, held: Held) -> str:

@@ -89,8 +89,6 @@ class ReplicaGroup(OfRanks):
         if held.sharded:
             refuse(words, method, "replicas of DTensors")
         refuse(words, method, "a step of replicas")
-        if self.setting.gram != "exact":
-            refuse(words, method, "an unbiased step of replicas")
         scale = scale_of(given.scaler, values[0].device)
         return ReplicaStep(
             *(losses.tasks, losses.named, values, kept, scale, losses.present),
@@ -101,7 +99,7 @@ class ReplicaGroup(OfRanks):
     def totals(self, held: Held) -> Totals:
         """Where sums over all ranks are formed."""
         ranks = self.ranks * held.ranks
-        return Totals([self.group, *held.groups], ranks, self.ranks, self.hosts)
+        return Totals([self.group, *held.groups], ranks, self.hosts)
 
     def reached(self, now: ReplicaStep) -> list[list[int]]:
         """T lists of the parameters that a task reaches on this rank, from the graph.

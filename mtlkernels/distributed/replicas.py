@@ -28,7 +28,6 @@ from mtlkernels.distributed.buckets import Exchange, lay_out, mean_rows
 from mtlkernels.distributed.checks import refuse_compiling
 from mtlkernels.distributed.consensus import judge_together, watched_by
 from mtlkernels.distributed.local_parameters import Held
-from mtlkernels.distributed.pieces import piece_gram, piece_groups
 from mtlkernels.distributed.replica_group import ReplicaGroup, ReplicaStep, look_for_heads
 from mtlkernels.distributed.replicas_weighted import loss_step, weighted_step
 from mtlkernels.distributed.sender import Sender
@@ -114,10 +113,9 @@ class Replicas(ReplicaGroup, Engine):
         method, options = given.method, given.options
         if takes_rows(method):
             return self._whole_rows(now, rows.grads, method, options, rows.collected)
-        exchange, sections = self._exchange(now, options)
+        exchange = self._exchange(now, options)
         self._send_all(exchange, rows.grads, options)
-        local = self._local_gram(now, rows.grads, sections, options)
-        return self._finish(now, exchange, method, options, rows.collected, local)
+        return self._finish(now, exchange, method, options, rows.collected)
 
     def weigh_gradients(self, now: ReplicaStep, given: StepArguments) -> Report:
         """T backward passes, and the reduction of each task's gradients while the next one runs."""
@@ -126,7 +124,7 @@ class Replicas(ReplicaGroup, Engine):
         if check is not None:
             check.saw(now.tasks, now.params, now.reach)
             trial = check.trial(now.tasks, now.params, now.held.row)
-        if takes_rows(method) or self.setting.gram == "unbiased" or options.collect != "loop":
+        if takes_rows(method) or options.collect != "loop":
             with watched_by(trial, now.values, now.scale, given.retain_graph):
                 retain = given.retain_graph or (trial is not None and trial.retains)
                 rows, collected = collect_rows(
@@ -140,7 +138,7 @@ class Replicas(ReplicaGroup, Engine):
             look_for_heads(check, now, rows, options)
             found = Rows(now.tasks, now.losses, now.params, rows, now.scale, collected)
             return self.combine(now, found, given)
-        exchange, _ = self._exchange(now, options)
+        exchange = self._exchange(now, options)
         last = len(now.values) - 1
         with torch.no_grad():
             sender = Sender(exchange, last, options.weight_heads)
@@ -181,8 +179,8 @@ class Replicas(ReplicaGroup, Engine):
         for row in rows:
             sender.send(row)
 
-    def _exchange(self, now: ReplicaStep, options: Options) -> tuple[Exchange, list[list[int]]]:
-        """The step's collectives, and positions of what is balanced, part by part."""
+    def _exchange(self, now: ReplicaStep, options: Options) -> Exchange:
+        """The collectives of the step."""
         balanced, heads = self.split(now, options)
         parts = options.parts
         sections = [balanced] if parts is None else sections_of(parts, now.params, balanced)
@@ -193,20 +191,7 @@ class Replicas(ReplicaGroup, Engine):
         lanes = lay_out(
             now.held.tensors, now.held.copies, sections, brought, self.ranks, options.rows_dtype
         )
-        return Exchange(lanes, self.group), sections
-
-    def _local_gram(
-        self,
-        now: ReplicaStep,
-        rows: Sequence[Row],
-        sections: Sequence[Sequence[int]],
-        options: Options,
-    ) -> Tensor | None:
-        """The Gram matrix of this rank's own rows, where the statistic needs it."""
-        if self.setting.gram == "exact":
-            return None
-        groups = piece_groups(rows, now.held, sections)
-        return piece_gram(groups, len(rows), options.parts is not None, now.losses.device)
+        return Exchange(lanes, self.group)
 
     @torch.no_grad()
     def _finish(
@@ -216,7 +201,6 @@ class Replicas(ReplicaGroup, Engine):
         method: Weighting,
         options: Options,
         collected: str,
-        local: Tensor | None = None,
     ) -> Report:
         """Gram matrix, weights and direction from the pieces of T rows."""
         parts = None if options.parts is None else len(options.parts)
@@ -228,7 +212,7 @@ class Replicas(ReplicaGroup, Engine):
             gram = no_gram(len(now.tasks), now.losses.device, parts)
             method, collected = Unasked(), collected + HEADS_ALONE
         found, losses = self.totals(now.held).judge(
-            gram, now.losses, method, now.scale, options.weight_heads, self.setting, local
+            gram, now.losses, method, now.scale, options.weight_heads, self.setting
         )
         assert found.weights is not None
         head_weights = found.head_weights
@@ -237,10 +221,7 @@ class Replicas(ReplicaGroup, Engine):
         weights = found.weights.view(num_sections, -1)
         exchange.write(pieces, weights, head_weights, now.held.tensors)
         now.held.hand_back()
-        statistic = self.setting.gram
-        return Report(
-            now.tasks, found.gram, found.weights, losses, found.status, collected, statistic
-        )
+        return Report(now.tasks, found.gram, found.weights, losses, found.status, collected)
 
     def _whole_rows(
         self, now: ReplicaStep, rows: Sequence[Row], method: Any, options: Options, collected: str

@@ -142,7 +142,7 @@ class Shards(ShardGroup, Engine):
         return Report(now.tasks, found.gram, weights, losses, found.status, told)
 
     def _totals(self, held: Held) -> Totals:
-        return Totals(held.groups, held.ranks, 1, self.hosts)
+        return Totals(held.groups, held.ranks, self.hosts)
 
 
 def _own_samples(held: Held) -> bool:

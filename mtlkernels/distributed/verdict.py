@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,14 +21,12 @@ class Totals:
     Attributes:
         groups: ranks of each of them are summed over, one after the other.
         ranks: how many ranks that are in all, with their own losses.
-        replicas: how many of them have samples of their own for one piece of the parameters.
         hosts: what the groups' ranks talk through.
         stages: how many ranks stand behind each of `ranks`, one of which has the losses.
     """
 
     groups: list[Group]
     ranks: int
-    replicas: int
     hosts: Hosts
     stages: int = 1
 
@@ -47,7 +45,6 @@ class Totals:
         scale: Tensor | None,
         weight_heads: bool,
         setting: Setting,
-        local: Tensor | None = None,
     ) -> tuple[Balanced, Tensor]:
         """The method's answer and (T) global losses, from one packed sum over the ranks.
 
@@ -55,26 +52,16 @@ class Totals:
             gram: this rank's part of K, (T, T) or with parts (B, T, T) float64; the parts add up.
             losses: (T) this rank's losses.
             method, scale, weight_heads: as for `balance_gram`.
-            setting: which statistic, and whether weights are compared.
-            local: the Gram matrix of this rank's own gradients; with `gram="unbiased"`.
+            setting: whether weights are compared.
 
         Raises:
             RuntimeError: weights are compared and differ.
         """
         pieces = [gram, losses.double().to(gram.device), _powers(scale, gram.device)]
-        pieces += [] if local is None else [local]
-        gram, total, scales, *rest = add_up_together(pieces, self.groups)
+        gram, total, scales = add_up_together(pieces, self.groups)
         means = (total / self.ranks).to(losses)
         gram = gram + self._doubt(scales)
-        if setting.gram == "exact":
-            found = balance_gram(gram, method, means, scale, weight_heads)
-        else:
-            count = self.replicas
-            unbiased = (count * gram - rest[0] / count) / (count - 1)
-            near = nearest_gram(unbiased)
-            found = balance_gram(near, method, means, scale, weight_heads)
-            factor = 1.0 if scale is None else scale.to(unbiased).square()
-            found = replace(found, gram=unbiased / factor)
+        found = balance_gram(gram, method, means, scale, weight_heads)
         if setting.check_ranks:
             assert found.weights is not None
             check_weights(found.weights, [self.hosts.of(group) for group in self.groups])
@@ -93,18 +80,3 @@ def _powers(scale: Tensor | None, device: torch.device) -> Tensor:
         return torch.ones(2, dtype=torch.float64, device=device)
     one = scale.detach().to(device, torch.float64).reshape(())
     return torch.stack([one, one.square()])
-
-
-def nearest_gram(gram: Tensor) -> Tensor:
-    """The nearest matrix of inner products: negative eigenvalues become 0; NaN stays NaN.
-
-    gram: (..., T, T) float64. Waits for the device, as torch's eigenvalues do.
-    """
-    finite = gram.isfinite().all()
-    safe = torch.where(
-        finite, gram, torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    )
-    values, vectors = torch.linalg.eigh((safe + safe.mT) / 2)
-    near = (vectors * values.clamp_min(0).unsqueeze(-2)) @ vectors.mT
-    near = (near + near.mT) / 2
-    return torch.where(finite, near, torch.nan)

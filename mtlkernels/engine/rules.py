@@ -99,11 +99,6 @@ RULES = (
         NotImplementedError,
     ),
     Rule(
-        *(("loss method", "row method", "every", "measure"), ("unbiased replicas",)),
-        'gram="unbiased" is for a Gram method on rows over all shared parameters: leave out every= '
-        "and measure=",
-    ),
-    Rule(
         *(("row method",), ("replicas of DTensors",)),
         "{method} takes whole gradients, and these parameters are pieces (DTensors): use a Gram or "
         "a loss method",
@@ -121,21 +116,11 @@ RULES = (
         "sums over the ranks, which it never forms: leave collect= out",
         NotImplementedError,
     ),
-    Rule(
-        *(("features",), ("an unbiased step of replicas",)),
-        'gram="unbiased" is for rows over all shared parameters: leave out features=',
-    ),
     # Shards: fully_shard and tensor parallelism.
     Rule(
         *(("row method",), ("shards",)),
         "{method} takes whole gradients, and these parameters are pieces (DTensors): use a Gram or "
         "a loss method",
-        NotImplementedError,
-    ),
-    Rule(
-        *(("unbiased",), ("shards",)),
-        'gram="unbiased" needs each rank\'s own gradients, and of DTensors only sums over the '
-        "ranks come out: leave it out",
         NotImplementedError,
     ),
     Rule(
@@ -185,12 +170,6 @@ RULES = (
         *(("measure", "apply", "collect", "rows_dtype"), ("stages",)),
         "measure=, apply=, collect= and rows_dtype= are for a graph from losses to parameters, and "
         "stages= takes what runs leave in .grad: leave them out",
-        NotImplementedError,
-    ),
-    Rule(
-        *(("unbiased",), ("stages",)),
-        'gram="unbiased" compares ranks that have the same parameters, and stages have others: '
-        "leave it out",
         NotImplementedError,
     ),
 )

@@ -53,8 +53,6 @@ def _head(run: Sequence[Record]) -> list[str]:
     restarts = sum(later["step"] <= earlier["step"] for earlier, later in pairwise(run))
     if restarts:
         lines.append(f"restarts of the step count: {restarts}; the file is read as one run")
-    if records.unbiased(run):
-        lines.append('norms, shares and cosines are estimates without noise (gram="unbiased")')
     return lines
 
 
@@ -74,13 +72,12 @@ def _dominating(run: Sequence[Record]) -> list[str]:
         return ["One task: there is nothing to balance."]
     if len(norms) < 2:
         return ["Fewer than two norms are known: a Gram method records those of finite gradients."]
-    return [_by_norm(norms, records.unbiased(run)), *([_by_share(shares)] if shares else [])]
+    return [_by_norm(norms), *([_by_share(shares)] if shares else [])]
 
 
-def _by_norm(norms: list[tuple[str, float]], estimated: bool) -> str:
+def _by_norm(norms: list[tuple[str, float]]) -> str:
     silent = ", ".join(task for task, norm in norms if norm == 0)
-    without = "show no signal beyond the noise" if estimated else "are zero"
-    silence = f"the gradients of {silent} {without}." if silent else ""
+    silence = f"the gradients of {silent} are zero." if silent else ""
     (first, most), *others = [(task, norm) for task, norm in norms if norm > 0] or [("No task", 0)]
     if not others:
         return f"{first} dominates by norm: {silence}"
@@ -148,8 +145,6 @@ def _advice(run: Sequence[Record]) -> str:
     if norms.isfinite().sum() < 2:
         return f"{first}Record steps in which a Gram method, such as Sum(), has finite gradients."
     silent = ", ".join(task for task, norm in _ranked(run, "norms") if norm == 0)
-    if silent and records.unbiased(run):
-        return f"{first}Use larger batches or more ranks to see a signal of {silent}."
     if silent:
         return f"{first}Find out why no gradient of {silent} reaches the shared parameters."
     far_apart, even = _ratio(norms) >= UNLIKE, _ratio(lengths) < UNLIKE

@@ -32,7 +32,6 @@ class Monitor:
 
     Between records everything stays on the device; a record costs one transfer of a few T x T
     numbers. A record holds `step` (the last one), `steps` (how many are averaged), `tasks`,
-    `statistic` (of the last Gram matrix, see `Report`; in JSONL only, because it is not a number),
     and means of `losses`, `weights` and the following methods of `Report`: `norms`,
     `weighted_norms`, `projections`, `shares`, `cosines`, `conflicts`, `magnitude_similarity`,
     `curvature_bound`, `conflict_rate`, `dominated_conflict` (the share of steps), `alignment`,
@@ -81,7 +80,6 @@ class Monitor:
         self._step = self._written = step
         self._tasks: tuple[str, ...] = ()
         self._totals: Tensor | None = None
-        self._statistic = "exact"
 
     @torch.no_grad()
     def __call__(self, report: Report) -> None:
@@ -104,8 +102,6 @@ class Monitor:
         if not self._tasks and not all(isinstance(sink, JSONL) for sink in self._sinks):
             check_names(report.tasks, self._parts)  # now, not when the first record is lost
         self._tasks = report.tasks
-        if report.gram is not None:  # reused weights' says nothing on the numbers
-            self._statistic = report.statistic
         numbers = _numbers(report, self._parts)
         known = numbers.isfinite()
         flags = _flags(report.status).double().to(numbers.device)
@@ -135,7 +131,6 @@ class Monitor:
             "step": self._step,
             "steps": self._step - self._written,
             "tasks": list(self._tasks),
-            "statistic": self._statistic,
         }
         for (name, shape), mean in zip(shapes.items(), means, strict=True):
             record[name] = mean.view(shape).tolist()

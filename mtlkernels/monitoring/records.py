@@ -66,8 +66,6 @@ def _wrong(record: Any) -> str | None:
         number = record.get(name)
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             return f"{name} is not a positive integer"
-    if record.get("statistic") not in ("exact", "unbiased"):
-        return 'statistic is neither "exact" nor "unbiased"'
     for name in ("tasks", "status"):
         if not isinstance(record.get(name), list):
             return f"it has no list of {name}"
@@ -196,11 +194,6 @@ def flags(records: Sequence[Record]) -> list[tuple[str, str, int]]:
         seen = [flag for record in records for flag in record["status"][t]]
         result += [(task, str(flag), seen.count(flag)) for flag in dict.fromkeys(seen)]
     return result
-
-
-def unbiased(records: Sequence[Record]) -> bool:
-    """Whether some of the numbers are from an unbiased Gram matrix (`gram="unbiased"`)."""
-    return any(record["statistic"] == "unbiased" for record in records)
 
 
 def conflicts_by_part(records: Sequence[Record]) -> dict[str, float]:

@@ -84,8 +84,8 @@ def check_of_replicas() -> None:
     told(NotImplementedError, "keeps no rows", lambda: wrap(run, apply="backward"))
     told(
         ValueError,
-        "apply to several ranks",
-        lambda: MTLOptimizer(sgd(model), UPGrad(), gram="unbiased"),
+        "applies to several ranks",
+        lambda: MTLOptimizer(sgd(model), UPGrad(), check_ranks=True),
     )
     optimizer = wrap(run)
     with run.join():
@@ -121,7 +121,6 @@ def check_of_shards() -> None:
         return MTLOptimizer(sgd(model), method or UPGrad(), module=model, **options)
 
     told(NotImplementedError, "whole gradients", lambda: wrap(GradDrop()))
-    told(NotImplementedError, "each rank's own gradients", lambda: wrap(gram="unbiased"))
     told(NotImplementedError, "say weight_heads=True", lambda: wrap(every=2))
     for options in ({"collect": "batched"}, {"apply": "backward"}):
         told(NotImplementedError, "plain tensors", lambda options=options: wrap(**options))
@@ -168,7 +167,6 @@ def check_of_stages() -> None:
         {"rows_dtype": torch.bfloat16},
     ):
         told(NotImplementedError, "leave them out", lambda options=options: wrap(**options))
-    told(NotImplementedError, "compares ranks", lambda: wrap(gram="unbiased"))
     told(NotImplementedError, "goes alone", lambda: wrap(module=model))
     mesh: Any = init_device_mesh(DEVICE, (dist.get_world_size(),))
     told(TypeError, "mesh.get_group()", lambda: MTLOptimizer(sgd(model), UPGrad(), stages=mesh))

@@ -40,7 +40,6 @@ def check_replicas_raise_together() -> None:
         for method, options in (
             ("pcgrad", {}),
             (GradDrop(), {}),
-            ("pcgrad", {"gram": "unbiased"}),
         ):
             net = Net(middle).to(DEVICE)
             optimizer = _wrapped(net, method, process_group=dist.group.WORLD, **options)

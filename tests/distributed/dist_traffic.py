@@ -181,16 +181,6 @@ def check_row_methods_and_accumulation() -> None:
     assert traffic.calls == Counter({"reduce-scatter": TASKS, "all-gather": 1})
 
 
-@only(2)
-def check_unbiased() -> None:
-    """Nothing but a larger packed sum."""
-    exact, unbiased = _second_step(UPGrad()), _second_step(UPGrad(), gram="unbiased")
-    assert exact.calls == unbiased.calls
-    world = dist.get_world_size()
-    more = 2 * (world - 1) / world * TASKS**2 * 8
-    assert unbiased.sent - exact.sent == pytest.approx(more)
-
-
 def check_fsdp2() -> None:
     """A row's reduce-scatter a task and shared group; no all-gather more than for one backward."""
 

@@ -28,7 +28,7 @@ ROOT = HERE.parents[1]
 pytestmark = pytest.mark.dist
 
 MODULES = [
-    *("dist_replicas", "dist_numbers", "dist_absent", "dist_unbiased", "dist_agreement"),
+    *("dist_replicas", "dist_numbers", "dist_absent", "dist_agreement"),
     *("dist_fsdp", "dist_tensor_parallel", "dist_stages", "dist_checkpoints", "dist_refusals"),
     *("dist_traffic", "dist_heads_alone", "dist_names", "dist_absent_everywhere"),
     "dist_balanced_loss",
@@ -148,7 +148,6 @@ def test_the_benchmark_counts_what_the_page_says() -> None:
         "all-reduce T rows": 3,
         "rows (default)": 2,
         "rows in bfloat16": 1.25,
-        "unbiased": 2,
         "features": 1,
         "every=10": 1.1,
         "a loss method": 1,

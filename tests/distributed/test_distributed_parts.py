@@ -16,7 +16,6 @@ from mtlkernels.distributed import buckets as segments
 from mtlkernels.distributed import collectives
 from mtlkernels.distributed.buckets import Exchange, Segment, lay_out
 from mtlkernels.distributed.checks import losses_of_rank
-from mtlkernels.distributed.verdict import nearest_gram
 
 
 def test_reach_is_what_autograd_finds() -> None:
@@ -119,27 +118,6 @@ def test_groups_keep_the_number_of_copies_apart() -> None:
     assert [(group.params, group.copies) for group in groups] == [([0, 2], 1), ([1], 4)]
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (3, 4, 4)])
-def test_nearest_gram_matrix(shape: tuple[int, ...]) -> None:
-    """Keeps a Gram matrix; of another, no Gram matrix near by is nearer. NaN stays."""
-    torch.manual_seed(0)
-    rows = torch.randn(*shape[:-1], 6, dtype=torch.float64)
-    gram = rows @ rows.mT
-    torch.testing.assert_close(nearest_gram(gram), gram)
-    other = gram - 3 * torch.eye(4, dtype=torch.float64)
-    near = nearest_gram(other)
-    assert torch.linalg.eigvalsh(near).min() > -1e-12
-    assert torch.equal(near, near.mT)
-    distance = (near - other).square().sum()
-    for _ in range(50):
-        step = near + 0.1 * torch.randn(shape, dtype=torch.float64)
-        candidate = step @ step.mT  # positive, whatever it is
-        mixed = near + 0.01 * (candidate - near)  # between two Gram matrices
-        assert (mixed - other).square().sum() >= distance - 1e-12
-    gram.view(-1)[1] = torch.nan
-    assert nearest_gram(gram).isnan().all()
-
-
 def test_a_loss_that_is_none() -> None:
     weight = torch.ones(2, dtype=torch.float64, requires_grad=True)
     given = losses_of_rank({"a": None, "b": weight.sum()}, [weight])
@@ -162,9 +140,10 @@ def test_a_loss_that_is_none() -> None:
 def test_options_of_several_ranks_without_any() -> None:
     model = nn.Linear(2, 2)
     base = torch.optim.SGD(model.parameters(), lr=0.1)
-    for options in ({"gram": "unbiased"}, {"check_ranks": True}):
-        with pytest.raises(ValueError, match="name the ranks with module="):
-            MTLOptimizer(base, UPGrad(), **options)
+    with pytest.raises(ValueError, match="name the ranks with module="):
+        MTLOptimizer(base, UPGrad(), check_ranks=True)
+    with pytest.raises(TypeError, match="MTLOptimizer takes no gram="):
+        MTLOptimizer(base, UPGrad(), gram="unbiased")
     with pytest.raises(ValueError, match="say how ranks share them"):
         MTLOptimizer(base, UPGrad(), module=model)
     assert type(base) is torch.optim.SGD

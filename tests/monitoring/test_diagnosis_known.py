@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mtlkernels import JSONL, SI, GradDrop, Monitor, MTLOptimizer, Report, Sum, backward, ops
+from mtlkernels import SI, GradDrop, Monitor, MTLOptimizer, Report, Sum, backward, ops
 from mtlkernels.monitoring import figures, records
 from mtlkernels.monitoring.diagnosis import diagnose
 
@@ -131,47 +130,16 @@ def test_a_layer_s_pairs_are_those_that_reach_it() -> None:
     assert [text.get_text() for text in axes.get_yticklabels()] == ["trunk", "some"]
 
 
-def estimated(K: Tensor) -> Report:
+def report_of(K: Tensor) -> Report:
     status, weights = torch.zeros(len(K), dtype=torch.int64), torch.ones(len(K)).double()
-    return Report(tuple("abc"[: len(K)]), K, weights, None, status, statistic="unbiased")
+    return Report(tuple("abc"[: len(K)]), K, weights, None, status)
 
 
-def test_no_task_conflicts_with_itself_whatever_its_estimate() -> None:
+def test_no_task_conflicts_with_itself() -> None:
     K = torch.tensor([[-1.0, -0.5, 1.0], [-0.5, 2.0, torch.nan], [1.0, torch.nan, torch.nan]])
-    conflicts = estimated(K.double()).conflicts()
+    conflicts = report_of(K.double()).conflicts()
     expected = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, torch.nan], [0.0, torch.nan, torch.nan]])
     torch.testing.assert_close(conflicts, expected.double(), equal_nan=True)
-
-
-def test_estimates_are_told_to_be_such(tmp_path) -> None:
-    log, numbers = tmp_path / "r.jsonl", []
-    run = SimpleNamespace(log=lambda record, step: numbers.extend(record))
-    monitor = Monitor(JSONL(log), run, every=1)
-    monitor(estimated(torch.tensor([[-1.0, 0.1], [0.1, -2.0]]).double()))
-    monitor(Report(("a", "b"), None, None, None, torch.zeros(2, dtype=torch.int64)))  # reused
-    found = records.read(log)
-    assert found[1]["statistic"] == "unbiased"
-    assert found[0]["statistic"] == "unbiased"
-    assert numbers
-    assert "statistic" not in numbers
-    told = diagnose(found)
-    assert 'estimates without noise (gram="unbiased")' in told.partition("\n\n")[0]
-    assert (
-        "No task dominates by norm: the gradients of a, b show no signal beyond the noise." in told
-    )
-    assert "zero" not in told
-    assert "Use larger batches" in told
-    assert "unbiased" not in diagnose(taken([NONE], every=1))
-
-
-@pytest.mark.parametrize("signs", [(1, -1, -1), (1, 1, -1)])
-def test_a_task_without_signal_is_not_called_zero(signs) -> None:
-    monitor = Monitor()
-    monitor(estimated(torch.diag(torch.tensor(signs).double())))
-    told = diagnose([monitor.flush()])
-    assert "show no signal beyond the noise." in told.partition("Try next")[0]
-    assert "zero" not in told
-    assert "infinitely" not in told
 
 
 def test_a_line_break_in_a_name_breaks_no_line() -> None:

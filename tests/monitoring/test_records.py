@@ -58,7 +58,6 @@ GOOD = {
     "step": 1,
     "steps": 1,
     "tasks": ["a", "b"],
-    "statistic": "exact",
     **{name: [1.0, 2.0] for name in VECTORS},
     **{name: [[1.0, 0.0], [0.0, 1.0]] for name in MATRICES},
     **dict.fromkeys(SCALARS, 1.0),
@@ -78,7 +77,6 @@ PART = {
     [
         ({"step": 0}, "step is not a positive integer"),
         ({"steps": True}, "steps is not a positive integer"),
-        ({"statistic": None}, "statistic is neither"),
         ({"tasks": "ab"}, "no list of tasks"),
         ({"tasks": []}, "tasks are not names"),
         ({"status": [[]]}, "flags per task"),
