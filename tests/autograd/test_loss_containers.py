@@ -13,7 +13,8 @@ from torch import Tensor
 
 import mtlkernels
 from mtlkernels import SI, GradVac, MTLOptimizer, PCGrad
-from mtlkernels.engine import local as backprop
+from mtlkernels.engine.base import StepArguments
+from mtlkernels.engine.local import LOCAL
 from mtlkernels.engine.options import Options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -160,10 +161,10 @@ def test_over_ranks_a_container_has_names_too(container: Any, accumulate: bool) 
     """The engine names tasks as the container does, in both kinds of step."""
     model = Net()
     losses, params = container(**dict(zip(NAMES, model(X), strict=True))), list(model.parameters())
-    method = GradVac()
+    given = StepArguments(losses, params, GradVac(), Options())
     if accumulate:
-        rows = backprop.collect_step(losses, params, method, Options())
+        rows = LOCAL.collect_step(given)
         assert rows.named
         assert rows.tasks == NAMES
     else:
-        assert backprop.step(losses, params, method, Options()).tasks == NAMES
+        assert LOCAL.step(given).tasks == NAMES

@@ -172,7 +172,7 @@ def test_fixed_weights_stay_and_ngdiff_refuses() -> None:
     weights = FixedWeights({"retain": 1, "forget": -2})
     mtlkernels.backward({"forget": p.sum(), "retain": None}, [p], weights)
     assert p.grad.tolist() == [-2, -2]
-    with pytest.raises(ValueError, match="two tasks, retain and forget, not 1"):
+    with pytest.raises(ValueError, match="takes two losses, retain and forget, and got 1 task"):
         mtlkernels.backward({"retain": None, "forget": p.sum()}, [p], NGDiff())
 
 
