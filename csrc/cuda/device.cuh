@@ -1,4 +1,4 @@
-// The language of the kernels: what they take from CUDA, and the launch. Without nvcc, tests/csrc/cuda_on_cpu stands in.
+// What the kernels use of CUDA, and how they are launched. Without nvcc, tests/csrc/cuda_on_cpu replaces CUDA's headers.
 #pragma once
 
 #include <cstdint>

@@ -130,70 +130,66 @@ def backward(
     """Adds a method's update direction to the parameters' .grad, as `loss.backward()` adds its own.
 
     Shared parameters, those that at least two losses reach, get the method's direction. The others,
-    the heads, get the plain sum of the gradients that reach them, which for one loss is its own. A
-    parameter that no loss reaches keeps its .grad, None included. Where the trunk is frozen or
-    detached and losses reach heads alone, the method is not asked: K is 0, the weights are 1, and
-    the report's `collected` says so. Like any use of
-    `torch.autograd.grad`, the backwards run a parameter's own tensor hooks once a task and run no
-    post-accumulate-grad hooks. The .grad of a dtype and device are views of one vector, but for
-    those that one weighted backward makes (see below).
+    the head parameters, get the plain sum of the gradients that reach them, which for one loss is
+    its own gradient. A parameter that no loss reaches keeps its .grad, None included. If the trunk
+    is frozen or detached, so that losses reach head parameters alone, the method is not called: K
+    is 0, the weights are 1, and the report's `collected` says so. As with `torch.autograd.grad`, a
+    parameter's tensor hooks run once per task and post-accumulate-grad hooks do not run. The .grad
+    tensors of one dtype and device are views of one vector, except those that a weighted backward
+    pass writes (see below).
 
-    Most of a step is the T backwards. `measure=`, `features=` and `apply="backward"` take one
-    backward of the weighted sum through what is shared, and get the weights from less; heads cost
-    no more than in one backward of the sum. Their report's Gram matrix is that of what was
-    measured. The weighted backward is an ordinary one: it adds to the .grad of what is shared as
-    `loss.backward()` does, without a copy, and runs post-accumulate-grad hooks there.
+    Most of a step's time is its T backward passes. `measure=`, `features=`, `apply="backward"` and
+    `collect="ghost"` compute the weights from less and take one backward pass of the weighted sum
+    through the shared parameters; the report's Gram matrix is then that of what was measured. This
+    pass is an ordinary one: like `loss.backward()` it adds to .grad without a copy and runs
+    post-accumulate-grad hooks.
 
-    A loss method makes one loss of the T, and one backward of it is all: every parameter, the heads
-    too, gets sum_t w_t g_t with w_t = d scalar / d L_t, and the method's own parameters get their
-    gradients.
+    A loss method turns the T losses into one and takes one backward pass of it. Every parameter,
+    head parameters included, gets sum_t w_t g_t with w_t = d scalar / d L_t, and the method's own
+    parameters get their gradients.
 
     Args:
         losses: T scalar losses: a mapping from names, a TensorDict, a dataclass or NamedTuple, a
-            sequence or a 1-D tensor. None for a task that has no data in this step, which then
-            takes no part; with one task left the step is plain training. A method's state follows
-            the names.
-        params: the parameters to write to, and no others; those that do not require grad are
-            passed over.
+            sequence or a 1-D tensor. None for a task that has no data in this step and takes no
+            part; with one task left the step is plain training. A method's state belongs to the
+            names.
+        params: the parameters whose .grad is written. Those that do not require grad are skipped.
         method: a Gram method, for example `PCGrad()`, a row method, for example `GradDrop()`, or a
             loss method, for example `SI()`.
-        shared: the shared parameters, where they are not to be found out; frozen ones are passed
-            over.
-        weight_heads: multiply each head's gradients by the tasks' weights too, as `(report.weights
-            * losses).sum().backward()` would; for methods that have weights, and not with
-            `PerPart`, which has several. The weights belong to the gradients of the losses as they
-            were given: those of `LogLosses` and `Normalized` hold the factor 1 / L or 1 / ||g||. A
-            row method's weights belong to its rows, so a head gets w / L of `DBMTL`, whose rows are
-            gradients of log L. `NashMTL` shortens the shared direction alone, as published. A loss
-            method weighs heads always.
-        parts: lists of parameters, for example one a layer, that hold every shared parameter once.
-            The report then has each part's Gram matrix; the step is the one without parts, unless
-            the method is a `PerPart`, which weighs each part on its own.
+        shared: the shared parameters, if they are not to be recognised from the graph. Frozen ones
+            are skipped.
+        weight_heads: multiply the gradients of head parameters by the tasks' weights too, as
+            `(report.weights * losses).sum().backward()` would. For methods that have weights, and
+            not with `PerPart`, which has several. The weights multiply the gradients of the losses
+            as given: those of `LogLosses` and `Normalized` contain the factor 1 / L or 1 / ||g||,
+            and those of `DBMTL`, whose task gradients are of log L, give a head w / L. `NashMTL`
+            shortens the shared direction alone, as published. A loss method always weights heads.
+        parts: lists of parameters, for example one per layer, that hold every shared parameter
+            once. The report then has each part's Gram matrix. The step is the same as without
+            parts, unless the method is a `PerPart`, which weighs each part on its own.
         measure: parameters, for example of the last shared layer, whose gradients alone the method
-            weighs (as AvgNorm's and GradNorm's papers do). T backwards run to them and no further.
-        features: the tensor, or tensors, between trunk and heads; the method weighs the losses'
-            gradients there. T backwards run through the heads and no further.
-        apply: "combine" keeps T rows and combines them; "backward" forms the same Gram matrix in
-            one batched backward that keeps none, N numbers of memory in place of T N, and then
-            takes one more backward.
-        collect: "loop", a backward a loss; "batched", one backward of T gradients below the heads
-            (`is_grads_batched`), which saves time where starting operations takes more than
-            running them: many losses of a small model, a GPU; `python -m benchmarks
-            --suites steps` compares the two. "ghost", the same K without the task gradients of
-            layers whose inputs are small beside their weights (linear, embedding and 1 x 1
-            convolution layers, not under checkpointing or offloading), and one weighted backward:
-            for wide layers and small batches about half of the T backwards' time, and no memory
-            for task gradients there. What it does not know, and what would not gain, keeps its
-            task gradients; the report's `collected` counts the others. Gram methods only, and not
-            over several ranks.
-        rows_dtype: what the rows of float32 parameters are kept in, torch.bfloat16 or
-            torch.float16; sums over them are float32 and .grad too.
-        scaler: a GradScaler, or its scale as a scalar tensor. The losses come unscaled, .grad goes
-            out scaled, so that `scaler.unscale_`, clipping and `scaler.step` go on as ever. The
-            method sees neither.
-        retain_graph: keep the graph, for another backward through it.
-        check: compare the sum of the task gradients with one backward of the summed loss before
-            anything is written, see `MTLOptimizer`, which does so in its first step.
+            sees (as in the papers of AvgNorm and GradNorm). The T backward passes end there.
+        features: the tensor, or tensors, between trunk and heads; the method sees the losses'
+            gradients there. The T backward passes run through the heads only.
+        apply: "combine" stores T task gradients and combines them. "backward" computes the same
+            Gram matrix in one batched backward pass that stores none, N numbers of memory instead
+            of T N, and then takes one weighted backward pass.
+        collect: "loop" takes one backward pass per loss. "batched" takes one batched pass below the
+            heads (`is_grads_batched`), which saves time if launching operations takes longer than
+            running them: many losses of a small model, or a GPU. "ghost" computes the same K
+            without the task gradients of layers whose inputs are small compared with their weights
+            (linear, embedding and 1 x 1 convolution layers, not under checkpointing or offloading)
+            and takes one weighted backward pass; the report's `collected` says how many shared
+            parameters went without. "ghost" is for Gram methods in one process.
+            `python -m benchmarks --suites steps` compares the three.
+        rows_dtype: the dtype in which the task gradients of float32 parameters are stored,
+            torch.bfloat16 or torch.float16; sums over them and .grad are float32.
+        scaler: a GradScaler, or its scale as a scalar tensor. Give the unscaled losses: the method
+            sees unscaled gradients and .grad is scaled, so `scaler.unscale_`, clipping and
+            `scaler.step` work as usual.
+        retain_graph: keep the graph, for another backward pass through it.
+        check: compare the sum of the task gradients with one backward pass of the summed loss
+            before anything is written, as `MTLOptimizer` does in its first step.
 
     Returns:
         The report of this step: Gram matrix (None for a loss method), weights, losses and status,
@@ -201,12 +197,12 @@ def backward(
 
     Raises:
         TypeError, ValueError: losses, params or shared are not what they have to be, or no
-            parameter is reached; parts do not hold each shared parameter once; or an option is
-            given that the method, or another option, has no use for. Nothing has been written then.
-        RuntimeError: a compiled model gave away memory that a second backward needs, the backward
-            cannot be batched, or the task gradients do not add up to those of the summed loss.
+            parameter is reached; parts do not hold each shared parameter once; or an option does
+            not go with the method or with another option. Nothing has been written then.
+        RuntimeError: a compiled model freed memory that a second backward pass needs, the backward
+            pass cannot be batched, or the task gradients do not add up to those of the summed loss.
         NotImplementedError: torch.distributed runs more than one rank, or a parameter is a DTensor:
-            `MTLOptimizer` with module= or process_group= takes these.
+            use `MTLOptimizer` with module= or process_group= for these.
     """
     options = Options(
         shared=shared,

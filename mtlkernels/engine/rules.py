@@ -68,12 +68,13 @@ RULES = (
     ),
     Rule(
         *(("features", "measure"), ("collect",)),
-        "collect= is for rows over the trunk, and {option}= takes none: leave one out",
+        "collect= says how to compute the task gradients of the trunk, and {option}= computes "
+        "none: leave one out",
     ),
     Rule(
         *(("rows_dtype",), _NONE_STORED),
-        "rows_dtype= is for rows that are kept, and measure=, features=, apply= and "
-        'collect="ghost" keep none: leave it out',
+        "rows_dtype= has no effect with measure=, features=, apply= or "
+        'collect="ghost", which store no task gradients: leave it out',
     ),
     # Accumulation over micro-batches.
     Rule(
@@ -94,8 +95,8 @@ RULES = (
     # Replicas.
     Rule(
         *(("apply",), ("replicas",)),
-        'apply="backward" keeps no rows, and over several ranks K needs their sums: leave it out, '
-        "or measure on features= or measure=",
+        'apply="backward" stores no task gradients, and over several ranks K needs their sums: '
+        "leave it out, or give features= or measure=",
         NotImplementedError,
     ),
     Rule(
@@ -144,7 +145,7 @@ RULES = (
     ),
     Rule(
         *(("rows_dtype",), ("shards",)),
-        "rows_dtype= is for rows over plain parameters: with fully_shard choose the dtypes in its "
+        "rows_dtype= is for plain parameters: with fully_shard choose the dtypes in its "
         "MixedPrecisionPolicy",
         NotImplementedError,
     ),

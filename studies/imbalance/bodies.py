@@ -1,4 +1,4 @@
-"""The bodies of a scene, a room and what stands in it: where rays meet them, and their colours."""
+"""The bodies of a scene, a room and the objects in it: where rays hit them, and their colours."""
 
 from __future__ import annotations
 

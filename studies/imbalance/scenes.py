@@ -1,7 +1,7 @@
 """Indoor scenes drawn from a seed alone: a colour image and exact labels for six dense tasks.
 
 A scene is a room with 3 to 7 boxes, spheres and cylinders on its floor, under one or two lamps. The
-camera stands in the room. A ray caster finds the nearest surface of every pixel, and one more ray a
+camera is in the room. A ray caster finds the nearest surface of every pixel, and one more ray a
 lamp finds whether it is in shadow. So the labels are exact, up to float32:
 
 * segmentation: floor, wall, ceiling, box, sphere, cylinder (H, W);
@@ -83,7 +83,7 @@ def render(seed: int, size: int = 64) -> Batch:
 
 
 def scenes(seeds: range, folder: Path, size: int = 64) -> Batch:
-    """The scenes of many seeds, from the cache where they are there.
+    """The scenes of many seeds, from the cache if it has them.
 
     What is drawn is written in files of `CHUNK` scenes, each whole or not there at all, so that an
     interrupted call goes on where it was.

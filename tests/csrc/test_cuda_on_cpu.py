@@ -1,7 +1,7 @@
 """The CUDA sources on the CPU, under sanitizers: numbers, memory, and races between threads.
 
-The folder cuda_on_cpu stands in for CUDA: one thread a CUDA thread. It cannot show what only a GPU
-can.
+The headers in cuda_on_cpu replace CUDA's and run one thread per CUDA thread. They do not show the
+memory order, the scheduling or the speed of a GPU.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def check_of_replicas() -> None:
     told(NotImplementedError, "features of one rank", split.backward)
     told(ValueError, "of its own", lambda: wrap(run, process_group=dist.group.WORLD))
     told(ValueError, "below it", lambda: wrap(nn.Sequential(run)))
-    told(NotImplementedError, "keeps no rows", lambda: wrap(run, apply="backward"))
+    told(NotImplementedError, "stores no task gradients", lambda: wrap(run, apply="backward"))
     told(
         ValueError,
         "applies to several ranks",

@@ -362,9 +362,9 @@ def test_the_optimizer_takes_it_with_every_and_checks_its_first_step() -> None:
         (mtlkernels.GradDrop, {}, "collect= does not apply to GradDrop"),
         (mtlkernels.SI, {}, "collect= does not apply to SI"),
         (Cosines, {"apply": "backward"}, "leave out apply="),
-        (Cosines, {"rows_dtype": torch.bfloat16}, 'collect="ghost" keep none'),
+        (Cosines, {"rows_dtype": torch.bfloat16}, 'collect="ghost", which store no task gradients'),
         (Cosines, {"parts": [[]]}, "leave out"),
-        (Cosines, {"measure": []}, "collect= is for rows over the trunk"),
+        (Cosines, {"measure": []}, "collect= says how to compute the task gradients"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused_in_a_sentence(method, options, sentence) -> None:

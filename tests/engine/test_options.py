@@ -67,10 +67,13 @@ def _kept(tensor: Tensor, saved: list[weakref.ref[Tensor]]) -> Tensor:
     ("options", "sentence"),
     [
         ({"measure": [], "features": True}, "choose one"),
-        ({"measure": [], "collect": "batched"}, "collect= is for rows"),
-        ({"features": True, "collect": "batched"}, "collect= is for rows"),
-        ({"apply": "backward", "rows_dtype": torch.bfloat16}, "rows_dtype= is for rows"),
-        ({"features": True, "rows_dtype": torch.bfloat16}, "rows_dtype= is for rows"),
+        ({"measure": [], "collect": "batched"}, "collect= says how to compute the task gradients"),
+        (
+            {"features": True, "collect": "batched"},
+            "collect= says how to compute the task gradients",
+        ),
+        ({"apply": "backward", "rows_dtype": torch.bfloat16}, "rows_dtype= has no effect with"),
+        ({"features": True, "rows_dtype": torch.bfloat16}, "rows_dtype= has no effect with"),
         ({"parts": [[]], "apply": "backward"}, "needs the task gradients of each part"),
         ({"parts": [[]], "features": True}, "needs the task gradients of each part"),
         ({"apply": "sum"}, 'choose "combine" or'),
